@@ -1,1 +1,82 @@
-//! Nouns.
+//! The nouns of the platform: typed identifiers, specs, states and their transitions, validation.
+//!
+//! Nothing here does I/O, knows the time, draws a random number or speaks a wire format other than
+//! serde's. A transition is a total function: every `(state, event)` pair has an answer, and the
+//! tables printed by the tests are the documentation.
+
+mod action;
+mod component;
+mod deployment;
+mod digest;
+mod id;
+mod instance;
+mod job;
+mod log;
+mod name;
+mod route;
+mod spec;
+mod task;
+mod time;
+
+pub use action::{Action, ActionError, MAX_ACTION_DEPTH, MAX_ACTIONS, UploadMode};
+pub use component::{
+    CellSpec, JoinToken, PROTOCOL, ProtocolMismatch, ProtocolRange, Role, negotiate,
+};
+pub use deployment::{DeploymentEvent, DeploymentState};
+pub use digest::{Digest, DigestError};
+pub use id::{
+    AppId, BuildId, CellId, DeploymentId, IdError, InstanceId, JobId, KeyId, ProcessId, ProjectId,
+    RunnerId, TaskId, TokenId, parse_ulid,
+};
+pub use instance::{CrashPolicy, InstanceEvent, InstanceState};
+pub use job::{JobEvent, JobState, Operation, Outcome, Target};
+pub use log::{LogEntry, LogSource, StepStatus, TerminalEvent};
+pub use name::{HostName, MAX_NAME, Name, NameError};
+pub use route::{Route, RouteTable, RouteTarget};
+pub use spec::{
+    Check, CheckKind, ContainerSpec, Limits, MAX_ENV_BYTES, MAX_ENV_VARS, MAX_INSTANCES,
+    ProcessSpec, SpecError, TaskSpec, validate_env,
+};
+pub use task::{MAX_TASK_RESULT, TaskEvent, TaskState};
+pub use time::Time;
+
+/// A transition that the state does not allow.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{what} is {state}, so it cannot take {event}")]
+pub struct Refused {
+    /// The kind of thing: `job`, `task`, `instance`, `deployment`.
+    pub what: &'static str,
+    /// The state it was in.
+    pub state: &'static str,
+    /// The event that was refused.
+    pub event: &'static str,
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fmt::Write as _;
+
+    use crate::Refused;
+
+    /// Renders every `(state, event)` pair: one line per event, one column per state.
+    pub(crate) fn table<S, E>(
+        states: &[S],
+        events: &[E],
+        state_name: impl Fn(&S) -> &'static str,
+        event_name: impl Fn(&E) -> String,
+        next: impl Fn(&S, &E) -> Result<S, Refused>,
+    ) -> String {
+        let mut text = format!("{:<20}", "event");
+        for state in states {
+            write!(text, "{:<12}", state_name(state)).expect("writing to a string");
+        }
+        for event in events {
+            let line = states.iter().fold(format!("{:<20}", event_name(event)), |line, state| {
+                line + &format!("{:<12}", next(state, event).as_ref().map_or("-", &state_name))
+            });
+            text += "\n";
+            text += line.trim_end();
+        }
+        text
+    }
+}

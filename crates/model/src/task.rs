@@ -1,0 +1,188 @@
+//! Tasks: work run at most once on a cell, and their state machine.
+
+use serde::{Deserialize, Serialize};
+
+use crate::{CellId, Refused};
+
+/// Most bytes of an inline result.
+pub const MAX_TASK_RESULT: usize = 1 << 20;
+
+/// Where a task stands.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "state", rename_all = "snake_case")]
+pub enum TaskState {
+    /// Waiting for a cell.
+    Pending {
+        /// Why no cell took it yet, for people.
+        reason: Option<String>,
+    },
+    /// Offered to a cell. Nothing runs before the cell's claim is durable.
+    Offered {
+        /// The cell.
+        cell: CellId,
+    },
+    /// Claimed: the cell may have started it, so it never starts anywhere else.
+    Running {
+        /// The cell.
+        cell: CellId,
+    },
+    /// Ended well.
+    Succeeded {
+        /// What the task left in its result file.
+        result: Option<String>,
+    },
+    /// Ended badly.
+    Failed {
+        /// Why, for people.
+        reason: String,
+    },
+    /// Ended because somebody asked.
+    Cancelled,
+}
+
+/// What can happen to a task.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum TaskEvent {
+    /// The auction chose a cell.
+    Offer {
+        /// The cell.
+        cell: CellId,
+    },
+    /// The cell gave the offer back, or went away before claiming it.
+    Reject {
+        /// Why, for people.
+        reason: String,
+    },
+    /// The cell claims it.
+    Claim,
+    /// The actions succeeded.
+    Succeed {
+        /// What the task left in its result file.
+        result: Option<String>,
+    },
+    /// The actions failed, or the cell is gone.
+    Fail {
+        /// Why, for people.
+        reason: String,
+    },
+    /// Somebody asked for an end and nothing runs, or the cell stopped it.
+    Cancel,
+}
+
+impl TaskState {
+    /// The word shown to people.
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::Pending { .. } => "pending",
+            Self::Offered { .. } => "offered",
+            Self::Running { .. } => "running",
+            Self::Succeeded { .. } => "succeeded",
+            Self::Failed { .. } => "failed",
+            Self::Cancelled => "cancelled",
+        }
+    }
+
+    /// Whether it can never change again.
+    pub const fn is_terminal(&self) -> bool {
+        match self {
+            Self::Pending { .. } | Self::Offered { .. } | Self::Running { .. } => false,
+            Self::Succeeded { .. } | Self::Failed { .. } | Self::Cancelled => true,
+        }
+    }
+
+    /// The cell that holds it.
+    pub const fn cell(&self) -> Option<CellId> {
+        match self {
+            Self::Offered { cell } | Self::Running { cell } => Some(*cell),
+            Self::Pending { .. }
+            | Self::Succeeded { .. }
+            | Self::Failed { .. }
+            | Self::Cancelled => None,
+        }
+    }
+
+    /// The state after `event`.
+    pub fn next(&self, event: &TaskEvent) -> Result<Self, Refused> {
+        match (self, event) {
+            (Self::Pending { .. }, TaskEvent::Offer { cell }) => Ok(Self::Offered { cell: *cell }),
+            (Self::Pending { .. } | Self::Offered { .. }, TaskEvent::Reject { reason }) => {
+                Ok(Self::Pending { reason: Some(reason.clone()) })
+            }
+            (Self::Offered { cell }, TaskEvent::Claim) => Ok(Self::Running { cell: *cell }),
+            (Self::Running { .. }, TaskEvent::Succeed { result }) => {
+                Ok(Self::Succeeded { result: result.clone() })
+            }
+            (
+                Self::Pending { .. } | Self::Offered { .. } | Self::Running { .. },
+                TaskEvent::Fail { reason },
+            ) => Ok(Self::Failed { reason: reason.clone() }),
+            (
+                Self::Pending { .. } | Self::Offered { .. } | Self::Running { .. },
+                TaskEvent::Cancel,
+            ) => Ok(Self::Cancelled),
+            (
+                Self::Pending { .. }
+                | Self::Offered { .. }
+                | Self::Running { .. }
+                | Self::Succeeded { .. }
+                | Self::Failed { .. }
+                | Self::Cancelled,
+                _,
+            ) => Err(Refused { what: "task", state: self.name(), event: event.name() }),
+        }
+    }
+}
+
+impl TaskEvent {
+    /// The word used in refusals.
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::Offer { .. } => "offer",
+            Self::Reject { .. } => "reject",
+            Self::Claim => "claim",
+            Self::Succeed { .. } => "succeed",
+            Self::Fail { .. } => "fail",
+            Self::Cancel => "cancel",
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn transition_table() {
+        let cell = CellId(1);
+        let states = [
+            TaskState::Pending { reason: None },
+            TaskState::Offered { cell },
+            TaskState::Running { cell },
+            TaskState::Succeeded { result: None },
+            TaskState::Failed { reason: "because".into() },
+            TaskState::Cancelled,
+        ];
+        let events = [
+            TaskEvent::Offer { cell },
+            TaskEvent::Reject { reason: "full".into() },
+            TaskEvent::Claim,
+            TaskEvent::Succeed { result: None },
+            TaskEvent::Fail { reason: "exit 1".into() },
+            TaskEvent::Cancel,
+        ];
+        insta::assert_snapshot!(crate::tests::table(
+            &states,
+            &events,
+            TaskState::name,
+            |event| event.name().to_owned(),
+            TaskState::next,
+        ));
+        for state in states.iter().filter(|s| s.is_terminal()) {
+            assert!(
+                events.iter().all(|e| state.next(e).is_err()),
+                "{} never changes",
+                state.name()
+            );
+        }
+    }
+}
