@@ -1,0 +1,207 @@
+//! Projects, apps, configuration, tokens and keys.
+
+use std::collections::BTreeMap;
+
+use model::{AppId, KeyId, MAX_INSTANCES, Name, ProjectId, Time, TokenId, validate_env};
+
+use crate::command::{NewKey, NewToken, Refusal, Reply};
+use crate::records::{App, Deployment, Key, Process, Project, Token};
+use crate::tables::Core;
+
+/// Most characters of a token's or key's label.
+pub const MAX_LABEL: usize = 200;
+/// Most projects.
+pub const MAX_PROJECTS: usize = 100_000;
+/// Most apps.
+pub const MAX_APPS: usize = 100_000;
+
+fn checked_label(label: &str) -> Result<(), Refusal> {
+    if label.chars().count() > MAX_LABEL || label.chars().any(char::is_control) {
+        let message = format!("a label has at most {MAX_LABEL} characters, none of them control");
+        return Err(Refusal::Invalid(message));
+    }
+    Ok(())
+}
+
+impl Core {
+    pub(crate) fn project(&self, id: ProjectId) -> Result<&Project, Refusal> {
+        self.get::<Project>(id).map(|p| &**p).ok_or_else(|| Refusal::not_found("project", id))
+    }
+
+    pub(crate) fn app(&self, id: AppId) -> Result<&App, Refusal> {
+        self.get::<App>(id).map(|a| &**a).ok_or_else(|| Refusal::not_found("app", id))
+    }
+
+    pub(crate) fn create_project(
+        &mut self,
+        now: Time,
+        id: ProjectId,
+        name: Name,
+    ) -> Result<Reply, Refusal> {
+        if self.indexes.project_names.contains_key(&name) {
+            return Err(Refusal::Conflict(format!("project {name} exists already")));
+        }
+        if self.tables.projects.len() >= MAX_PROJECTS {
+            return Err(Refusal::Conflict(format!("there are {MAX_PROJECTS} projects already")));
+        }
+        self.put(Project { id, name, created_at: now });
+        Ok(Reply::Project(id))
+    }
+
+    pub(crate) fn ensure_app(
+        &mut self,
+        now: Time,
+        id: AppId,
+        project: ProjectId,
+        name: Name,
+    ) -> Result<Reply, Refusal> {
+        self.project(project)?;
+        if let Some(known) = self.indexes.app_names.get(&(project, name.clone())) {
+            return Ok(Reply::App(*known, false));
+        }
+        if self.tables.apps.len() >= MAX_APPS {
+            return Err(Refusal::Conflict(format!("there are {MAX_APPS} apps already")));
+        }
+        self.put(App {
+            id,
+            project,
+            name,
+            created_at: now,
+            config: BTreeMap::new(),
+            scale: BTreeMap::new(),
+            released: BTreeMap::new(),
+            builds: 0,
+            deployments: 0,
+            releases: 0,
+        });
+        Ok(Reply::App(id, true))
+    }
+
+    pub(crate) fn delete_app(&mut self, id: AppId) -> Result<Reply, Refusal> {
+        let name = self.app(id)?.name.clone();
+        let deployments: Vec<_> = self.deployments_of(id).map(|d| d.id).collect();
+        for deployment in &deployments {
+            if self.runs(*deployment) {
+                let message = format!("app {name} still runs: destroy it first");
+                return Err(Refusal::Conflict(message));
+            }
+        }
+        for deployment in deployments {
+            let row = self.deployment(deployment)?;
+            for process in &row.processes {
+                self.delete::<Process>(*process);
+            }
+            self.delete::<Deployment>(deployment);
+        }
+        let builds: Vec<_> = self.builds_of(id).map(|build| build.id).collect();
+        for build in builds {
+            self.delete::<crate::records::Build>(build);
+        }
+        self.delete::<App>(id);
+        Ok(Reply::Done)
+    }
+
+    pub(crate) fn delete_project(&mut self, id: ProjectId) -> Result<Reply, Refusal> {
+        let name = self.project(id)?.name.clone();
+        let first = self.tables.apps.values().find(|app| app.project == id);
+        if let Some(app) = first {
+            let message = format!("project {name} still has the app {}", app.name);
+            return Err(Refusal::Conflict(message));
+        }
+        self.delete::<Project>(id);
+        Ok(Reply::Done)
+    }
+
+    pub(crate) fn set_config(
+        &mut self,
+        id: AppId,
+        workspace: Name,
+        vars: BTreeMap<String, Option<String>>,
+    ) -> Result<Reply, Refusal> {
+        let mut app = self.app(id)?.clone();
+        let config = app.config.entry(workspace).or_default();
+        for (name, value) in vars {
+            match value {
+                Some(value) => config.insert(name, value),
+                None => config.remove(&name),
+            };
+        }
+        validate_env(config).map_err(|error| Refusal::Invalid(error.to_string()))?;
+        self.put(app);
+        Ok(Reply::Done)
+    }
+
+    pub(crate) fn scale(
+        &mut self,
+        id: AppId,
+        workspace: Name,
+        process: Name,
+        instances: u32,
+    ) -> Result<Reply, Refusal> {
+        if instances > MAX_INSTANCES {
+            let message = format!("{instances} instances are too many: at most {MAX_INSTANCES}");
+            return Err(Refusal::Invalid(message));
+        }
+        let mut app = self.app(id)?.clone();
+        let Some(released) = app.released.get(&workspace).copied() else {
+            let message =
+                format!("app {} has no release in {workspace}: deploy it first", app.name);
+            return Err(Refusal::Conflict(message));
+        };
+        let deployment = self.deployment(released)?;
+        let rows = deployment.processes.iter().filter_map(|id| self.get::<Process>(*id));
+        let Some(row) = rows.into_iter().find(|row| row.name == process).cloned() else {
+            return Err(Refusal::not_found("process", process));
+        };
+        self.put(Process { instances, ..(*row).clone() });
+        app.scale.entry(workspace).or_default().insert(process, instances);
+        self.put(app);
+        Ok(Reply::Done)
+    }
+
+    pub(crate) fn create_token(&mut self, now: Time, new: NewToken) -> Result<Reply, Refusal> {
+        checked_label(&new.label)?;
+        if let Some(project) = new.project {
+            self.project(project)?;
+        }
+        self.put(Token {
+            id: new.id,
+            role: new.role,
+            project: new.project,
+            hash: new.hash,
+            label: new.label,
+            created_at: now,
+            expires_at: new.ttl.map(|ttl| now.after(ttl)),
+            revoked_at: None,
+        });
+        Ok(Reply::Done)
+    }
+
+    pub(crate) fn revoke_token(&mut self, now: Time, id: TokenId) -> Result<Reply, Refusal> {
+        let token =
+            self.get::<Token>(id).cloned().ok_or_else(|| Refusal::not_found("token", id))?;
+        if token.revoked_at.is_none() {
+            self.put(Token { revoked_at: Some(now), ..(*token).clone() });
+        }
+        Ok(Reply::Done)
+    }
+
+    pub(crate) fn add_key(&mut self, now: Time, new: NewKey) -> Result<Reply, Refusal> {
+        checked_label(&new.label)?;
+        if let Some(project) = new.project {
+            self.project(project)?;
+        }
+        if self.indexes.public_keys.contains_key(&new.public) {
+            return Err(Refusal::Conflict(format!("key {} is known already", new.fingerprint)));
+        }
+        let NewKey { id, project, label, public, fingerprint } = new;
+        self.put(Key { id, project, label, public, fingerprint, created_at: now });
+        Ok(Reply::Done)
+    }
+
+    pub(crate) fn remove_key(&mut self, id: KeyId) -> Result<Reply, Refusal> {
+        self.get::<Key>(id).ok_or_else(|| Refusal::not_found("key", id))?;
+        self.delete::<Key>(id);
+        Ok(Reply::Done)
+    }
+}

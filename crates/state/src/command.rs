@@ -1,0 +1,423 @@
+//! What can be asked of the state, and what it answers.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use model::{
+    AppId, BuildId, CellId, CellSpec, DeploymentId, Digest, InstanceId, JobId, KeyId, Name,
+    Outcome, ProjectId, Role, RunnerId, TaskId, TaskSpec, Time, TokenId,
+};
+use serde::{Deserialize, Serialize};
+
+use crate::records::{Build, Deployment, Job, JobSpec, ProcessTemplate, Task};
+
+/// One change. Identifiers come from outside, so that applying is deterministic.
+#[derive(Debug, Clone)]
+pub enum Command {
+    /// Makes a project; the reply is its id. An existing one of that name is a conflict.
+    CreateProject {
+        /// Its id.
+        id: ProjectId,
+        /// Its name.
+        name: Name,
+    },
+    /// Makes an app, or finds the one of that name; the reply is its id.
+    EnsureApp {
+        /// Its id when it is new.
+        id: AppId,
+        /// Its project.
+        project: ProjectId,
+        /// Its name.
+        name: Name,
+    },
+    /// Removes an app and its history. Refused while it has deployments that run.
+    DeleteApp(AppId),
+    /// Removes a project without apps.
+    DeleteProject(ProjectId),
+    /// Sets or, with `None`, removes environment variables of an app in a workspace.
+    SetConfig {
+        /// The app.
+        app: AppId,
+        /// The workspace.
+        workspace: Name,
+        /// Names and values.
+        vars: BTreeMap<String, Option<String>>,
+    },
+    /// Sets how many instances of a process are wanted.
+    Scale {
+        /// The app.
+        app: AppId,
+        /// The workspace.
+        workspace: Name,
+        /// The process.
+        process: Name,
+        /// How many.
+        instances: u32,
+    },
+    /// Adds a token.
+    CreateToken(NewToken),
+    /// Takes a token back.
+    RevokeToken(TokenId),
+    /// Adds an SSH public key.
+    AddKey(NewKey),
+    /// Removes an SSH public key.
+    RemoveKey(KeyId),
+    /// Work for runners.
+    Job(JobCommand),
+    /// Tasks, deployments and releases.
+    Work(WorkCommand),
+    /// What cells report.
+    Cell(CellCommand),
+    /// The server started: whatever waits for somebody gets a fresh deadline.
+    Boot,
+    /// Time passed: whatever is due happens.
+    Tick,
+}
+
+/// A token to add.
+#[derive(Debug, Clone)]
+pub struct NewToken {
+    /// Its id.
+    pub id: TokenId,
+    /// What it lets its bearer be.
+    pub role: Role,
+    /// The one project it is limited to.
+    pub project: Option<ProjectId>,
+    /// SHA-256 of the secret.
+    pub hash: Digest,
+    /// What it is for.
+    pub label: String,
+    /// How long it works.
+    pub ttl: Option<Duration>,
+}
+
+/// An SSH public key to add.
+#[derive(Debug, Clone)]
+pub struct NewKey {
+    /// Its id.
+    pub id: KeyId,
+    /// The one project it is limited to.
+    pub project: Option<ProjectId>,
+    /// What it is for.
+    pub label: String,
+    /// Algorithm and base-64 key.
+    pub public: String,
+    /// `SHA256:…`.
+    pub fingerprint: String,
+}
+
+/// Names one attempt at a job; a report with an old epoch is refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Attempt {
+    /// The job.
+    pub job: JobId,
+    /// The epoch in which it was assigned.
+    pub epoch: u32,
+}
+
+/// What happens to jobs and runners.
+#[derive(Debug, Clone)]
+pub enum JobCommand {
+    /// Puts a job in line; the reply is the job.
+    Queue(NewJob),
+    /// Puts several in line, all or none; they may depend on each other in any order.
+    QueueAll(Vec<NewJob>),
+    /// Offers the next job to a runner; the reply is the job, or nothing.
+    Assign(RunnerId),
+    /// The runner took it.
+    Ack(Attempt),
+    /// The runner gave it back.
+    Nack(Attempt),
+    /// The runner is at work.
+    Heartbeat(Attempt),
+    /// The runner finished.
+    Complete(Attempt, Outcome),
+    /// Somebody asks for an end.
+    Cancel {
+        /// The job.
+        job: JobId,
+        /// Without waiting for the runner.
+        force: bool,
+        /// Who or what asks.
+        reason: String,
+    },
+    /// A runner's stream opened. Jobs it holds according to us, but not to itself, are lost.
+    RunnerOnline {
+        /// The runner.
+        id: RunnerId,
+        /// Its name.
+        name: Name,
+        /// Its labels.
+        labels: BTreeMap<String, String>,
+        /// Whether it takes only jobs targeted at its id.
+        only_own: bool,
+        /// What it is working on.
+        holds: Vec<Attempt>,
+    },
+    /// A runner's stream closed. Jobs it has not acknowledged go back in line.
+    RunnerOffline(RunnerId),
+}
+
+/// A job to queue.
+#[derive(Debug, Clone)]
+pub struct NewJob {
+    /// Its id.
+    pub id: JobId,
+    /// What it is to do.
+    pub spec: Arc<JobSpec>,
+    /// How long it may wait for a runner.
+    pub expires_in: Option<Duration>,
+}
+
+/// Tasks, deployments and releases, as asked for by the runner that works on a job.
+#[derive(Debug, Clone)]
+pub enum WorkCommand {
+    /// Makes a task; the reply is the task.
+    CreateTask {
+        /// Its id.
+        id: TaskId,
+        /// The job it belongs to.
+        attempt: Option<Attempt>,
+        /// What runs where.
+        spec: TaskSpec,
+    },
+    /// Asks a task to end.
+    CancelTask(TaskId),
+    /// Keeps the result of a build; the reply is the build with its number.
+    RecordBuild {
+        /// Its id.
+        id: BuildId,
+        /// The job that made it.
+        attempt: Attempt,
+        /// The source archive.
+        source: Digest,
+        /// The OCI image manifest.
+        image: Digest,
+        /// What the image can run.
+        processes: Vec<ProcessTemplate>,
+    },
+    /// Starts a build's image; the reply is the deployment.
+    Deploy {
+        /// Its id.
+        id: DeploymentId,
+        /// The job that makes it.
+        attempt: Attempt,
+        /// The build; the newest of the app when absent.
+        build: Option<u64>,
+    },
+    /// Starts a retired deployment again; the reply is the deployment.
+    Restart {
+        /// The job that does it.
+        attempt: Attempt,
+        /// Which.
+        deployment: DeploymentId,
+    },
+    /// Points the routes at a ready deployment and retires the one before it.
+    Release {
+        /// The job that does it.
+        attempt: Attempt,
+        /// Which.
+        deployment: DeploymentId,
+    },
+    /// Withdraws the routes of the job's app and workspace and stops everything it runs.
+    Destroy(Attempt),
+}
+
+/// What cells report. `epoch` is the one the server gave the connection.
+#[derive(Debug, Clone)]
+pub enum CellCommand {
+    /// A cell's stream opened, with everything that runs on it; the reply is the new epoch.
+    Online {
+        /// The cell.
+        id: CellId,
+        /// What it offers.
+        spec: CellSpec,
+        /// What runs on it.
+        holds: Vec<Held>,
+    },
+    /// The cell is alive.
+    Heartbeat {
+        /// The cell.
+        id: CellId,
+        /// The connection.
+        epoch: u32,
+    },
+    /// The cell leaves on purpose: its work goes elsewhere at once.
+    Leave {
+        /// The cell.
+        id: CellId,
+        /// The connection.
+        epoch: u32,
+    },
+    /// News of a task.
+    Task {
+        /// The cell.
+        cell: CellId,
+        /// Which.
+        task: TaskId,
+        /// The task's epoch.
+        epoch: u32,
+        /// What happened.
+        report: TaskReport,
+    },
+    /// News of an instance.
+    Instance {
+        /// The cell.
+        cell: CellId,
+        /// Which.
+        instance: InstanceId,
+        /// The instance's epoch.
+        epoch: u32,
+        /// What happened.
+        report: InstanceReport,
+    },
+}
+
+/// Something that runs on a cell.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Held {
+    /// A task that was started.
+    Task {
+        /// Which.
+        id: TaskId,
+        /// Its epoch.
+        epoch: u32,
+    },
+    /// An instance.
+    Instance {
+        /// Which.
+        id: InstanceId,
+        /// Its epoch.
+        epoch: u32,
+    },
+}
+
+/// News of a task.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "report", rename_all = "snake_case")]
+pub enum TaskReport {
+    /// The cell wants to start it; it may do so only after the answer.
+    Claim,
+    /// The cell cannot take it.
+    Reject {
+        /// Why.
+        reason: String,
+    },
+    /// Its actions succeeded.
+    Succeeded {
+        /// What it left in its result file.
+        result: Option<String>,
+    },
+    /// Its actions failed.
+    Failed {
+        /// Why.
+        reason: String,
+    },
+    /// It was stopped because it was cancelled.
+    Cancelled,
+}
+
+/// News of an instance.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "report", rename_all = "snake_case")]
+pub enum InstanceReport {
+    /// The cell cannot take it.
+    Reject {
+        /// Why.
+        reason: String,
+    },
+    /// Its process runs.
+    Started {
+        /// Where it listens.
+        address: SocketAddr,
+    },
+    /// Its health check changed its mind.
+    Ready {
+        /// Whether it passes.
+        ready: bool,
+    },
+    /// It ended by itself or never became healthy.
+    Crashed {
+        /// What happened.
+        reason: String,
+        /// Trying again at once would not help: it ran, but never became healthy.
+        never_healthy: bool,
+    },
+    /// Nothing of it is left on the cell.
+    Gone,
+}
+
+/// What a command answers.
+#[derive(Debug, Clone)]
+pub enum Reply {
+    /// Done; there is nothing to say.
+    Done,
+    /// The id of a project.
+    Project(ProjectId),
+    /// The id of an app, and whether it is new.
+    App(AppId, bool),
+    /// A job.
+    Job(Arc<Job>),
+    /// Several jobs.
+    Jobs(Vec<Arc<Job>>),
+    /// The next job for a runner, if there is one.
+    Assigned(Option<Arc<Job>>),
+    /// A task.
+    Task(Arc<Task>),
+    /// A build.
+    Build(Arc<Build>),
+    /// A deployment.
+    Deployment(Arc<Deployment>),
+    /// The routes were changed up to this generation.
+    Released(u64),
+    /// The epoch of a cell's connection.
+    Epoch(u32),
+}
+
+/// Why a command was not carried out. Nothing was changed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    /// There is no such thing.
+    #[error("there is no {what} {name}")]
+    NotFound {
+        /// What was looked for.
+        what: &'static str,
+        /// Its name or id.
+        name: String,
+    },
+    /// It contradicts what is there.
+    #[error("{0}")]
+    Conflict(String),
+    /// The report is of an earlier attempt, connection or container.
+    #[error("{what} {name} has moved on: the report is out of date")]
+    Stale {
+        /// What was reported on.
+        what: &'static str,
+        /// Its id.
+        name: String,
+    },
+    /// The request makes no sense.
+    #[error("{0}")]
+    Invalid(String),
+    /// The state does not allow it.
+    #[error(transparent)]
+    Transition(#[from] model::Refused),
+}
+
+impl Refusal {
+    pub(crate) fn not_found(what: &'static str, name: impl std::fmt::Display) -> Self {
+        Self::NotFound { what, name: name.to_string() }
+    }
+
+    pub(crate) fn stale(what: &'static str, name: impl std::fmt::Display) -> Self {
+        Self::Stale { what, name: name.to_string() }
+    }
+}
+
+/// When something has to happen, if ever.
+pub(crate) fn earliest(times: impl IntoIterator<Item = Option<Time>>) -> Option<Time> {
+    times.into_iter().flatten().min()
+}

@@ -1,0 +1,314 @@
+//! Convergence: what is there follows what is wanted. Works off what changed, not everything.
+
+use std::collections::BTreeMap;
+
+use auction::{CellView, DEFAULT_DISK_MB, DEFAULT_MEMORY_MB, Request, Usage};
+use model::{
+    CellId, DeploymentEvent, DeploymentId, DeploymentState, InstanceEvent, InstanceId,
+    InstanceState, JobId, Limits, ProcessId, TaskEvent, Time,
+};
+
+use crate::cells::CELL_LEASE;
+use crate::command::Refusal;
+use crate::records::{Cell, Deployment, Instance, Process, Task};
+use crate::tables::{Core, RowKey};
+
+/// An instance id that follows from its process and index.
+fn instance_id(process: ProcessId, index: u32) -> InstanceId {
+    InstanceId(process.0 ^ (u128::from(index) + 1) << 32)
+}
+
+fn request(limits: &Limits, group: u128) -> Request {
+    Request {
+        memory_mb: limits.memory_mb.unwrap_or(DEFAULT_MEMORY_MB),
+        disk_mb: limits.disk_mb.unwrap_or(DEFAULT_DISK_MB),
+        group,
+    }
+}
+
+impl Core {
+    /// Brings everything that a command touched to where it should be.
+    pub(crate) fn settle(&mut self, now: Time) -> Result<(), Refusal> {
+        while let Some(id) = self.indexes.dirty.pop_first() {
+            self.converge(now, id)?;
+        }
+        if std::mem::take(&mut self.indexes.auction_due) {
+            self.auction(now)?;
+            // Placing marks deployments again; nothing of theirs is missing now.
+            while let Some(id) = self.indexes.dirty.pop_first() {
+                self.converge(now, id)?;
+            }
+            self.indexes.auction_due = false;
+        }
+        self.refresh_routes(now);
+        Ok(())
+    }
+
+    fn converge(&mut self, now: Time, id: DeploymentId) -> Result<(), Refusal> {
+        let Some(row) = self.get::<Deployment>(id).cloned() else { return Ok(()) };
+        self.indexes.dirty_routes.insert(row.app);
+        let mut healthy = true;
+        for process in &row.processes {
+            healthy &= self.converge_process(now, *process, &row)?;
+        }
+        if healthy && matches!(row.state, DeploymentState::Starting { .. }) {
+            self.change_deployment(&row, &DeploymentEvent::Healthy)?;
+        }
+        Ok(())
+    }
+
+    pub(crate) fn instances_of(&self, process: ProcessId) -> Vec<Instance> {
+        let range = (process, 0, InstanceId(0))..=(process, u32::MAX, InstanceId(u128::MAX));
+        let ids = self.indexes.instances.range(range).map(|(_, _, id)| *id);
+        ids.filter_map(|id| self.get::<Instance>(id)).map(|row| (**row).clone()).collect()
+    }
+
+    /// Whether anything of a deployment is left on a cell.
+    pub(crate) fn runs(&self, deployment: DeploymentId) -> bool {
+        let Some(row) = self.get::<Deployment>(deployment) else { return false };
+        row.processes.iter().any(|process| !self.instances_of(*process).is_empty())
+    }
+
+    /// Makes what is missing, stops what is too much; whether all wanted instances are healthy.
+    fn converge_process(
+        &mut self,
+        now: Time,
+        id: ProcessId,
+        deployment: &Deployment,
+    ) -> Result<bool, Refusal> {
+        let Some(process) = self.get::<Process>(id).cloned() else { return Ok(true) };
+        let wanted = if deployment.state.wants_instances() { process.instances } else { 0 };
+        let mut ready = 0;
+        let mut there = BTreeMap::new();
+        for row in self.instances_of(id) {
+            let is_ready = matches!(row.state, InstanceState::Running { ready: true, .. });
+            ready += u32::from(is_ready && row.index < wanted);
+            if row.index >= wanted && !matches!(row.state, InstanceState::Stopping { .. }) {
+                self.stop_instance(now, &row)?;
+            }
+            there.insert(row.index, row.state);
+        }
+        for index in (0..wanted).filter(|index| !there.contains_key(index)) {
+            self.put(Instance {
+                id: instance_id(id, index),
+                process: id,
+                deployment: deployment.id,
+                index,
+                state: InstanceState::Unclaimed { reason: None },
+                epoch: 0,
+                crashes: 0,
+                since: now,
+            });
+        }
+        Ok(ready == wanted)
+    }
+
+    fn stop_instance(&mut self, now: Time, row: &Instance) -> Result<(), Refusal> {
+        self.change_instance(now, row, &InstanceEvent::Stop)?;
+        if row.state.cell().is_none() {
+            self.delete::<Instance>(row.id);
+        }
+        Ok(())
+    }
+
+    /// How full every connected cell is.
+    fn cell_views(&self) -> BTreeMap<CellId, CellView> {
+        let connected = self.tables.cells.values().filter(|cell| cell.lease_until.is_some());
+        connected.map(|cell| (cell.id, self.cell_view(cell))).collect()
+    }
+
+    fn cell_view(&self, cell: &Cell) -> CellView {
+        let total = |total| Usage { total, used: 0 };
+        let mut view = CellView {
+            memory_mb: total(cell.spec.memory_mb),
+            disk_mb: total(cell.spec.disk_mb),
+            containers: total(u64::from(cell.spec.containers)),
+            ..CellView::default()
+        };
+        for id in self.tasks_on(cell.id) {
+            if let Some(task) = self.get::<Task>(id) {
+                view.take(&request(&task.spec.container.limits, task.id.0), false);
+            }
+        }
+        for id in self.instances_on(cell.id) {
+            if let Some((row, asked)) = self.request_of(id) {
+                view.take(&asked, matches!(row.state, InstanceState::Claimed { .. }));
+            }
+        }
+        view
+    }
+
+    fn request_of(&self, id: InstanceId) -> Option<(&Instance, Request)> {
+        let row = self.get::<Instance>(id)?;
+        let process = self.get::<Process>(row.process)?;
+        Some((row, request(&process.spec.container.limits, row.process.0)))
+    }
+
+    /// Places what waits: first instances of index 0, then tasks, then the rest (Diego's order).
+    fn auction(&mut self, now: Time) -> Result<(), Refusal> {
+        if self.indexes.tasks_pending.is_empty() && self.indexes.instances_unclaimed.is_empty() {
+            return Ok(());
+        }
+        let mut cells = self.cell_views();
+        let mut waiting: Vec<(u32, std::cmp::Reverse<u64>, InstanceId, Request)> = self
+            .indexes
+            .instances_unclaimed
+            .iter()
+            .filter_map(|id| self.request_of(*id))
+            .map(|(row, asked)| (row.index, std::cmp::Reverse(asked.memory_mb), row.id, asked))
+            .collect();
+        waiting.sort_unstable_by_key(|(index, memory, id, _)| (*index, *memory, *id));
+        let rest = waiting.split_off(waiting.partition_point(|(index, ..)| *index == 0));
+        for (.., id, asked) in waiting {
+            self.place_instance(now, &mut cells, (id, asked))?;
+        }
+        for id in self.indexes.tasks_pending.clone() {
+            let task = self.task(id)?;
+            let asked = request(&task.spec.container.limits, id.0);
+            let event = match auction::place(&mut cells, &asked) {
+                Ok(cell) => TaskEvent::Offer { cell },
+                Err(reason) => TaskEvent::Reject { reason },
+            };
+            let epoch = task.epoch + u32::from(matches!(event, TaskEvent::Offer { .. }));
+            let state = task.state.next(&event)?;
+            if state != task.state {
+                self.put(Task { state, epoch, ..(*task).clone() });
+            }
+        }
+        for (.., id, asked) in rest {
+            self.place_instance(now, &mut cells, (id, asked))?;
+        }
+        Ok(())
+    }
+
+    fn place_instance(
+        &mut self,
+        now: Time,
+        cells: &mut BTreeMap<CellId, CellView>,
+        (id, asked): (InstanceId, Request),
+    ) -> Result<(), Refusal> {
+        let row = self.instance(id)?;
+        match auction::place(cells, &asked) {
+            Ok(cell) => {
+                let row = Instance { epoch: row.epoch + 1, ..row };
+                self.change_instance(now, &row, &InstanceEvent::Claim { cell })
+            }
+            Err(reason) => self.change_instance(now, &row, &InstanceEvent::Reject { reason }),
+        }
+    }
+
+    /// Everything whose deadline has passed.
+    pub(crate) fn tick(&mut self, now: Time) -> Result<(), Refusal> {
+        let due: Vec<RowKey> = self
+            .indexes
+            .deadlines
+            .iter()
+            .take_while(|(at, _)| *at <= now)
+            .map(|(_, key)| *key)
+            .collect();
+        for key in due {
+            self.due(now, key)?;
+        }
+        Ok(())
+    }
+
+    fn due(&mut self, now: Time, key: RowKey) -> Result<(), Refusal> {
+        match key {
+            RowKey::Job(id) => self.job_due_if_there(now, id),
+            RowKey::Task(id) => {
+                self.delete::<Task>(id);
+                Ok(())
+            }
+            RowKey::Cell(id) => {
+                let Some(cell) = self.get::<Cell>(id).cloned() else { return Ok(()) };
+                let secs = CELL_LEASE.as_secs();
+                self.lose_cell(now, &cell, &format!("its cell has not been heard of for {secs} s"))
+            }
+            RowKey::Deployment(id) => self.deployment_due(now, id),
+            RowKey::Instance(id) => {
+                let row = self.instance(id)?;
+                self.change_instance(now, &row, &InstanceEvent::Restart { reason: None })
+            }
+            RowKey::Project(_)
+            | RowKey::App(_)
+            | RowKey::Token(_)
+            | RowKey::Key(_)
+            | RowKey::Runner(_)
+            | RowKey::Build(_)
+            | RowKey::Process(_) => Ok(()),
+        }
+    }
+
+    /// An earlier deadline of the same tick may have ended or removed the job.
+    fn job_due_if_there(&mut self, now: Time, id: JobId) -> Result<(), Refusal> {
+        let due = self
+            .get::<crate::records::Job>(id)
+            .and_then(|job| job.next_deadline())
+            .is_some_and(|at| at <= now);
+        if due { self.job_due(now, id) } else { Ok(()) }
+    }
+
+    fn deployment_due(&mut self, now: Time, id: DeploymentId) -> Result<(), Refusal> {
+        let row = self.deployment(id)?;
+        if row.retire_at.is_some_and(|at| at <= now) {
+            return self.change_deployment(&row, &DeploymentEvent::Retire);
+        }
+        let reason = self.why_not_healthy(&row);
+        self.change_deployment(&row, &DeploymentEvent::Fail { reason })
+    }
+
+    fn why_not_healthy(&self, row: &Deployment) -> String {
+        let instances = row.processes.iter().flat_map(|process| self.instances_of(*process));
+        let stuck = instances.into_iter().find_map(|instance| match instance.state {
+            InstanceState::Running { ready: true, .. } => None,
+            InstanceState::Unclaimed { reason: Some(reason) } => {
+                Some(format!("instance {} has no place: {reason}", instance.index))
+            }
+            InstanceState::Crashed { reason, .. } => {
+                Some(format!("instance {} {reason}", instance.index))
+            }
+            InstanceState::Unclaimed { reason: None }
+            | InstanceState::Claimed { .. }
+            | InstanceState::Running { ready: false, .. }
+            | InstanceState::Stopping { .. }
+            | InstanceState::Stopped => Some(format!(
+                "instance {} is {}, not healthy",
+                instance.index,
+                instance.state.name()
+            )),
+        });
+        let stuck = stuck.unwrap_or_else(|| "it was not healthy".to_owned());
+        format!("{stuck} when the time to start was up")
+    }
+
+    /// After a restart leases and offers start afresh and everything is looked at once.
+    pub(crate) fn boot(&mut self, now: Time) -> Result<(), Refusal> {
+        self.boot_jobs(now)?;
+        let connected: Vec<Cell> = self
+            .tables
+            .cells
+            .values()
+            .filter(|cell| cell.lease_until.is_some())
+            .map(|cell| (**cell).clone())
+            .collect();
+        for cell in connected {
+            self.put(Cell { lease_until: Some(now.after(CELL_LEASE)), ..cell });
+        }
+        let starting: Vec<_> = self
+            .tables
+            .deployments
+            .values()
+            .filter(|row| matches!(row.state, DeploymentState::Starting { .. }))
+            .cloned()
+            .collect();
+        for row in starting {
+            let deadline = now.after(crate::work::DEPLOY_SLACK * 2);
+            let state = DeploymentState::Starting { deadline };
+            self.put(Deployment { state, ..(*row).clone() });
+        }
+        self.indexes.dirty.extend(self.tables.deployments.keys());
+        self.indexes.dirty_routes.extend(self.tables.apps.keys());
+        self.indexes.auction_due = true;
+        Ok(())
+    }
+}

@@ -1,0 +1,158 @@
+//! Secondary indexes. Each row type adds and removes its own entries; nothing else touches them.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use model::{
+    AppId, BuildId, CellId, DeploymentId, InstanceId, InstanceState, JobId, KeyId, Name, ProcessId,
+    ProjectId, TaskId, TaskState, Time,
+};
+
+use crate::queue::Queue;
+use crate::records::{App, Build, Cell, Deployment, Instance, Key, Project, Task};
+use crate::tables::RowKey;
+
+/// Everything that can be looked up other than by identifier.
+#[derive(Debug, Default)]
+pub struct Indexes {
+    pub(crate) deadlines: BTreeSet<(Time, RowKey)>,
+    pub(crate) queue: Queue,
+    pub(crate) project_names: BTreeMap<Name, ProjectId>,
+    pub(crate) app_names: BTreeMap<(ProjectId, Name), AppId>,
+    pub(crate) public_keys: BTreeMap<String, KeyId>,
+    pub(crate) tasks_by_job: BTreeSet<(JobId, TaskId)>,
+    pub(crate) tasks_by_cell: BTreeSet<(CellId, TaskId)>,
+    pub(crate) tasks_pending: BTreeSet<TaskId>,
+    pub(crate) builds: BTreeSet<(AppId, u64, BuildId)>,
+    pub(crate) deployments: BTreeSet<(AppId, u64, DeploymentId)>,
+    pub(crate) deployments_by_job: BTreeSet<(JobId, DeploymentId)>,
+    pub(crate) instances: BTreeSet<(ProcessId, u32, InstanceId)>,
+    pub(crate) instances_by_cell: BTreeSet<(CellId, InstanceId)>,
+    pub(crate) instances_unclaimed: BTreeSet<InstanceId>,
+    /// Deployments whose instances may differ from what is wanted.
+    pub(crate) dirty: BTreeSet<DeploymentId>,
+    /// Apps whose routes may have changed.
+    pub(crate) dirty_routes: BTreeSet<AppId>,
+    /// Cells whose work may have changed.
+    pub(crate) dirty_cells: BTreeSet<CellId>,
+    /// Whether something waits for a place and places may have changed.
+    pub(crate) auction_due: bool,
+}
+
+impl Indexes {
+    pub(crate) fn add_project(&mut self, row: &Project) {
+        self.project_names.insert(row.name.clone(), row.id);
+    }
+
+    pub(crate) fn remove_project(&mut self, row: &Project) {
+        self.project_names.remove(&row.name);
+    }
+
+    pub(crate) fn add_app(&mut self, row: &App) {
+        self.app_names.insert((row.project, row.name.clone()), row.id);
+        self.dirty_routes.insert(row.id);
+    }
+
+    pub(crate) fn remove_app(&mut self, row: &App) {
+        self.app_names.remove(&(row.project, row.name.clone()));
+        self.dirty_routes.insert(row.id);
+    }
+
+    pub(crate) fn add_key(&mut self, row: &Key) {
+        self.public_keys.insert(row.public.clone(), row.id);
+    }
+
+    pub(crate) fn remove_key(&mut self, row: &Key) {
+        self.public_keys.remove(&row.public);
+    }
+
+    pub(crate) fn add_cell(&mut self, row: &Cell) {
+        self.auction_due |= row.lease_until.is_some();
+    }
+
+    pub(crate) fn remove_cell(&mut self, row: &Cell) {
+        self.dirty_cells.insert(row.id);
+    }
+
+    pub(crate) fn add_task(&mut self, row: &Task) {
+        if row.state.is_terminal() {
+            return;
+        }
+        if let Some(job) = row.job {
+            self.tasks_by_job.insert((job, row.id));
+        }
+        match &row.state {
+            TaskState::Pending { reason } => {
+                self.tasks_pending.insert(row.id);
+                self.auction_due |= reason.is_none();
+            }
+            TaskState::Offered { cell } | TaskState::Running { cell } => {
+                self.tasks_by_cell.insert((*cell, row.id));
+                self.dirty_cells.insert(*cell);
+            }
+            TaskState::Succeeded { .. } | TaskState::Failed { .. } | TaskState::Cancelled => {}
+        }
+    }
+
+    pub(crate) fn remove_task(&mut self, row: &Task) {
+        if let Some(job) = row.job {
+            self.tasks_by_job.remove(&(job, row.id));
+        }
+        self.tasks_pending.remove(&row.id);
+        if let Some(cell) = row.state.cell() {
+            self.tasks_by_cell.remove(&(cell, row.id));
+            self.dirty_cells.insert(cell);
+            self.auction_due = true;
+        }
+    }
+
+    pub(crate) fn add_build(&mut self, row: &Build) {
+        self.builds.insert((row.app, row.number, row.id));
+    }
+
+    pub(crate) fn remove_build(&mut self, row: &Build) {
+        self.builds.remove(&(row.app, row.number, row.id));
+    }
+
+    pub(crate) fn touch(&mut self, deployment: DeploymentId) {
+        self.dirty.insert(deployment);
+    }
+
+    pub(crate) fn add_deployment(&mut self, row: &Deployment) {
+        self.deployments.insert((row.app, row.number, row.id));
+        if let Some(job) = row.job {
+            self.deployments_by_job.insert((job, row.id));
+        }
+        self.dirty.insert(row.id);
+    }
+
+    pub(crate) fn remove_deployment(&mut self, row: &Deployment) {
+        self.deployments.remove(&(row.app, row.number, row.id));
+        if let Some(job) = row.job {
+            self.deployments_by_job.remove(&(job, row.id));
+        }
+    }
+
+    pub(crate) fn add_instance(&mut self, row: &Instance) {
+        self.instances.insert((row.process, row.index, row.id));
+        if let Some(cell) = row.state.cell() {
+            self.instances_by_cell.insert((cell, row.id));
+            self.dirty_cells.insert(cell);
+        }
+        if let InstanceState::Unclaimed { reason } = &row.state {
+            self.instances_unclaimed.insert(row.id);
+            self.auction_due |= reason.is_none();
+        }
+        self.dirty.insert(row.deployment);
+    }
+
+    pub(crate) fn remove_instance(&mut self, row: &Instance) {
+        self.instances.remove(&(row.process, row.index, row.id));
+        self.instances_unclaimed.remove(&row.id);
+        if let Some(cell) = row.state.cell() {
+            self.instances_by_cell.remove(&(cell, row.id));
+            self.dirty_cells.insert(cell);
+            self.auction_due = true;
+        }
+        self.dirty.insert(row.deployment);
+    }
+}

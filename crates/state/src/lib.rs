@@ -1,0 +1,171 @@
+//! The deterministic control plane.
+//!
+//! [`State`] is typed tables with indexes, and [`State::apply`] is the one function that changes
+//! them. It does no I/O, reads no clock, draws no random number and iterates in a fixed order:
+//! time and fresh identifiers come in as arguments. A command changes everything it must or
+//! nothing. What it changed is collected until [`State::take_changes`], which renders each changed
+//! row once, however often a batch of commands changed it.
+
+mod access;
+mod cells;
+mod command;
+mod converge;
+mod indexes;
+mod jobs;
+#[cfg(feature = "planted")]
+pub mod planted;
+mod queue;
+mod records;
+mod routes;
+mod tables;
+mod view;
+mod work;
+
+use std::collections::BTreeSet;
+
+use model::{CellId, Time};
+
+pub use access::{MAX_APPS, MAX_LABEL, MAX_PROJECTS};
+pub use cells::{CELL_LEASE, MAX_REASON};
+pub use command::{
+    Attempt, CellCommand, Command, Held, InstanceReport, JobCommand, NewJob, NewKey, NewToken,
+    Refusal, Reply, TaskReport, WorkCommand,
+};
+pub use jobs::{ACK_TIMEOUT, JOB_LEASE, MAX_DEPENDENCIES, MAX_FINISHED_JOBS, MAX_QUEUED_JOBS};
+pub use records::{
+    App, Build, Cell, Deployment, Instance, Job, JobSpec, Key, Process, ProcessTemplate, Project,
+    Runner, Task, Token,
+};
+pub use routes::{KEPT_CHANGES, PRODUCTION, RouteChange, WEB};
+pub use tables::{Row, RowKey, Tables};
+pub use view::CellWork;
+pub use work::{DEPLOY_SLACK, DRAIN, KEPT_BUILDS, KEPT_DEPLOYMENTS, MAX_PROCESSES, TASK_KEPT};
+
+use tables::Core;
+
+/// The control plane. See the crate's documentation.
+#[derive(Debug)]
+pub struct State {
+    core: Core,
+    archived: Vec<Archived>,
+}
+
+/// A row that left its table for the history.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Archived {
+    /// `job`.
+    pub kind: &'static str,
+    /// The identifier without its type.
+    pub id: u128,
+    /// JSON.
+    pub body: Vec<u8>,
+}
+
+/// One changed row as the store keeps it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Change {
+    /// Which row.
+    pub key: RowKey,
+    /// JSON; the row is gone when absent.
+    pub body: Option<Vec<u8>>,
+}
+
+/// What a batch of commands changed.
+#[derive(Debug, Clone, Default)]
+pub struct Changes {
+    /// Rows, each once.
+    pub rows: Vec<Change>,
+    /// Rows that left their table for the history.
+    pub archived: Vec<Archived>,
+    /// Cells whose work changed.
+    pub cells: BTreeSet<CellId>,
+}
+
+impl State {
+    /// An empty state whose apps live under `domain`.
+    pub fn new(domain: &str) -> Self {
+        let mut core = Core::default();
+        core.routes.domain = domain.into();
+        Self { core, archived: Vec::new() }
+    }
+
+    /// Puts a row from the store back. An unknown kind or an unreadable body is refused.
+    pub fn load(&mut self, kind: &str, body: &[u8]) -> Result<(), String> {
+        match self.core.load(kind, body) {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(format!("the store holds a row of the unknown kind `{kind}`")),
+            Err(error) => Err(format!("the store holds an unreadable {kind} row: {error}")),
+        }
+    }
+
+    /// Carries out one command, or refuses it and changes nothing.
+    pub fn apply(&mut self, now: Time, command: Command) -> Result<Reply, Refusal> {
+        let done = self.dispatch(now, command).and_then(|reply| {
+            self.core.settle(now)?;
+            Ok(reply)
+        });
+        if done.is_ok() {
+            self.archive();
+            self.core.keep();
+        } else {
+            self.core.roll_back();
+            self.core.refresh_routes(now);
+        }
+        done
+    }
+
+    fn dispatch(&mut self, now: Time, command: Command) -> Result<Reply, Refusal> {
+        let core = &mut self.core;
+        match command {
+            Command::Job(command) => core.job_command(now, command),
+            Command::Work(command) => core.work(now, command),
+            Command::Cell(command) => core.cell_command(now, command),
+            Command::CreateProject { id, name } => core.create_project(now, id, name),
+            Command::EnsureApp { id, project, name } => core.ensure_app(now, id, project, name),
+            Command::DeleteApp(id) => core.delete_app(id),
+            Command::DeleteProject(id) => core.delete_project(id),
+            Command::SetConfig { app, workspace, vars } => core.set_config(app, workspace, vars),
+            Command::Scale { app, workspace, process, instances } => {
+                core.scale(app, workspace, process, instances)
+            }
+            Command::CreateToken(new) => core.create_token(now, new),
+            Command::RevokeToken(id) => core.revoke_token(now, id),
+            Command::AddKey(new) => core.add_key(now, new),
+            Command::RemoveKey(id) => core.remove_key(id),
+            Command::Boot => core.boot(now).map(|()| Reply::Done),
+            Command::Tick => core.tick(now).map(|()| Reply::Done),
+        }
+    }
+
+    fn archive(&mut self) {
+        for job in self.core.archive_jobs() {
+            // A row that was rendered before can be rendered again.
+            let body = serde_json::to_vec(&*job).unwrap_or_default();
+            self.archived.push(Archived { kind: "job", id: job.id.0, body });
+        }
+    }
+
+    /// Drops what was changed since the last call, for a state without a store.
+    pub fn forget_changes(&mut self) {
+        self.core.take_changed();
+        self.archived.clear();
+        self.core.indexes.dirty_cells.clear();
+    }
+
+    /// What was changed since the last call, rendered for the store.
+    pub fn take_changes(&mut self) -> Result<Changes, String> {
+        let mut rows = Vec::new();
+        for key in self.core.take_changed() {
+            let body = self
+                .core
+                .body(key)
+                .map_err(|error| format!("cannot render a {} row: {error}", key.kind()))?;
+            rows.push(Change { key, body });
+        }
+        Ok(Changes {
+            rows,
+            archived: std::mem::take(&mut self.archived),
+            cells: std::mem::take(&mut self.core.indexes.dirty_cells),
+        })
+    }
+}

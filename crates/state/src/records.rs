@@ -1,0 +1,305 @@
+//! The rows of the control plane. Each serialises to the JSON body the store keeps.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use model::{
+    AppId, BuildId, CellId, CellSpec, DeploymentId, DeploymentState, Digest, InstanceId,
+    InstanceState, JobId, JobState, KeyId, Name, Operation, ProcessId, ProcessSpec, ProjectId,
+    Role, RunnerId, Target, TaskId, TaskSpec, TaskState, Time, TokenId,
+};
+use serde::{Deserialize, Serialize};
+
+/// Owns apps; usually one git repository.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Project {
+    /// Identifier.
+    pub id: ProjectId,
+    /// Unique name.
+    pub name: Name,
+    /// When it was made.
+    pub created_at: Time,
+}
+
+/// What is deployed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct App {
+    /// Identifier.
+    pub id: AppId,
+    /// Its project.
+    pub project: ProjectId,
+    /// Unique within the project.
+    pub name: Name,
+    /// When it was made.
+    pub created_at: Time,
+    /// Environment given to every process, by workspace.
+    #[serde(default)]
+    pub config: BTreeMap<Name, BTreeMap<String, String>>,
+    /// Wanted instances by workspace and process name, where a person set them.
+    #[serde(default)]
+    pub scale: BTreeMap<Name, BTreeMap<Name, u32>>,
+    /// The deployment that routes point at, by workspace.
+    #[serde(default)]
+    pub released: BTreeMap<Name, DeploymentId>,
+    /// The last build number given out.
+    #[serde(default)]
+    pub builds: u64,
+    /// The last deployment number given out.
+    #[serde(default)]
+    pub deployments: u64,
+    /// The last release number given out.
+    #[serde(default)]
+    pub releases: u64,
+}
+
+/// A bearer token; only a hash of its secret is kept.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Token {
+    /// Identifier.
+    pub id: TokenId,
+    /// What it lets its bearer be.
+    pub role: Role,
+    /// The one project it is limited to.
+    pub project: Option<ProjectId>,
+    /// SHA-256 of the secret.
+    pub hash: Digest,
+    /// What it is for, in its owner's words.
+    pub label: String,
+    /// When it was made.
+    pub created_at: Time,
+    /// When it stops working.
+    pub expires_at: Option<Time>,
+    /// When it was taken back.
+    pub revoked_at: Option<Time>,
+}
+
+/// An SSH public key that may push.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Key {
+    /// Identifier.
+    pub id: KeyId,
+    /// The one project it is limited to.
+    pub project: Option<ProjectId>,
+    /// What it is for, usually the comment of the key file.
+    pub label: String,
+    /// Algorithm and base-64 key, as in an `authorized_keys` line.
+    pub public: String,
+    /// `SHA256:…`, as `ssh-keygen -l` shows it.
+    pub fingerprint: String,
+    /// When it was added.
+    pub created_at: Time,
+}
+
+/// What a job is to do; never changes after it was queued.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JobSpec {
+    /// The project.
+    pub project: ProjectId,
+    /// The app, unless the operation has none.
+    pub app: Option<AppId>,
+    /// The workspace.
+    pub workspace: Name,
+    /// The operation.
+    pub operation: Operation,
+    /// Where it may run.
+    pub target: Target,
+    /// Jobs that must end first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub depends_on: Vec<JobId>,
+    /// Those of them that may fail.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub allow_failure: Vec<JobId>,
+    /// A queued job of the same singleton is replaced; a running one is told to stop.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub singleton: Option<String>,
+    /// A second job with the same key is the first one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub idempotency_key: Option<String>,
+    /// Who asked, for people.
+    #[serde(default)]
+    pub origin: String,
+}
+
+/// An operation queued for a runner.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Job {
+    /// Identifier.
+    pub id: JobId,
+    /// What it is to do.
+    pub spec: Arc<JobSpec>,
+    /// Where it stands.
+    #[serde(flatten)]
+    pub state: JobState,
+    /// Grows with every assignment and requeue; reports of an older epoch are refused.
+    pub epoch: u32,
+    /// Its place in line.
+    pub queued_at: Time,
+    /// When a runner acknowledged it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub started_at: Option<Time>,
+    /// When it ended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ended_at: Option<Time>,
+    /// When it is dropped unless a runner took it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expires_at: Option<Time>,
+    /// Somebody asked for an end; why, for people.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cancel: Option<String>,
+    /// Dependencies that have not ended.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub waits_for: BTreeSet<JobId>,
+}
+
+/// Work run at most once on a cell.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Task {
+    /// Identifier.
+    pub id: TaskId,
+    /// The job it belongs to; when that ends, so does the task.
+    pub job: Option<JobId>,
+    /// What runs where.
+    pub spec: Arc<TaskSpec>,
+    /// Where it stands.
+    #[serde(flatten)]
+    pub state: TaskState,
+    /// Grows with every offer; reports of an older epoch are refused.
+    pub epoch: u32,
+    /// When it was made.
+    pub created_at: Time,
+    /// When it ended.
+    pub ended_at: Option<Time>,
+    /// Somebody asked for an end while a cell had it.
+    #[serde(default)]
+    pub cancelling: bool,
+}
+
+/// An image made from source.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Build {
+    /// Identifier.
+    pub id: BuildId,
+    /// The app.
+    pub app: AppId,
+    /// The workspace it was built for.
+    pub workspace: Name,
+    /// Counts up per app.
+    pub number: u64,
+    /// The source archive.
+    pub source: Digest,
+    /// The OCI image manifest.
+    pub image: Digest,
+    /// What the image can run, from its launch metadata.
+    pub processes: Vec<ProcessTemplate>,
+    /// When it was made.
+    pub created_at: Time,
+}
+
+/// A process as a deployment asks for it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProcessTemplate {
+    /// `web`, `worker`, …
+    pub name: Name,
+    /// What runs.
+    pub spec: ProcessSpec,
+    /// How many, unless a person scaled it.
+    pub instances: u32,
+}
+
+/// An immutable image with its configuration and process types.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Deployment {
+    /// Identifier.
+    pub id: DeploymentId,
+    /// The app.
+    pub app: AppId,
+    /// The workspace.
+    pub workspace: Name,
+    /// Counts up per app.
+    pub number: u64,
+    /// The build whose image it runs.
+    pub build: BuildId,
+    /// The OCI image manifest.
+    pub image: Digest,
+    /// Its processes.
+    pub processes: Vec<ProcessId>,
+    /// Where it stands.
+    #[serde(flatten)]
+    pub state: DeploymentState,
+    /// The job that made it; when that fails before the release, so does the deployment.
+    pub job: Option<JobId>,
+    /// When it was made.
+    pub created_at: Time,
+    /// When it is retired, once another one was released.
+    #[serde(default)]
+    pub retire_at: Option<Time>,
+}
+
+/// Something wanted N times.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Process {
+    /// Identifier.
+    pub id: ProcessId,
+    /// The deployment it belongs to.
+    pub deployment: DeploymentId,
+    /// `web`, `worker`, …
+    pub name: Name,
+    /// What runs.
+    pub spec: Arc<ProcessSpec>,
+    /// How many are wanted.
+    pub instances: u32,
+}
+
+/// One running copy of a process.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Instance {
+    /// Identifier.
+    pub id: InstanceId,
+    /// The process.
+    pub process: ProcessId,
+    /// The deployment, for look-ups.
+    pub deployment: DeploymentId,
+    /// From 0 to one less than wanted.
+    pub index: u32,
+    /// Where it stands.
+    #[serde(flatten)]
+    pub state: InstanceState,
+    /// Grows with every claim; reports of an older epoch are refused.
+    pub epoch: u32,
+    /// Crashes in a row.
+    pub crashes: u32,
+    /// When the state last changed.
+    pub since: Time,
+}
+
+/// A machine that runs containers.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Cell {
+    /// Identifier.
+    pub id: CellId,
+    /// What it offers.
+    pub spec: CellSpec,
+    /// When it counts as gone unless it reports before; absent once gone.
+    pub lease_until: Option<Time>,
+    /// Grows with every connection; reports of an older one are refused.
+    pub epoch: u32,
+    /// When it first joined.
+    pub joined_at: Time,
+}
+
+/// A worker that takes jobs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Runner {
+    /// Identifier.
+    pub id: RunnerId,
+    /// Its name.
+    pub name: Name,
+    /// Its labels.
+    pub labels: BTreeMap<String, String>,
+    /// Whether it takes only jobs targeted at its identifier.
+    pub only_own: bool,
+    /// Whether its stream is open.
+    pub online: bool,
+    /// When the stream last opened or closed.
+    pub since: Time,
+}

@@ -1,0 +1,140 @@
+//! Reading: what the API, the component streams and people ask for.
+
+use std::sync::Arc;
+
+use model::{
+    AppId, CellId, HostName, InstanceId, JobId, JobState, Name, ProjectId, RouteTable, Target,
+    TaskId, Time,
+};
+
+use crate::queue::accepts;
+use crate::records::{App, Build, Deployment, Instance, Job, Key, Process, Project, Runner, Task};
+use crate::routes::RouteChange;
+use crate::tables::Row;
+use crate::{State, routes};
+
+/// What a cell should be doing.
+#[derive(Debug, Clone, Default)]
+pub struct CellWork {
+    /// Tasks offered to it or running on it.
+    pub tasks: Vec<Arc<Task>>,
+    /// Instances with their processes.
+    pub instances: Vec<(Arc<Instance>, Arc<Process>)>,
+}
+
+impl State {
+    /// A row by id.
+    pub fn get<R: Row>(&self, id: R::Id) -> Option<&Arc<R>> {
+        self.core.get::<R>(id)
+    }
+
+    /// Every row of a kind, by id.
+    pub fn all<R: Row>(&self) -> impl DoubleEndedIterator<Item = &Arc<R>> + use<'_, R> {
+        R::table(&self.core.tables).values()
+    }
+
+    /// A project by name.
+    pub fn project_named(&self, name: &Name) -> Option<&Arc<Project>> {
+        self.get(*self.core.indexes.project_names.get(name)?)
+    }
+
+    /// An app by project and name.
+    pub fn app_named(&self, project: ProjectId, name: &Name) -> Option<&Arc<App>> {
+        self.get(*self.core.indexes.app_names.get(&(project, name.clone()))?)
+    }
+
+    /// A key by algorithm and base-64 text.
+    pub fn key_of(&self, public: &str) -> Option<&Arc<Key>> {
+        self.get(*self.core.indexes.public_keys.get(public)?)
+    }
+
+    /// The deployments of an app, oldest first.
+    pub fn deployments_of(&self, app: AppId) -> impl Iterator<Item = &Arc<Deployment>> {
+        self.core.deployments_of(app)
+    }
+
+    /// The builds of an app, oldest first.
+    pub fn builds_of(&self, app: AppId) -> impl DoubleEndedIterator<Item = &Arc<Build>> {
+        self.core.builds_of(app)
+    }
+
+    /// The instances of a process, by index.
+    pub fn instances_of(&self, process: &Process) -> Vec<Instance> {
+        self.core.instances_of(process.id)
+    }
+
+    /// What a cell should be doing.
+    pub fn cell_work(&self, cell: CellId) -> CellWork {
+        let tasks = self.core.tasks_on(cell).into_iter().filter_map(|id| self.get::<Task>(id));
+        let instances = self.core.instances_on(cell).into_iter().filter_map(|id: InstanceId| {
+            let row = self.get::<Instance>(id)?;
+            Some((Arc::clone(row), Arc::clone(self.get::<Process>(row.process)?)))
+        });
+        CellWork { tasks: tasks.cloned().collect(), instances: instances.collect() }
+    }
+
+    /// The ids of the tasks of a job that have not ended.
+    pub fn tasks_of_job(&self, job: JobId) -> Vec<TaskId> {
+        let range = (job, TaskId(0))..=(job, TaskId(u128::MAX));
+        self.core.indexes.tasks_by_job.range(range).map(|(_, id)| *id).collect()
+    }
+
+    /// The whole route table.
+    pub fn routes(&self) -> RouteTable {
+        self.core.routes.table()
+    }
+
+    /// The generation of the route table.
+    pub fn route_generation(&self) -> u64 {
+        self.core.routes.generation()
+    }
+
+    /// The route changes after `generation`; `None` when they are not kept any more.
+    pub fn routes_since(&self, generation: u64) -> Option<Vec<RouteChange>> {
+        self.core.routes.since(generation)
+    }
+
+    /// The host of an app in a workspace.
+    pub fn host_of(&self, app: &App, workspace: &Name) -> Option<HostName> {
+        let project = self.get::<Project>(app.project)?;
+        routes::host(&self.core.routes.domain, &project.name, &app.name, workspace)
+    }
+
+    /// When the next deadline is.
+    pub fn next_deadline(&self) -> Option<Time> {
+        self.core.indexes.deadlines.first().map(|(at, _)| *at)
+    }
+
+    /// How many queued jobs a runner could take now.
+    pub fn ready_jobs(&self) -> usize {
+        self.core.indexes.queue.ready_len()
+    }
+
+    /// Why a job that is in line has not started, for people.
+    pub fn why_queued(&self, job: &Job) -> Option<String> {
+        if job.state != JobState::Queued {
+            return None;
+        }
+        if let Some(first) = job.waits_for.first() {
+            return Some(format!("waits for job {first} to end"));
+        }
+        if let Some(holder) = self.core.indexes.queue.holder(&job.spec) {
+            return Some(format!("waits for job {holder}, which changes the same app"));
+        }
+        let online: Vec<_> = self.all::<Runner>().filter(|runner| runner.online).collect();
+        if online.is_empty() {
+            return Some("no runner is connected: start one with `shore runner`".to_owned());
+        }
+        if online.iter().any(|runner| accepts(runner, &job.spec.target)) {
+            return Some("every runner that may take it is busy".to_owned());
+        }
+        Some(match &job.spec.target {
+            Target::Any => "every connected runner is reserved for its own jobs".to_owned(),
+            Target::Runner(id) => format!("runner {id} is not connected"),
+            Target::Labels(labels) => {
+                let wanted: Vec<_> = labels.iter().map(|(k, v)| format!("{k}={v}")).collect();
+                format!("no connected runner has the labels {}", wanted.join(", "))
+            }
+        })
+    }
+}
