@@ -14,6 +14,7 @@
 //! Absent on purpose: queries over records (the in-memory state answers them), caching, retries
 //! (a refused commit means the state in memory is ahead of the disk; only a reload mends that).
 
+pub mod blobs;
 pub mod conformance;
 pub mod memory;
 pub mod sqlite;
