@@ -1,7 +1,6 @@
 //! Wall clock, monotonic clock and timers.
 
 use std::fmt::Debug;
-use std::future::Future;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 

@@ -1,7 +1,6 @@
 //! The task registry: every spawned task has a name and an owner that can stop it and wait for it.
 
 use std::fmt::Debug;
-use std::future::Future;
 use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;

@@ -1,0 +1,588 @@
+//! What the HTTP API takes and gives, under `/v1`. Times are Unix milliseconds. Names, not ids,
+//! address projects and apps, so a person can type every path.
+
+use std::collections::BTreeMap;
+
+use model::{
+    AppId, BuildId, CellId, CellSpec, DeploymentId, Digest, HostName, InstanceId, JobId, KeyId,
+    LogSource, Name, Operation, ProcessSpec, ProjectId, Role, RunnerId, Target, TaskId, TaskSpec,
+    Time, TokenId,
+};
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+/// What went wrong. The HTTP status says which kind it is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ErrorBody {
+    /// `not_found`, `conflict`, `invalid`, `stale`, `unauthorized`, `forbidden`, `too_large`,
+    /// `unavailable`, `internal`.
+    pub kind: String,
+    /// What was attempted, on what, and why it failed.
+    pub message: String,
+    /// What to do about it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hint: Option<String>,
+}
+
+/// Who the server is and who it thinks you are.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ServerInfo {
+    /// The server's version.
+    pub version: String,
+    /// The oldest component protocol it speaks.
+    pub protocol_min: u32,
+    /// The newest component protocol it speaks.
+    pub protocol_current: u32,
+    /// The parent of every app's host.
+    pub domain: String,
+    /// Your role.
+    #[schema(value_type = String)]
+    pub role: Role,
+    /// The one project you are limited to.
+    #[schema(value_type = Option<String>)]
+    pub project: Option<Name>,
+    /// Where a browser reaches apps, as in `:8080`, once a router is connected.
+    pub router_port: Option<u16>,
+    /// Where git pushes go, once SSH listens.
+    pub ssh_port: Option<u16>,
+}
+
+/// A project.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ProjectView {
+    /// Identifier.
+    #[schema(value_type = String)]
+    pub id: ProjectId,
+    /// Name.
+    #[schema(value_type = String)]
+    pub name: Name,
+    /// When it was made.
+    #[schema(value_type = u64)]
+    pub created_at: Time,
+    /// The names of its apps.
+    #[schema(value_type = Vec<String>)]
+    pub apps: Vec<Name>,
+}
+
+/// Makes a project or an app.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Create {
+    /// Its name.
+    #[schema(value_type = String)]
+    pub name: Name,
+}
+
+/// An app.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct AppView {
+    /// Identifier.
+    #[schema(value_type = String)]
+    pub id: AppId,
+    /// Its project's name.
+    #[schema(value_type = String)]
+    pub project: Name,
+    /// Name.
+    #[schema(value_type = String)]
+    pub name: Name,
+    /// When it was made.
+    #[schema(value_type = u64)]
+    pub created_at: Time,
+    /// The released deployment's number by workspace.
+    #[schema(value_type = BTreeMap<String, u64>)]
+    pub released: BTreeMap<Name, u64>,
+}
+
+/// Everything about an app in one workspace.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct AppStatus {
+    /// The app.
+    pub app: AppView,
+    /// The workspace.
+    #[schema(value_type = String)]
+    pub workspace: Name,
+    /// Its host.
+    #[schema(value_type = Option<String>)]
+    pub host: Option<HostName>,
+    /// Its URL, once something is released and a router is connected.
+    pub url: Option<String>,
+    /// Its deployments, newest first.
+    pub deployments: Vec<DeploymentView>,
+    /// Its jobs that have not ended, oldest first.
+    pub jobs: Vec<JobView>,
+}
+
+/// A deployment.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct DeploymentView {
+    /// Identifier.
+    #[schema(value_type = String)]
+    pub id: DeploymentId,
+    /// Counts up per app.
+    pub number: u64,
+    /// The workspace.
+    #[schema(value_type = String)]
+    pub workspace: Name,
+    /// The number of its build, while that is kept.
+    pub build: Option<u64>,
+    /// The OCI image manifest.
+    #[schema(value_type = String)]
+    pub image: Digest,
+    /// `starting`, `ready`, `failed`, `retired`.
+    pub state: String,
+    /// Why it failed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// Whether routes point at it.
+    pub released: bool,
+    /// When it was made.
+    #[schema(value_type = u64)]
+    pub created_at: Time,
+    /// What it runs.
+    pub processes: Vec<ProcessView>,
+}
+
+/// A process of a deployment.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ProcessView {
+    /// `web`, `worker`, …
+    #[schema(value_type = String)]
+    pub name: Name,
+    /// How many are wanted.
+    pub wanted: u32,
+    /// What there is.
+    pub instances: Vec<InstanceView>,
+}
+
+/// An instance.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct InstanceView {
+    /// Identifier.
+    #[schema(value_type = String)]
+    pub id: InstanceId,
+    /// From 0.
+    pub index: u32,
+    /// `unclaimed`, `claimed`, `running`, `crashed`, `stopping`.
+    pub state: String,
+    /// Whether its health check passes.
+    pub ready: bool,
+    /// Why it waits or what made it crash.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// The cell it is on.
+    #[schema(value_type = Option<String>)]
+    pub cell: Option<CellId>,
+    /// Where it listens.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub address: Option<String>,
+    /// Crashes in a row.
+    pub crashes: u32,
+    /// When the state last changed.
+    #[schema(value_type = u64)]
+    pub since: Time,
+}
+
+/// Environment variables to set, or with `null` to remove.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct SetConfig {
+    /// Names and values.
+    pub vars: BTreeMap<String, Option<String>>,
+}
+
+/// How many instances of a process are wanted.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Scale {
+    /// The process.
+    #[schema(value_type = String)]
+    pub process: Name,
+    /// How many.
+    pub instances: u32,
+}
+
+/// A job to queue.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct QueueJob {
+    /// The project's name.
+    #[schema(value_type = String)]
+    pub project: Name,
+    /// The app's name; it is made when it does not exist.
+    #[schema(value_type = Option<String>)]
+    pub app: Option<Name>,
+    /// The workspace; `production` when absent.
+    #[serde(default)]
+    #[schema(value_type = Option<String>)]
+    pub workspace: Option<Name>,
+    /// What to do, as in `{"op":"up","source":"sha256:…"}`.
+    #[schema(value_type = Object)]
+    pub operation: Operation,
+    /// Where it may run: `"any"`, `{"runner":"run_…"}` or `{"labels":{…}}`; any when absent.
+    #[serde(default)]
+    #[schema(value_type = Option<Object>)]
+    pub target: Option<Target>,
+    /// Jobs that must end first.
+    #[serde(default)]
+    #[schema(value_type = Vec<String>)]
+    pub depends_on: Vec<JobId>,
+    /// Those of them that may fail.
+    #[serde(default)]
+    #[schema(value_type = Vec<String>)]
+    pub allow_failure: Vec<JobId>,
+    /// Replaces a queued job of the same app and workspace, and stops a running one.
+    #[serde(default)]
+    pub supersede: bool,
+    /// The same key twice gives the same job.
+    #[serde(default)]
+    pub idempotency_key: Option<String>,
+    /// How long it may wait for a runner, in milliseconds.
+    #[serde(default)]
+    pub expires_ms: Option<u64>,
+    /// Who asks, for people.
+    #[serde(default)]
+    pub origin: Option<String>,
+}
+
+/// A job.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct JobView {
+    /// Identifier.
+    #[schema(value_type = String)]
+    pub id: JobId,
+    /// The project's name.
+    #[schema(value_type = String)]
+    pub project: Name,
+    /// The app's name.
+    #[schema(value_type = Option<String>)]
+    pub app: Option<Name>,
+    /// The workspace.
+    #[schema(value_type = String)]
+    pub workspace: Name,
+    /// What it does.
+    #[schema(value_type = Object)]
+    pub operation: Operation,
+    /// `queued`, `waiting`, `running`, `succeeded`, `failed`, `cancelled`.
+    pub state: String,
+    /// Whether it can never change again.
+    pub ended: bool,
+    /// Why it failed or was cancelled.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// Why it has not started.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub why_queued: Option<String>,
+    /// Whether somebody asked for an end.
+    pub cancelling: bool,
+    /// The runner that holds it.
+    #[schema(value_type = Option<String>)]
+    pub runner: Option<RunnerId>,
+    /// Which attempt it is at.
+    pub epoch: u32,
+    /// Its place in line.
+    #[schema(value_type = u64)]
+    pub queued_at: Time,
+    /// When a runner acknowledged it.
+    #[schema(value_type = Option<u64>)]
+    pub started_at: Option<Time>,
+    /// When it ended.
+    #[schema(value_type = Option<u64>)]
+    pub ended_at: Option<Time>,
+    /// Who asked.
+    pub origin: String,
+}
+
+/// Asks a job to end.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct CancelJob {
+    /// Without waiting for the runner.
+    #[serde(default)]
+    pub force: bool,
+    /// Why, for people.
+    #[serde(default)]
+    pub reason: Option<String>,
+}
+
+/// One line of a log, as an SSE event of type `log` carries it. The event's id is the place to
+/// resume from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct LogLine {
+    /// Its position in the log.
+    pub offset: u64,
+    /// Which log, when several are merged: `web.0`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stream: Option<String>,
+    /// When it was read.
+    #[schema(value_type = u64)]
+    pub at: Time,
+    /// `stdout`, `stderr`, `system`, or `event` for a structured one.
+    #[schema(value_type = String)]
+    pub source: LogSource,
+    /// The text; JSON of a terminal event when the source is `event`.
+    pub text: String,
+}
+
+/// Lines that are not kept any more, as an SSE event of type `skipped` carries it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Skipped {
+    /// The position of the first.
+    pub from: u64,
+    /// How many.
+    pub count: u64,
+}
+
+/// A build.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct BuildView {
+    /// Identifier.
+    #[schema(value_type = String)]
+    pub id: BuildId,
+    /// Counts up per app.
+    pub number: u64,
+    /// The source archive.
+    #[schema(value_type = String)]
+    pub source: Digest,
+    /// The OCI image manifest.
+    #[schema(value_type = String)]
+    pub image: Digest,
+    /// What it can run.
+    #[schema(value_type = Vec<String>)]
+    pub processes: Vec<Name>,
+    /// When it was made.
+    #[schema(value_type = u64)]
+    pub created_at: Time,
+}
+
+/// A task.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct TaskView {
+    /// Identifier.
+    #[schema(value_type = String)]
+    pub id: TaskId,
+    /// The job it belongs to.
+    #[schema(value_type = Option<String>)]
+    pub job: Option<JobId>,
+    /// `pending`, `offered`, `running`, `succeeded`, `failed`, `cancelled`.
+    pub state: String,
+    /// Whether it can never change again.
+    pub ended: bool,
+    /// Why it waits or failed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// What it left in its result file.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub result: Option<String>,
+    /// The cell that has it.
+    #[schema(value_type = Option<String>)]
+    pub cell: Option<CellId>,
+}
+
+/// A token without its secret.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct TokenView {
+    /// Identifier.
+    #[schema(value_type = String)]
+    pub id: TokenId,
+    /// What it lets its bearer be.
+    #[schema(value_type = String)]
+    pub role: Role,
+    /// The one project it is limited to.
+    #[schema(value_type = Option<String>)]
+    pub project: Option<Name>,
+    /// What it is for.
+    pub label: String,
+    /// When it was made.
+    #[schema(value_type = u64)]
+    pub created_at: Time,
+    /// When it stops working.
+    #[schema(value_type = Option<u64>)]
+    pub expires_at: Option<Time>,
+    /// When it was taken back.
+    #[schema(value_type = Option<u64>)]
+    pub revoked_at: Option<Time>,
+}
+
+/// Makes a token.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct CreateToken {
+    /// `admin`, `developer`, `viewer`, `runner`, `cell` or `router`.
+    #[schema(value_type = String)]
+    pub role: Role,
+    /// The one project it is limited to.
+    #[serde(default)]
+    #[schema(value_type = Option<String>)]
+    pub project: Option<Name>,
+    /// What it is for.
+    #[serde(default)]
+    pub label: String,
+    /// How long it works, in milliseconds; for ever when absent.
+    #[serde(default)]
+    pub ttl_ms: Option<u64>,
+}
+
+/// A new token. The secret is shown this once.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct TokenCreated {
+    /// The whole token.
+    pub token: String,
+    /// What is kept of it.
+    pub view: TokenView,
+}
+
+/// An SSH public key.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct KeyView {
+    /// Identifier.
+    #[schema(value_type = String)]
+    pub id: KeyId,
+    /// The one project it is limited to.
+    #[schema(value_type = Option<String>)]
+    pub project: Option<Name>,
+    /// What it is for.
+    pub label: String,
+    /// `SHA256:…`.
+    pub fingerprint: String,
+    /// When it was added.
+    #[schema(value_type = u64)]
+    pub created_at: Time,
+}
+
+/// Adds an SSH public key.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct AddKey {
+    /// A line of an OpenSSH `.pub` file.
+    pub public: String,
+    /// The one project it is limited to.
+    #[serde(default)]
+    #[schema(value_type = Option<String>)]
+    pub project: Option<Name>,
+}
+
+/// A cell.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct CellView {
+    /// Identifier.
+    #[schema(value_type = String)]
+    pub id: CellId,
+    /// What it offers.
+    #[schema(value_type = Object)]
+    pub spec: CellSpec,
+    /// Whether it is connected.
+    pub online: bool,
+    /// How many instances it holds.
+    pub instances: usize,
+    /// How many tasks it holds.
+    pub tasks: usize,
+}
+
+/// A runner.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct RunnerView {
+    /// Identifier.
+    #[schema(value_type = String)]
+    pub id: RunnerId,
+    /// Name.
+    #[schema(value_type = String)]
+    pub name: Name,
+    /// Labels.
+    pub labels: BTreeMap<String, String>,
+    /// Whether it is connected.
+    pub online: bool,
+}
+
+/// Names one attempt at a job; work for an earlier one is refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct AttemptRef {
+    /// The job.
+    #[schema(value_type = String)]
+    pub job: JobId,
+    /// The epoch in which it was assigned.
+    pub epoch: u32,
+}
+
+/// A runner makes a task for its job.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct CreateTask {
+    /// The attempt it works on.
+    pub attempt: AttemptRef,
+    /// What runs where.
+    #[schema(value_type = Object)]
+    pub spec: TaskSpec,
+}
+
+/// A process as a build found it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ProcessTemplate {
+    /// `web`, `worker`, …
+    #[schema(value_type = String)]
+    pub name: Name,
+    /// What runs.
+    #[schema(value_type = Object)]
+    pub spec: ProcessSpec,
+    /// How many, unless a person scaled it.
+    pub instances: u32,
+}
+
+/// A runner keeps the result of a build.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RecordBuild {
+    /// The attempt it works on.
+    pub attempt: AttemptRef,
+    /// The source archive.
+    #[schema(value_type = String)]
+    pub source: Digest,
+    /// The OCI image manifest.
+    #[schema(value_type = String)]
+    pub image: Digest,
+    /// What the image can run.
+    pub processes: Vec<ProcessTemplate>,
+}
+
+/// A runner starts a build's image.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct StartDeployment {
+    /// The attempt it works on.
+    pub attempt: AttemptRef,
+    /// The build's number; the newest when absent.
+    pub build: Option<u64>,
+}
+
+/// A runner points routes at a deployment, or starts it again.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct DeploymentRef {
+    /// The attempt it works on.
+    pub attempt: AttemptRef,
+    /// The deployment.
+    #[schema(value_type = String)]
+    pub deployment: DeploymentId,
+}
+
+/// The routes were changed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Released {
+    /// The generation of the route table that has the change.
+    pub generation: u64,
+    /// Whether every connected router serves it already.
+    pub applied: bool,
+    /// Where the app answers now.
+    pub url: Option<String>,
+}
+
+/// A blob was stored.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct BlobStored {
+    /// Its digest.
+    #[schema(value_type = String)]
+    pub digest: Digest,
+    /// Its size in bytes.
+    pub bytes: u64,
+}

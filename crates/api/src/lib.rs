@@ -1,0 +1,21 @@
+//! The contract between the server and everybody else: the component streams, the HTTP types and
+//! the client that speaks both. It has no behaviour beyond getting messages there and back.
+
+pub mod client;
+mod connect;
+pub mod http_types;
+pub mod proto;
+
+pub use client::{Client, ClientError, Event};
+pub use connect::{ConnectError, Connector, Endpoint, IoStream};
+
+/// The version of this program, for people and for the first message of every stream.
+pub const VERSION: &str = env!("CARGO_PKG_VERSION");
+/// Where the server listens unless told otherwise.
+pub const SERVER_PORT: u16 = 7420;
+/// Where the server listens for SSH unless told otherwise.
+pub const SSH_PORT: u16 = 7422;
+/// Most bytes of a JSON request body.
+pub const MAX_JSON_BODY: usize = 4 * 1024 * 1024;
+/// Most bytes of one component message.
+pub const MAX_MESSAGE: usize = 16 * 1024 * 1024;
