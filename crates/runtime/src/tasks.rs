@@ -130,6 +130,11 @@ where
     std::thread::Builder::new().name(name.to_owned()).spawn(work)
 }
 
+/// Pauses the calling operating-system thread. Never call it from an asynchronous task.
+pub fn pause_thread(duration: Duration) {
+    std::thread::sleep(duration);
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -1,0 +1,236 @@
+//! One cell's stream: sends what should run there, takes what it reports and logs.
+
+use std::collections::{BTreeMap, HashMap};
+
+use api::proto::cell_down::Message as Down;
+use api::proto::cell_up::Message as Up;
+use api::proto::work::Kind;
+use api::proto::{
+    CellDown, CellHello, CellLog, CellUp, Desired, DesiredWork, LogKept, Report, Work, from_json,
+    id_bytes, id_from, json,
+};
+use model::{CellId, CellSpec, InstanceId, InstanceState, TaskId};
+use state::{
+    App, CellCommand, Command, Deployment, Held, Process, Project, Reply, State, TaskReport,
+};
+use tokio::sync::mpsc;
+use tonic::{Status, Streaming};
+
+use super::{first, status, welcome};
+use crate::apply::{ApplyError, Published};
+use crate::server::{Server, next_event};
+
+type Out = mpsc::Sender<Result<CellDown, Status>>;
+/// Which container: kind and id.
+type Key = (i32, u128);
+
+struct Session {
+    server: Server,
+    cell: CellId,
+    /// The epoch of this connection.
+    epoch: u32,
+    down: Out,
+    /// What the cell was told: epoch, and whether to stop.
+    told: BTreeMap<Key, (u32, bool)>,
+}
+
+pub(super) async fn session(
+    server: Server,
+    mut up: Streaming<CellUp>,
+    down: Out,
+) -> Result<(), Status> {
+    let Some(Up::Hello(hello)) = first(&mut up).await?.message else {
+        return Err(Status::failed_precondition("the first message must be a hello"));
+    };
+    let (id, welcome) = welcome(hello.hello.as_ref())?;
+    let mut events = server.subscribe();
+    let epoch = online(&server, CellId(id), &hello).await?;
+    let mut session = Session { server, cell: CellId(id), epoch, down, told: BTreeMap::new() };
+    session.send(Down::Welcome(welcome)).await?;
+    session.send_work(true).await?;
+    loop {
+        tokio::select! {
+            message = up.message() => match message? {
+                Some(CellUp { message: Some(message) }) => session.message(message).await?,
+                Some(CellUp { message: None }) => {}
+                None => return Ok(()),
+            },
+            event = next_event(&mut events) => match event {
+                Ok(event) if session.concerns(&event) => session.send_work(false).await?,
+                Ok(_) => {}
+                Err(_) => return Ok(()),
+            },
+        }
+    }
+}
+
+async fn online(server: &Server, id: CellId, hello: &CellHello) -> Result<u32, Status> {
+    let spec: CellSpec = from_json("cell spec", &hello.spec_json)?;
+    let holds = hello.holds.iter().map(held).collect::<Result<Vec<_>, _>>()?;
+    let command = CellCommand::Online { id, spec, holds };
+    match server.apply(Command::Cell(command)).await.map_err(status)? {
+        Reply::Epoch(epoch) => Ok(epoch),
+        other => Err(Status::internal(format!("unexpected reply {other:?}"))),
+    }
+}
+
+fn held(work: &Work) -> Result<Held, Status> {
+    let id = id_from(&work.id)?;
+    Ok(match work.kind() {
+        Kind::Task => Held::Task { id: TaskId(id), epoch: work.epoch },
+        Kind::Instance => Held::Instance { id: InstanceId(id), epoch: work.epoch },
+    })
+}
+
+fn work_of(kind: i32, id: u128, epoch: u32) -> Work {
+    Work { kind, id: id_bytes(id), epoch }
+}
+
+impl Session {
+    async fn send(&self, message: Down) -> Result<(), Status> {
+        self.down
+            .send(Ok(CellDown { message: Some(message) }))
+            .await
+            .map_err(|_| Status::cancelled("the cell is gone"))
+    }
+
+    fn concerns(&self, event: &Published) -> bool {
+        event.cells.contains(&self.cell) || event.rows.is_empty()
+    }
+
+    async fn message(&mut self, message: Up) -> Result<(), Status> {
+        let (id, epoch) = (self.cell, self.epoch);
+        match message {
+            Up::Hello(_) => Err(Status::failed_precondition("a second hello")),
+            Up::Heartbeat(_) => {
+                let beat = CellCommand::Heartbeat { id, epoch };
+                self.server.apply(Command::Cell(beat)).await.map(|_| ()).map_err(status)
+            }
+            Up::Leave(_) => {
+                let leave = CellCommand::Leave { id, epoch };
+                self.server.apply(Command::Cell(leave)).await.map(|_| ()).map_err(status)
+            }
+            Up::Report(Report { work: Some(work), report_json }) => {
+                self.report(work, &report_json).await
+            }
+            Up::Log(CellLog { work: Some(work), resume, lines }) => {
+                let stream = match held(&work)? {
+                    Held::Task { id, .. } => id.to_string(),
+                    Held::Instance { id, .. } => id.to_string(),
+                };
+                self.server.append_log(&stream, &lines);
+                self.send(Down::Kept(LogKept { work: Some(work), resume })).await
+            }
+            Up::Report(Report { work: None, .. }) | Up::Log(CellLog { work: None, .. }) => {
+                Err(Status::invalid_argument("a report names no work"))
+            }
+        }
+    }
+
+    async fn report(&mut self, work: Work, report_json: &[u8]) -> Result<(), Status> {
+        let cell = self.cell;
+        let (command, claim) = match held(&work)? {
+            Held::Task { id, epoch } => {
+                let report: TaskReport = from_json("task report", report_json)?;
+                let claim = report == TaskReport::Claim;
+                (CellCommand::Task { cell, task: id, epoch, report }, claim)
+            }
+            Held::Instance { id, epoch } => {
+                let report = from_json("instance report", report_json)?;
+                (CellCommand::Instance { cell, instance: id, epoch, report }, false)
+            }
+        };
+        match self.server.apply(Command::Cell(command)).await {
+            Ok(_) if claim => self.send(Down::Claimed(work)).await,
+            Ok(_) => Ok(()),
+            Err(ApplyError::Refused(refusal)) => {
+                tracing::info!(cell = %cell, %refusal, "a cell's report was refused");
+                self.send(Down::Refused(work)).await
+            }
+            Err(error @ ApplyError::Unavailable(_)) => Err(status(error)),
+        }
+    }
+
+    /// Sends what the cell should run, as far as it was not told before.
+    async fn send_work(&mut self, full: bool) -> Result<(), Status> {
+        let cell = self.cell;
+        let told = if full { BTreeMap::new() } else { self.told.clone() };
+        let wanted = self.server.read(move |state| wanted(state, cell, &told)).await;
+        let wanted = wanted.map_err(status)??;
+        let gone: Vec<Work> = self
+            .told
+            .iter()
+            .filter(|(key, _)| !wanted.now.contains_key(key))
+            .map(|((kind, id), (epoch, _))| work_of(*kind, *id, *epoch))
+            .collect();
+        self.told = wanted.now;
+        if full || !wanted.news.is_empty() || !gone.is_empty() {
+            self.send(Down::Desired(Desired { full, work: wanted.news, gone })).await?;
+        }
+        Ok(())
+    }
+}
+
+#[derive(Default)]
+struct Wanted {
+    now: BTreeMap<Key, (u32, bool)>,
+    news: Vec<DesiredWork>,
+}
+
+fn wanted(
+    state: &State,
+    cell: CellId,
+    told: &BTreeMap<Key, (u32, bool)>,
+) -> Result<Wanted, Status> {
+    let mut wanted = Wanted::default();
+    let work = state.cell_work(cell);
+    for task in work.tasks {
+        let key = (Kind::Task.into(), task.id.0);
+        let before = told.get(&key);
+        let is = (task.epoch, task.cancelling);
+        wanted.now.insert(key, is);
+        if before != Some(&is) {
+            let known = before.is_some_and(|(epoch, _)| *epoch == task.epoch);
+            wanted.news.push(DesiredWork {
+                work: Some(work_of(key.0, key.1, task.epoch)),
+                spec_json: if known { None } else { Some(json(&*task.spec)?) },
+                stop: task.cancelling,
+                labels: HashMap::new(),
+            });
+        }
+    }
+    for (row, process) in work.instances {
+        let key = (Kind::Instance.into(), row.id.0);
+        let before = told.get(&key);
+        let stop = matches!(row.state, InstanceState::Stopping { .. });
+        let is = (row.epoch, stop);
+        wanted.now.insert(key, is);
+        if before != Some(&is) {
+            let known = before.is_some_and(|(epoch, _)| *epoch == row.epoch);
+            wanted.news.push(DesiredWork {
+                work: Some(work_of(key.0, key.1, row.epoch)),
+                spec_json: if known { None } else { Some(json(&*process.spec)?) },
+                stop,
+                labels: labels(state, &process, row.index),
+            });
+        }
+    }
+    Ok(wanted)
+}
+
+/// What an instance is, in words people use; the cell puts it into the environment.
+fn labels(state: &State, process: &Process, index: u32) -> HashMap<String, String> {
+    let mut labels = HashMap::from([
+        ("process".to_owned(), process.name.to_string()),
+        ("index".to_owned(), index.to_string()),
+    ]);
+    let Some(deployment) = state.get::<Deployment>(process.deployment) else { return labels };
+    labels.insert("workspace".to_owned(), deployment.workspace.to_string());
+    labels.insert("deployment".to_owned(), deployment.number.to_string());
+    let Some(app) = state.get::<App>(deployment.app) else { return labels };
+    labels.insert("app".to_owned(), app.name.to_string());
+    if let Some(project) = state.get::<Project>(app.project) {
+        labels.insert("project".to_owned(), project.name.to_string());
+    }
+    labels
+}

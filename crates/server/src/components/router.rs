@@ -1,0 +1,98 @@
+//! One router's stream: the route table by generation, then numbered changes.
+
+use std::time::Duration;
+
+use api::proto::router_down::Message as Down;
+use api::proto::router_up::Message as Up;
+use api::proto::{Changes, Heartbeat, RouteChange, RouterDown, RouterUp, json};
+use tokio::sync::mpsc;
+use tonic::{Status, Streaming};
+
+use super::{first, status, welcome};
+use crate::server::{Server, next_event};
+
+type Out = mpsc::Sender<Result<RouterDown, Status>>;
+
+/// How often a router that has nothing to be told hears that the server is there.
+const HEARTBEAT: Duration = Duration::from_secs(5);
+
+struct Session {
+    server: Server,
+    router: u128,
+    down: Out,
+    /// The generation the router was sent.
+    sent: u64,
+}
+
+pub(super) async fn session(
+    server: Server,
+    mut up: Streaming<RouterUp>,
+    down: Out,
+) -> Result<(), Status> {
+    let Some(Up::Hello(hello)) = first(&mut up).await?.message else {
+        return Err(Status::failed_precondition("the first message must be a hello"));
+    };
+    let (router, welcome) = welcome(hello.hello.as_ref())?;
+    let mut session = Session { server, router, down, sent: 0 };
+    session.send(Down::Welcome(welcome)).await?;
+    let ended = session.run(&mut up).await;
+    session.server.router_gone(router);
+    ended
+}
+
+impl Session {
+    async fn send(&self, message: Down) -> Result<(), Status> {
+        self.down
+            .send(Ok(RouterDown { message: Some(message) }))
+            .await
+            .map_err(|_| Status::cancelled("the router is gone"))
+    }
+
+    async fn run(&mut self, up: &mut Streaming<RouterUp>) -> Result<(), Status> {
+        let mut events = self.server.subscribe();
+        self.send_table().await?;
+        loop {
+            tokio::select! {
+                message = up.message() => match message? {
+                    Some(RouterUp { message: Some(Up::Applied(generation)) }) => {
+                        self.server.router_serves(self.router, generation);
+                    }
+                    Some(RouterUp { message: Some(Up::Hello(_)) }) => {
+                        return Err(Status::failed_precondition("a second hello"));
+                    }
+                    Some(RouterUp { message: None }) => {}
+                    None => return Ok(()),
+                },
+                event = next_event(&mut events) => match event {
+                    Ok(event) if event.routes == self.sent => {}
+                    Ok(_) => self.send_changes().await?,
+                    Err(_) => return Ok(()),
+                },
+                () = runtime::sleep(HEARTBEAT) => self.send(Down::Heartbeat(Heartbeat {})).await?,
+            }
+        }
+    }
+
+    async fn send_table(&mut self) -> Result<(), Status> {
+        let table = self.server.read(state::State::routes).await.map_err(status)?;
+        self.sent = table.generation;
+        self.send(Down::TableJson(json(&table)?)).await
+    }
+
+    async fn send_changes(&mut self) -> Result<(), Status> {
+        let from = self.sent;
+        let read = move |state: &state::State| (state.routes_since(from), state.route_generation());
+        let (changes, to) = self.server.read(read).await.map_err(status)?;
+        let Some(changes) = changes else { return self.send_table().await };
+        if changes.is_empty() {
+            return Ok(());
+        }
+        let render = |change: state::RouteChange| {
+            let route_json = change.route.as_ref().map(json).transpose()?;
+            Ok(RouteChange { host: change.host.to_string(), route_json })
+        };
+        let changes = changes.into_iter().map(render).collect::<Result<Vec<_>, Status>>()?;
+        self.sent = to;
+        self.send(Down::Changes(Changes { from, to, changes })).await
+    }
+}

@@ -1,0 +1,322 @@
+//! The server as everything else sees it: commands, reads, logs, blobs, tokens.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use logbuf::{LogError, LogStore, StoreLimits};
+use model::{Digest, JoinToken, ProjectId, Role, Time, TokenId};
+use runtime::{Clock, Ids, Kind, Tasks};
+use state::{Command, NewToken, Refusal, Reply, State, Token};
+use store::blobs::{BlobLimits, Blobs};
+use store::{Store, StoreError};
+use tokio::sync::{broadcast, watch};
+
+use crate::apply::{ApplyError, Loop, Published};
+use crate::auth::{self, Principal};
+
+/// How often log lines are written to disk.
+const LOG_FLUSH: Duration = Duration::from_millis(200);
+/// How long a release waits for the routers to serve it before it says that they do not yet.
+pub const ROUTER_WAIT: Duration = Duration::from_secs(2);
+/// No deadline is slept past this, so that a clock that jumps is noticed.
+const LONGEST_SLEEP: Duration = Duration::from_secs(1);
+
+/// What a server is made of.
+#[derive(Debug)]
+pub struct Parts {
+    /// Where rows become durable.
+    pub store: Arc<dyn Store>,
+    /// Wall time.
+    pub clock: Arc<dyn Clock>,
+    /// Fresh identifiers and secrets.
+    pub ids: Ids,
+    /// Who owns its tasks.
+    pub tasks: Tasks,
+    /// The parent of every app's host.
+    pub domain: String,
+    /// The fingerprint of its authority, for tokens, when it is reached by TLS.
+    pub authority: Option<Digest>,
+}
+
+/// Why the server did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The store or the blob directory.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The log directory.
+    #[error(transparent)]
+    Log(#[from] LogError),
+    /// The first command was not carried out.
+    #[error(transparent)]
+    Apply(#[from] ApplyError),
+    /// A thread could not be started.
+    #[error("cannot start a thread: {0}")]
+    Thread(#[from] std::io::Error),
+}
+
+/// Where people reach things, as far as it is known.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Ports {
+    /// Where a browser reaches apps.
+    pub router: Option<u16>,
+    /// Where git pushes go.
+    pub ssh: Option<u16>,
+}
+
+/// The server. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Server {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    apply: Loop,
+    clock: Arc<dyn Clock>,
+    ids: Ids,
+    tasks: Tasks,
+    domain: String,
+    authority: Option<Digest>,
+    logs: LogStore,
+    blobs: Blobs,
+    /// The generation each connected router serves.
+    routers: watch::Sender<BTreeMap<u128, u64>>,
+    ports: Mutex<Ports>,
+}
+
+impl Server {
+    /// Opens logs and blobs under `dir`, loads the state and starts everything.
+    pub async fn start(parts: Parts, dir: &Path) -> Result<Self, StartError> {
+        let logs = LogStore::open(&dir.join("logs"), StoreLimits::default())?;
+        let blobs = Blobs::open(&dir.join("blobs"), BlobLimits::default())?;
+        let apply = Loop::start(parts.store, Arc::clone(&parts.clock), &parts.domain)?;
+        let inner = Inner {
+            apply,
+            clock: parts.clock,
+            ids: parts.ids,
+            tasks: parts.tasks,
+            domain: parts.domain,
+            authority: parts.authority,
+            logs,
+            blobs,
+            routers: watch::Sender::new(BTreeMap::new()),
+            ports: Mutex::new(Ports::default()),
+        };
+        let server = Self { inner: Arc::new(inner) };
+        server.apply(Command::Boot).await?;
+        let tasks = &server.inner.tasks;
+        tasks.spawn(Kind::Critical, "ticker", server.clone().tick());
+        tasks.spawn_ok("log-flusher", server.clone().flush_logs());
+        tasks.spawn_ok("log-closer", server.clone().close_logs());
+        Ok(server)
+    }
+
+    /// Carries out a command; the answer comes once it is durable.
+    pub async fn apply(&self, command: Command) -> Result<Reply, ApplyError> {
+        self.inner.apply.apply(command).await
+    }
+
+    /// Reads the state.
+    pub async fn read<T, F>(&self, read: F) -> Result<T, ApplyError>
+    where
+        T: Send + 'static,
+        F: FnOnce(&State) -> T + Send + 'static,
+    {
+        self.inner.apply.read(read).await
+    }
+
+    /// Reads again after every change until `read` finds something.
+    pub async fn wait_for<T, F>(&self, read: F) -> Result<T, ApplyError>
+    where
+        T: Send + 'static,
+        F: Fn(&State) -> Option<T> + Send + Sync + 'static,
+    {
+        let mut events = self.subscribe();
+        let read = Arc::new(read);
+        loop {
+            let again = Arc::clone(&read);
+            if let Some(found) = self.read(move |state| again(state)).await? {
+                return Ok(found);
+            }
+            if let Err(broadcast::error::RecvError::Closed) = events.recv().await {
+                return Err(ApplyError::Unavailable("it is shutting down".to_owned()));
+            }
+        }
+    }
+
+    /// Everything published from now on.
+    pub fn subscribe(&self) -> broadcast::Receiver<Arc<Published>> {
+        self.inner.apply.subscribe()
+    }
+
+    /// Wall time.
+    pub fn now(&self) -> Time {
+        Time(self.inner.clock.now_ms())
+    }
+
+    /// A fresh identifier.
+    pub fn fresh_id(&self) -> u128 {
+        self.inner.ids.fresh(&*self.inner.clock)
+    }
+
+    /// Who owns the server's tasks.
+    pub fn tasks(&self) -> &Tasks {
+        &self.inner.tasks
+    }
+
+    /// The logs of jobs, tasks and instances.
+    pub fn logs(&self) -> &LogStore {
+        &self.inner.logs
+    }
+
+    /// Source archives, images, caches.
+    pub fn blobs(&self) -> &Blobs {
+        &self.inner.blobs
+    }
+
+    /// The parent of every app's host.
+    pub fn domain(&self) -> &str {
+        &self.inner.domain
+    }
+
+    /// Where people reach things.
+    pub fn ports(&self) -> Ports {
+        *self.inner.ports.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Says where people reach things.
+    pub fn set_ports(&self, change: impl FnOnce(&mut Ports)) {
+        change(&mut self.inner.ports.lock().unwrap_or_else(PoisonError::into_inner));
+    }
+
+    /// The URL of a host, once it is known where the router listens.
+    pub fn url_of(&self, host: &str) -> Option<String> {
+        match self.ports().router? {
+            80 => Some(format!("http://{host}")),
+            port => Some(format!("http://{host}:{port}")),
+        }
+    }
+
+    /// Who bears this token, if it is good.
+    pub async fn authenticate(&self, token: &str) -> Result<Option<Principal>, ApplyError> {
+        let Ok(token) = token.parse::<JoinToken>() else { return Ok(None) };
+        let now = self.now();
+        self.read(move |state| auth::verify(state, now, &token)).await
+    }
+
+    /// Makes a token; the secret is in the answer and nowhere else.
+    pub async fn create_token(
+        &self,
+        role: Role,
+        project: Option<ProjectId>,
+        label: String,
+        ttl: Option<Duration>,
+    ) -> Result<JoinToken, ApplyError> {
+        let mut secret = [0; 32];
+        self.inner.ids.random().fill(&mut secret);
+        let id = TokenId(self.fresh_id());
+        let hash = Digest::of(&secret);
+        let new = NewToken { id, role, project, hash, label, ttl };
+        self.apply(Command::CreateToken(new)).await?;
+        Ok(JoinToken { id, secret, ca: self.inner.authority.map(|digest| digest.0) })
+    }
+
+    /// An administrator's token if there is none yet: how a new server lets its owner in.
+    pub async fn first_token(&self) -> Result<Option<JoinToken>, ApplyError> {
+        let usable = |token: &Arc<Token>| token.role == Role::Admin && token.revoked_at.is_none();
+        if self.read(move |state| state.all::<Token>().any(usable)).await? {
+            return Ok(None);
+        }
+        self.create_token(Role::Admin, None, "first administrator".to_owned(), None).await.map(Some)
+    }
+
+    /// A router serves this generation now.
+    pub(crate) fn router_serves(&self, router: u128, generation: u64) {
+        self.inner.routers.send_modify(|all| {
+            all.insert(router, generation);
+        });
+    }
+
+    /// A router's stream ended.
+    pub(crate) fn router_gone(&self, router: u128) {
+        self.inner.routers.send_modify(|all| {
+            all.remove(&router);
+        });
+    }
+
+    /// Waits until every connected router serves `generation`; false when that takes too long.
+    pub async fn routers_serve(&self, generation: u64) -> bool {
+        let mut routers = self.inner.routers.subscribe();
+        let all_serve = routers.wait_for(|all| all.values().all(|served| *served >= generation));
+        runtime::timeout(ROUTER_WAIT, all_serve).await.is_some_and(|waited| waited.is_ok())
+    }
+
+    async fn tick(self) -> Result<(), ApplyError> {
+        let stop = self.tasks().stop().clone();
+        let mut deadline = self.inner.apply.deadline();
+        while !stop.is_stopped() {
+            let due = *deadline.borrow_and_update();
+            let wait = due.map_or(LONGEST_SLEEP, |at| at.since(self.now()).min(LONGEST_SLEEP));
+            tokio::select! {
+                () = stop.stopped() => return Ok(()),
+                () = runtime::sleep(wait) => {}
+                changed = deadline.changed() => {
+                    if changed.is_err() { return Ok(()) }
+                    continue;
+                }
+            }
+            if due.is_some_and(|at| at <= self.now())
+                && let Err(ApplyError::Refused(refusal)) = self.apply(Command::Tick).await
+            {
+                return Err(ApplyError::Refused(refusal));
+            }
+        }
+        Ok(())
+    }
+
+    async fn flush_logs(self) {
+        let stop = self.tasks().stop().clone();
+        while stop.or_stop(runtime::sleep(LOG_FLUSH)).await.is_some() {
+            self.flush_once().await;
+        }
+        self.flush_once().await;
+    }
+
+    async fn flush_once(&self) {
+        let server = self.clone();
+        if let Err(error) = self.inner.tasks.blocking(move || server.inner.logs.flush()).await {
+            tracing::warn!(%error, "log lines could not be written to disk");
+        }
+    }
+
+    /// Ends the logs of jobs and tasks that ended, so that their followers end too.
+    async fn close_logs(self) {
+        let stop = self.tasks().stop().clone();
+        let mut events = self.subscribe();
+        while let Some(Ok(event)) = stop.or_stop(next_event(&mut events)).await {
+            let rows = event.rows.clone();
+            let ended = self.read(move |state| crate::logs::ended(state, &rows)).await;
+            for stream in ended.unwrap_or_default() {
+                self.end_log(&stream);
+            }
+        }
+    }
+}
+
+/// The next event; one that was missed counts as an empty one.
+pub(crate) async fn next_event(
+    events: &mut broadcast::Receiver<Arc<Published>>,
+) -> Result<Arc<Published>, broadcast::error::RecvError> {
+    match events.recv().await {
+        Err(broadcast::error::RecvError::Lagged(_)) => Ok(Arc::new(Published::default())),
+        other => other,
+    }
+}
+
+/// A refusal that is not there.
+pub fn not_found(what: &'static str, name: impl std::fmt::Display) -> ApplyError {
+    ApplyError::Refused(Refusal::NotFound { what, name: name.to_string() })
+}

@@ -1,0 +1,227 @@
+//! Rows as the HTTP API shows them.
+
+use api::http_types::{
+    AppStatus, AppView, BuildView, CellView, DeploymentView, InstanceView, JobView, KeyView,
+    ProcessView, ProjectView, RunnerView, TaskView, TokenView,
+};
+use model::{DeploymentState, InstanceState, JobState, Name, ProjectId, TaskState};
+use state::{
+    App, Build, Cell, Deployment, Instance, Job, Key, Process, Project, Runner, State, Task, Token,
+};
+
+fn project_name(state: &State, id: ProjectId) -> Name {
+    // A project outlives its apps and jobs; the fallback is for jobs of a deleted one.
+    state.get::<Project>(id).map_or_else(deleted, |project| project.name.clone())
+}
+
+fn deleted() -> Name {
+    Name::suggest("deleted").expect("`deleted` is a name")
+}
+
+/// A project.
+pub fn project(state: &State, row: &Project) -> ProjectView {
+    let apps = state.all::<App>().filter(|app| app.project == row.id);
+    ProjectView {
+        id: row.id,
+        name: row.name.clone(),
+        created_at: row.created_at,
+        apps: apps.map(|app| app.name.clone()).collect(),
+    }
+}
+
+/// An app.
+pub fn app(state: &State, row: &App) -> AppView {
+    let number = |id| state.get::<Deployment>(id).map(|row| row.number);
+    let released = row.released.iter();
+    AppView {
+        id: row.id,
+        project: project_name(state, row.project),
+        name: row.name.clone(),
+        created_at: row.created_at,
+        released: released.filter_map(|(w, id)| Some((w.clone(), number(*id)?))).collect(),
+    }
+}
+
+/// An app with everything in one workspace.
+pub fn status(state: &State, row: &App, workspace: &Name, url: Option<String>) -> AppStatus {
+    let mut deployments: Vec<DeploymentView> = state
+        .deployments_of(row.id)
+        .filter(|deployment| deployment.workspace == *workspace)
+        .map(|deployment| self::deployment(state, deployment))
+        .collect();
+    deployments.reverse();
+    let jobs = state.all::<Job>().filter(|job| {
+        job.spec.app == Some(row.id) && job.spec.workspace == *workspace && !job.state.is_terminal()
+    });
+    AppStatus {
+        app: app(state, row),
+        workspace: workspace.clone(),
+        host: state.host_of(row, workspace),
+        url: url.filter(|_| row.released.contains_key(workspace)),
+        deployments,
+        jobs: jobs.map(|row| job(state, row)).collect(),
+    }
+}
+
+/// A deployment.
+pub fn deployment(state: &State, row: &Deployment) -> DeploymentView {
+    let app = state.get::<App>(row.app);
+    let reason = match &row.state {
+        DeploymentState::Failed { reason } => Some(reason.clone()),
+        DeploymentState::Starting { .. } | DeploymentState::Ready | DeploymentState::Retired => {
+            None
+        }
+    };
+    let processes = row.processes.iter().filter_map(|id| state.get::<Process>(*id));
+    DeploymentView {
+        id: row.id,
+        number: row.number,
+        workspace: row.workspace.clone(),
+        build: state.get::<Build>(row.build).map(|build| build.number),
+        image: row.image,
+        state: row.state.name().to_owned(),
+        reason,
+        released: app.is_some_and(|app| app.released.get(&row.workspace) == Some(&row.id)),
+        created_at: row.created_at,
+        processes: processes.map(|process| self::process(state, process)).collect(),
+    }
+}
+
+fn process(state: &State, row: &Process) -> ProcessView {
+    ProcessView {
+        name: row.name.clone(),
+        wanted: row.instances,
+        instances: state.instances_of(row).iter().map(instance).collect(),
+    }
+}
+
+fn instance(row: &Instance) -> InstanceView {
+    let (reason, address) = match &row.state {
+        InstanceState::Unclaimed { reason } => (reason.clone(), None),
+        InstanceState::Crashed { reason, .. } => (Some(reason.clone()), None),
+        InstanceState::Running { address, .. } => (None, Some(address.to_string())),
+        InstanceState::Claimed { .. } | InstanceState::Stopping { .. } | InstanceState::Stopped => {
+            (None, None)
+        }
+    };
+    InstanceView {
+        id: row.id,
+        index: row.index,
+        state: row.state.name().to_owned(),
+        ready: row.state.ready_address().is_some(),
+        reason,
+        cell: row.state.cell(),
+        address,
+        crashes: row.crashes,
+        since: row.since,
+    }
+}
+
+/// A job.
+pub fn job(state: &State, row: &Job) -> JobView {
+    let reason = match &row.state {
+        JobState::Failed { reason } | JobState::Cancelled { reason } => Some(reason.clone()),
+        JobState::Queued
+        | JobState::Waiting { .. }
+        | JobState::Running { .. }
+        | JobState::Succeeded => None,
+    };
+    let app = row.spec.app.and_then(|id| state.get::<App>(id));
+    JobView {
+        id: row.id,
+        project: project_name(state, row.spec.project),
+        app: app.map(|app| app.name.clone()),
+        workspace: row.spec.workspace.clone(),
+        operation: row.spec.operation.clone(),
+        state: row.state.name().to_owned(),
+        ended: row.state.is_terminal(),
+        reason,
+        why_queued: state.why_queued(row),
+        cancelling: row.cancel.is_some() && !row.state.is_terminal(),
+        runner: row.state.runner(),
+        epoch: row.epoch,
+        queued_at: row.queued_at,
+        started_at: row.started_at,
+        ended_at: row.ended_at,
+        origin: row.spec.origin.clone(),
+    }
+}
+
+/// A build.
+pub fn build(row: &Build) -> BuildView {
+    BuildView {
+        id: row.id,
+        number: row.number,
+        source: row.source,
+        image: row.image,
+        processes: row.processes.iter().map(|process| process.name.clone()).collect(),
+        created_at: row.created_at,
+    }
+}
+
+/// A task.
+pub fn task(row: &Task) -> TaskView {
+    let (reason, result) = match &row.state {
+        TaskState::Pending { reason } => (reason.clone(), None),
+        TaskState::Failed { reason } => (Some(reason.clone()), None),
+        TaskState::Succeeded { result } => (None, result.clone()),
+        TaskState::Offered { .. } | TaskState::Running { .. } | TaskState::Cancelled => {
+            (None, None)
+        }
+    };
+    TaskView {
+        id: row.id,
+        job: row.job,
+        state: row.state.name().to_owned(),
+        ended: row.state.is_terminal(),
+        reason,
+        result,
+        cell: row.state.cell(),
+    }
+}
+
+/// A token.
+pub fn token(state: &State, row: &Token) -> TokenView {
+    TokenView {
+        id: row.id,
+        role: row.role,
+        project: row.project.map(|id| project_name(state, id)),
+        label: row.label.clone(),
+        created_at: row.created_at,
+        expires_at: row.expires_at,
+        revoked_at: row.revoked_at,
+    }
+}
+
+/// A key.
+pub fn key(state: &State, row: &Key) -> KeyView {
+    KeyView {
+        id: row.id,
+        project: row.project.map(|id| project_name(state, id)),
+        label: row.label.clone(),
+        fingerprint: row.fingerprint.clone(),
+        created_at: row.created_at,
+    }
+}
+
+/// A cell.
+pub fn cell(state: &State, row: &Cell) -> CellView {
+    let work = state.cell_work(row.id);
+    CellView {
+        id: row.id,
+        spec: row.spec.clone(),
+        online: row.lease_until.is_some(),
+        instances: work.instances.len(),
+        tasks: work.tasks.len(),
+    }
+}
+
+/// A runner.
+pub fn runner(row: &Runner) -> RunnerView {
+    RunnerView {
+        id: row.id,
+        name: row.name.clone(),
+        labels: row.labels.clone(),
+        online: row.online,
+    }
+}
