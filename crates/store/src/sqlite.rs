@@ -179,7 +179,22 @@ fn unsigned(row: &Row<'_>, column: usize) -> rusqlite::Result<u64> {
     u64::try_from(value).map_err(|_| rusqlite::Error::IntegralValueOutOfRange(column, value))
 }
 
-fn write_records(tx: &Transaction<'_>, records: &[Record]) -> Result<(), Failure> {
+/// The last change to each row, in the order of the rows on disk: neighbours share pages.
+fn last_changes(batches: &[Batch]) -> Vec<&Record> {
+    let mut changes: Vec<&Record> = batches.iter().flat_map(|batch| &batch.records).collect();
+    // Stable, so that of several changes to one row the last stays last.
+    changes.sort_by_key(|record| (record.kind, record.id));
+    let mut kept: Vec<&Record> = Vec::with_capacity(changes.len());
+    for change in changes {
+        match kept.last_mut() {
+            Some(last) if (last.kind, last.id) == (change.kind, change.id) => *last = change,
+            _ => kept.push(change),
+        }
+    }
+    kept
+}
+
+fn write_records(tx: &Transaction<'_>, records: &[&Record]) -> Result<(), Failure> {
     let mut put = tx.prepare_cached(sql::PUT_RECORD)?;
     let mut delete = tx.prepare_cached(sql::DELETE_RECORD)?;
     for record in records {
@@ -306,11 +321,9 @@ impl Store for SqliteStore {
 
     fn commit(&self, epoch: Epoch, batches: Vec<Batch>) -> Result<(), StoreError> {
         self.write_as(epoch, "commit to", |tx| {
-            for batch in &batches {
-                write_records(tx, &batch.records)?;
-                for entry in &batch.histories {
-                    append_history(tx, entry)?;
-                }
+            write_records(tx, &last_changes(&batches))?;
+            for entry in batches.iter().flat_map(|batch| &batch.histories) {
+                append_history(tx, entry)?;
             }
             Ok(())
         })
