@@ -1,0 +1,24 @@
+//! Ways to run a container: the [`Driver`] trait, its conformance suite and the process driver.
+//!
+//! A driver knows containers and commands; it knows nothing of tasks, processes with instances, or
+//! pipelines. Containers belong to the machine, not to the agent that made them: an agent may be
+//! killed and restarted at any time, and the next one finds every container with its processes,
+//! their output and their exit status.
+
+pub mod archive;
+pub mod conformance;
+mod driver;
+mod error;
+mod output;
+mod proc;
+pub mod process;
+pub mod shim;
+mod spec;
+
+pub use driver::{
+    Capabilities, ContainerInfo, Driver, Exit, Input, Isolation, LimitKind, Network, Outcome,
+    ProcessInfo, ProcessState, Signal, Started, Stats, Target,
+};
+pub use error::{DriverError, Result, StartFault};
+pub use output::{Chunk, Output, OutputOffset, OutputStream, Source};
+pub use spec::{ContainerSpec, Handle, Limits, ProcessId, ProcessSpec, User};

@@ -1,0 +1,119 @@
+//! Starts the command of a supervisor.
+
+use std::fs::File;
+use std::io::{self, Read as _};
+use std::os::unix::process::CommandExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+use rustix::fs::{Access, access};
+use rustix::io::Errno;
+use rustix::process::{Resource, Rlimit, Signal, getrlimit, setrlimit};
+
+use super::Request;
+use crate::error::StartFault;
+use crate::spec::Limits;
+
+/// Starts the command in its own process group, with exactly the environment and limits asked for.
+#[expect(unsafe_code, reason = "limits must be set between fork and exec")]
+pub(super) fn spawn(request: &Request) -> Result<Child, StartFault> {
+    let name = request.argv.first().ok_or(StartFault::Missing)?;
+    if !request.dir.is_dir() {
+        return Err(StartFault::Directory(request.dir.display().to_string()));
+    }
+    let program = find(name, request)?;
+    check_format(&program)?;
+    let limits = resources(&request.limits);
+    let mut command = Command::new(program);
+    command
+        .arg0(name)
+        .args(request.argv.iter().skip(1))
+        .current_dir(&request.dir)
+        .env_clear()
+        .envs(&request.env)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .process_group(0);
+    // SAFETY: the closure only makes system calls and touches memory allocated before the fork.
+    unsafe {
+        command.pre_exec(move || {
+            // If the supervisor is killed, its command must not run on unseen.
+            rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
+            for (resource, limit) in &limits {
+                setrlimit(*resource, *limit)?;
+            }
+            Ok(())
+        });
+    }
+    command.spawn().map_err(|error| fault(&error))
+}
+
+fn fault(error: &io::Error) -> StartFault {
+    match Errno::from_io_error(error) {
+        Some(Errno::NOENT) => StartFault::Missing,
+        Some(Errno::ACCESS | Errno::PERM) => StartFault::Denied,
+        Some(Errno::NOEXEC) => StartFault::Format,
+        Some(Errno::AGAIN | Errno::NOMEM | Errno::MFILE) => StartFault::Limits(error.to_string()),
+        _ => StartFault::Other(error.to_string()),
+    }
+}
+
+/// Finds the program the way a shell would, but in the command's own `PATH`.
+fn find(name: &str, request: &Request) -> Result<PathBuf, StartFault> {
+    if name.contains('/') {
+        let path = request.dir.join(name);
+        return executable(&path).map(|()| path);
+    }
+    let mut fault = StartFault::Missing;
+    let search = request.env.get("PATH").map_or("", String::as_str);
+    for dir in std::env::split_paths(search) {
+        let path = request.dir.join(dir).join(name);
+        match executable(&path) {
+            Ok(()) => return Ok(path),
+            Err(StartFault::Missing) => {}
+            Err(other) => fault = other,
+        }
+    }
+    Err(fault)
+}
+
+fn executable(path: &Path) -> Result<(), StartFault> {
+    match access(path, Access::EXEC_OK) {
+        Ok(()) if path.is_dir() => Err(StartFault::Denied),
+        Ok(()) => Ok(()),
+        Err(Errno::NOENT | Errno::NOTDIR) => Err(StartFault::Missing),
+        Err(Errno::ACCESS) => Err(StartFault::Denied),
+        Err(error) => Err(StartFault::Other(io::Error::from(error).to_string())),
+    }
+}
+
+/// Refuses what is neither a binary nor a script that names its interpreter: the C library would
+/// hand such a file to a shell, and the platform starts no shell of its own.
+fn check_format(program: &Path) -> Result<(), StartFault> {
+    // A program that may be run but not read is left to the kernel to judge.
+    let Ok(file) = File::open(program) else { return Ok(()) };
+    let mut start = Vec::with_capacity(4);
+    let read = file.take(4).read_to_end(&mut start);
+    if read.is_ok() && !start.starts_with(b"#!") && !start.starts_with(b"\x7fELF") {
+        return Err(StartFault::Format);
+    }
+    Ok(())
+}
+
+/// The limits the kernel keeps for single processes. None is raised above what this one may.
+fn resources(limits: &Limits) -> Vec<(Resource, Rlimit)> {
+    let wanted = [
+        (Resource::Core, Some(0)),
+        (Resource::Nofile, limits.open_files),
+        (Resource::Nproc, limits.processes),
+        (Resource::As, limits.address_space_bytes),
+        (Resource::Fsize, limits.file_bytes),
+        (Resource::Cpu, limits.cpu_seconds),
+    ];
+    let clamp = |resource: Resource, value: u64| {
+        let value = getrlimit(resource).maximum.map_or(value, |most| value.min(most));
+        (resource, Rlimit { current: Some(value), maximum: Some(value) })
+    };
+    wanted.into_iter().filter_map(|(kind, value)| value.map(|value| clamp(kind, value))).collect()
+}

@@ -1,0 +1,257 @@
+//! What a caller asks for: containers, processes and their limits.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::{DriverError, Result};
+
+/// The longest handle or process identifier.
+const MAX_NAME_BYTES: usize = 80;
+/// The most properties of one container.
+const MAX_PROPERTIES: usize = 64;
+/// The longest key or value of a property.
+const MAX_PROPERTY_BYTES: usize = 4096;
+/// The most bytes of arguments and environment of one process.
+const MAX_COMMAND_BYTES: usize = 1 << 20;
+
+/// Names a container on one machine: `[a-z0-9_.-]{1,80}`, starting with a letter or a digit.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Handle(String);
+
+/// Names a process in its container; the same form as a [`Handle`].
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct ProcessId(String);
+
+fn checked(what: &'static str, name: String) -> Result<String> {
+    if name.is_empty() || name.len() > MAX_NAME_BYTES {
+        return Err(DriverError::invalid(
+            what,
+            format!("must have 1 to {MAX_NAME_BYTES} characters"),
+        ));
+    }
+    let plain = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit();
+    let first_is_plain = name.bytes().next().is_some_and(plain);
+    if !first_is_plain || !name.bytes().all(|b| plain(b) || matches!(b, b'_' | b'.' | b'-')) {
+        return Err(DriverError::invalid(
+            what,
+            "only a-z, 0-9, '_', '.' and '-', starting with a letter or a digit",
+        ));
+    }
+    Ok(name)
+}
+
+macro_rules! name {
+    ($type:ident, $what:literal) => {
+        impl $type {
+            /// Checks the form of `name`.
+            pub fn new(name: impl Into<String>) -> Result<Self> {
+                checked($what, name.into()).map(Self)
+            }
+
+            /// The name as text.
+            pub fn as_str(&self) -> &str {
+                &self.0
+            }
+        }
+
+        impl fmt::Display for $type {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(&self.0)
+            }
+        }
+
+        impl TryFrom<String> for $type {
+            type Error = DriverError;
+
+            fn try_from(name: String) -> Result<Self> {
+                Self::new(name)
+            }
+        }
+
+        impl From<$type> for String {
+            fn from(name: $type) -> Self {
+                name.0
+            }
+        }
+    };
+}
+
+name!(Handle, "handle");
+name!(ProcessId, "process id");
+
+/// Limits of a container or of one process; `None` leaves a limit as the machine has it.
+///
+/// A driver enforces those its [`Capabilities`](crate::Capabilities) name and ignores the rest.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Limits {
+    /// Resident memory in bytes.
+    pub memory_bytes: Option<u64>,
+    /// Virtual address space in bytes of each process. Breaks programs that reserve much and use
+    /// little (Node, Go, Java); meant for small tools.
+    pub address_space_bytes: Option<u64>,
+    /// Bytes on disk below the container's root.
+    pub disk_bytes: Option<u64>,
+    /// Share of the processor in thousandths of one core.
+    pub cpu_millis: Option<u64>,
+    /// Processor seconds each process may use up.
+    pub cpu_seconds: Option<u64>,
+    /// Processes and threads. Where the system counts per user, so does this limit.
+    pub processes: Option<u64>,
+    /// Open files of each process.
+    pub open_files: Option<u64>,
+    /// Bytes of the largest file a process may write.
+    pub file_bytes: Option<u64>,
+}
+
+impl Limits {
+    /// These limits where set, else those of `base`.
+    #[must_use]
+    pub fn or(self, base: Self) -> Self {
+        Self {
+            memory_bytes: self.memory_bytes.or(base.memory_bytes),
+            address_space_bytes: self.address_space_bytes.or(base.address_space_bytes),
+            disk_bytes: self.disk_bytes.or(base.disk_bytes),
+            cpu_millis: self.cpu_millis.or(base.cpu_millis),
+            cpu_seconds: self.cpu_seconds.or(base.cpu_seconds),
+            processes: self.processes.or(base.processes),
+            open_files: self.open_files.or(base.open_files),
+            file_bytes: self.file_bytes.or(base.file_bytes),
+        }
+    }
+}
+
+/// What a container is made from. Its root is empty; the caller copies in what it needs.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ContainerSpec {
+    /// Its name on this machine.
+    pub handle: Handle,
+    /// Limits of all its processes unless a process overrides them.
+    #[serde(default)]
+    pub limits: Limits,
+    /// The caller's notes, kept with the container and given back by `list`.
+    #[serde(default)]
+    pub properties: BTreeMap<String, String>,
+    /// Environment of every process, below the process's own.
+    #[serde(default)]
+    pub env: BTreeMap<String, String>,
+}
+
+impl ContainerSpec {
+    /// A container without limits, properties or environment.
+    pub const fn new(handle: Handle) -> Self {
+        Self {
+            handle,
+            limits: Limits {
+                memory_bytes: None,
+                address_space_bytes: None,
+                disk_bytes: None,
+                cpu_millis: None,
+                cpu_seconds: None,
+                processes: None,
+                open_files: None,
+                file_bytes: None,
+            },
+            properties: BTreeMap::new(),
+            env: BTreeMap::new(),
+        }
+    }
+
+    /// Checks everything a driver relies on.
+    pub fn check(&self) -> Result<()> {
+        if self.properties.len() > MAX_PROPERTIES {
+            return Err(DriverError::invalid("properties", format!("more than {MAX_PROPERTIES}")));
+        }
+        let long = |text: &String| text.len() > MAX_PROPERTY_BYTES;
+        if self.properties.iter().any(|(key, value)| long(key) || long(value)) {
+            let reason = format!("a key or value is longer than {MAX_PROPERTY_BYTES} bytes");
+            return Err(DriverError::invalid("properties", reason));
+        }
+        check_env(&self.env)
+    }
+}
+
+/// Who runs a process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct User {
+    /// Numeric user.
+    pub uid: u32,
+    /// Numeric group.
+    pub gid: u32,
+}
+
+/// A command to start in a container. Its standard input is empty.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ProcessSpec {
+    /// Its name in the container, never used twice.
+    pub id: ProcessId,
+    /// Program and arguments, passed on byte for byte; nothing interprets them.
+    pub argv: Vec<String>,
+    /// Working directory, a path in the container; made when missing. Default: `/`.
+    pub dir: Option<String>,
+    /// Environment on top of the container's.
+    pub env: BTreeMap<String, String>,
+    /// Another user than the driver's own, where the driver can do that.
+    pub user: Option<User>,
+    /// Limits that replace the container's.
+    pub limits: Limits,
+}
+
+impl ProcessSpec {
+    /// A process with only a command.
+    pub fn new<S: Into<String>>(id: ProcessId, argv: impl IntoIterator<Item = S>) -> Self {
+        Self {
+            id,
+            argv: argv.into_iter().map(Into::into).collect(),
+            dir: None,
+            env: BTreeMap::new(),
+            user: None,
+            limits: Limits::default(),
+        }
+    }
+
+    /// Checks everything a driver relies on.
+    pub fn check(&self) -> Result<()> {
+        if self.argv.first().is_none_or(String::is_empty) {
+            return Err(DriverError::invalid("command", "is empty"));
+        }
+        if self.argv.iter().chain(&self.dir).any(|text| text.contains('\0')) {
+            return Err(DriverError::invalid("command", "contains a NUL byte"));
+        }
+        let bytes: usize = self.argv.iter().map(String::len).sum::<usize>()
+            + self.env.iter().map(|(key, value)| key.len() + value.len()).sum::<usize>();
+        if bytes > MAX_COMMAND_BYTES {
+            let reason = format!("arguments and environment exceed {MAX_COMMAND_BYTES} bytes");
+            return Err(DriverError::invalid("command", reason));
+        }
+        check_env(&self.env)
+    }
+}
+
+fn check_env(env: &BTreeMap<String, String>) -> Result<()> {
+    for (key, value) in env {
+        if key.is_empty() || key.contains(['=', '\0']) || value.contains('\0') {
+            return Err(DriverError::invalid("environment", format!("variable {key:?}")));
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn handles_have_one_form() {
+        for good in ["a", "web.1", "a-b_c", "0", &"x".repeat(80)] {
+            assert!(Handle::new(good).is_ok(), "{good}");
+        }
+        for bad in ["", ".", "..", ".a", "-a", "A", "a/b", "a b", "ä", "a\0", &"x".repeat(81)] {
+            assert!(Handle::new(bad).is_err(), "{bad}");
+        }
+    }
+}
