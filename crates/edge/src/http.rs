@@ -1,0 +1,84 @@
+//! The HTTP API: routes and their OpenAPI description come from one place.
+
+mod access;
+mod apps;
+mod blobs;
+mod caller;
+mod error;
+mod events;
+mod jobs;
+mod work;
+
+use axum::Router;
+use axum::extract::DefaultBodyLimit;
+use server::Server;
+use utoipa::OpenApi;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
+pub use caller::Caller;
+pub use error::ApiError;
+
+/// What a handler gives back.
+pub type ApiResult<T> = Result<axum::Json<T>, ApiError>;
+
+#[derive(OpenApi)]
+#[openapi(info(
+    title = "Longshore",
+    description = "Everything the command line does, a script can do with these calls. Send \
+                   `Authorization: Bearer <token>` with each. Times are Unix milliseconds."
+))]
+struct Document;
+
+fn described() -> OpenApiRouter<Server> {
+    OpenApiRouter::with_openapi(Document::openapi())
+        .routes(routes!(access::info))
+        .routes(routes!(access::list_projects, access::create_project))
+        .routes(routes!(access::get_project, access::delete_project))
+        .routes(routes!(access::list_tokens, access::create_token))
+        .routes(routes!(access::revoke_token))
+        .routes(routes!(access::list_keys, access::add_key))
+        .routes(routes!(access::remove_key))
+        .routes(routes!(access::list_cells))
+        .routes(routes!(access::list_runners))
+        .routes(routes!(apps::list_apps, apps::create_app))
+        .routes(routes!(apps::get_app, apps::delete_app))
+        .routes(routes!(apps::get_config, apps::set_config))
+        .routes(routes!(apps::scale))
+        .routes(routes!(apps::status))
+        .routes(routes!(apps::list_builds))
+        .routes(routes!(events::app_logs))
+        .routes(routes!(jobs::queue_job, jobs::list_jobs))
+        .routes(routes!(jobs::get_job))
+        .routes(routes!(jobs::cancel_job))
+        .routes(routes!(events::job_events))
+        .routes(routes!(events::instance_log))
+        .routes(routes!(blobs::create_blob))
+        .routes(routes!(blobs::get_blob, blobs::put_blob))
+        .routes(routes!(work::create_task))
+        .routes(routes!(work::get_task))
+        .routes(routes!(work::cancel_task))
+        .routes(routes!(events::task_events))
+        .routes(routes!(work::record_build))
+        .routes(routes!(work::start_deployment))
+        .routes(routes!(work::restart_deployment))
+        .routes(routes!(work::get_deployment))
+        .routes(routes!(work::release))
+        .routes(routes!(work::destroy))
+}
+
+/// The API as an axum router.
+pub fn router(server: Server) -> Router {
+    let (router, _) = described().split_for_parts();
+    router
+        .fallback(error::no_such_path)
+        .layer(DefaultBodyLimit::max(api::MAX_JSON_BODY))
+        .with_state(server)
+}
+
+/// The OpenAPI 3.1 document, as it is checked in.
+pub fn openapi() -> String {
+    let (_, document) = described().split_for_parts();
+    // A document made by derive macros always renders.
+    document.to_pretty_json().unwrap_or_default() + "\n"
+}

@@ -1,0 +1,165 @@
+//! Apps: configuration, scale, status, builds.
+
+use std::collections::BTreeMap;
+
+use api::http_types::{AppStatus, AppView, BuildView, Create, Scale, SetConfig};
+use axum::Json;
+use axum::extract::{Path, Query, State};
+use model::AppId;
+use serde::Deserialize;
+use server::{Action, Server, views};
+use state::Command;
+
+use super::ApiResult;
+use super::caller::{Body, Caller, name, workspace};
+
+/// Which workspace.
+#[derive(Debug, Deserialize, utoipa::IntoParams)]
+pub(crate) struct InWorkspace {
+    /// The workspace; `production` when absent.
+    workspace: Option<String>,
+}
+
+type AppPath = Path<(String, String)>;
+
+macro_rules! app {
+    ($server:expr, $caller:expr, $action:expr, $path:expr) => {{
+        let (project, app) = (name("project", &$path.0.0)?, name("app", &$path.0.1)?);
+        $caller.app(&$server, $action, (&project, &app)).await?
+    }};
+}
+pub(crate) use app;
+
+/// The apps of a project.
+#[utoipa::path(get, path = "/v1/projects/{project}/apps", responses((status = 200, body = Vec<AppView>)))]
+pub(crate) async fn list_apps(
+    server: State<Server>,
+    caller: Caller,
+    Path(project): Path<String>,
+) -> ApiResult<Vec<AppView>> {
+    let project = caller.project(&server, Action::Read, &name("project", &project)?).await?;
+    let list = server.read(move |state| {
+        let mine = state.all::<state::App>().filter(|row| row.project == project.id);
+        mine.map(|row| views::app(state, row)).collect()
+    });
+    Ok(Json(list.await?))
+}
+
+/// Makes an app, or finds the one of that name.
+#[utoipa::path(post, path = "/v1/projects/{project}/apps", request_body = Create,
+    responses((status = 200, body = AppView)))]
+pub(crate) async fn create_app(
+    server: State<Server>,
+    caller: Caller,
+    Path(project): Path<String>,
+    Body(create): Body<Create>,
+) -> ApiResult<AppView> {
+    let name = name("project", &project)?;
+    let project = caller.project(&server, Action::Change, &name).await?;
+    let id = AppId(server.fresh_id());
+    let command = Command::EnsureApp { id, project: project.id, name: create.name.clone() };
+    server.apply(command).await?;
+    let row = caller.app(&server, Action::Read, (&name, &create.name)).await?;
+    Ok(Json(server.read(move |state| views::app(state, &row)).await?))
+}
+
+/// An app.
+#[utoipa::path(get, path = "/v1/projects/{project}/apps/{app}", responses((status = 200, body = AppView)))]
+pub(crate) async fn get_app(
+    server: State<Server>,
+    caller: Caller,
+    path: AppPath,
+) -> ApiResult<AppView> {
+    let row = app!(server, caller, Action::Read, path);
+    Ok(Json(server.read(move |state| views::app(state, &row)).await?))
+}
+
+/// Removes an app that runs nothing, and its history.
+#[utoipa::path(delete, path = "/v1/projects/{project}/apps/{app}", responses((status = 200)))]
+pub(crate) async fn delete_app(
+    server: State<Server>,
+    caller: Caller,
+    path: AppPath,
+) -> ApiResult<()> {
+    let row = app!(server, caller, Action::Change, path);
+    server.apply(Command::DeleteApp(row.id)).await?;
+    Ok(Json(()))
+}
+
+/// The environment an app is given.
+#[utoipa::path(get, path = "/v1/projects/{project}/apps/{app}/config", params(InWorkspace),
+    responses((status = 200, body = BTreeMap<String, String>)))]
+pub(crate) async fn get_config(
+    server: State<Server>,
+    caller: Caller,
+    path: AppPath,
+    Query(query): Query<InWorkspace>,
+) -> ApiResult<BTreeMap<String, String>> {
+    let row = app!(server, caller, Action::Change, path);
+    let workspace = workspace(query.workspace.as_deref())?;
+    Ok(Json(row.config.get(&workspace).cloned().unwrap_or_default()))
+}
+
+/// Sets or removes environment variables; the next deployment has them.
+#[utoipa::path(patch, path = "/v1/projects/{project}/apps/{app}/config", params(InWorkspace),
+    request_body = SetConfig, responses((status = 200)))]
+pub(crate) async fn set_config(
+    server: State<Server>,
+    caller: Caller,
+    path: AppPath,
+    Query(query): Query<InWorkspace>,
+    Body(set): Body<SetConfig>,
+) -> ApiResult<()> {
+    let row = app!(server, caller, Action::Change, path);
+    let workspace = workspace(query.workspace.as_deref())?;
+    server.apply(Command::SetConfig { app: row.id, workspace, vars: set.vars }).await?;
+    Ok(Json(()))
+}
+
+/// Sets how many instances of a process are wanted; takes effect at once.
+#[utoipa::path(post, path = "/v1/projects/{project}/apps/{app}/scale", params(InWorkspace),
+    request_body = Scale, responses((status = 200)))]
+pub(crate) async fn scale(
+    server: State<Server>,
+    caller: Caller,
+    path: AppPath,
+    Query(query): Query<InWorkspace>,
+    Body(scale): Body<Scale>,
+) -> ApiResult<()> {
+    let row = app!(server, caller, Action::Change, path);
+    let workspace = workspace(query.workspace.as_deref())?;
+    let Scale { process, instances } = scale;
+    server.apply(Command::Scale { app: row.id, workspace, process, instances }).await?;
+    Ok(Json(()))
+}
+
+/// Everything about an app in one workspace.
+#[utoipa::path(get, path = "/v1/projects/{project}/apps/{app}/status", params(InWorkspace),
+    responses((status = 200, body = AppStatus)))]
+pub(crate) async fn status(
+    server: State<Server>,
+    caller: Caller,
+    path: AppPath,
+    Query(query): Query<InWorkspace>,
+) -> ApiResult<AppStatus> {
+    let row = app!(server, caller, Action::Read, path);
+    let workspace = workspace(query.workspace.as_deref())?;
+    let (app, place) = (row.clone(), workspace.clone());
+    let host = server.read(move |state| state.host_of(&app, &place)).await?;
+    let url = host.and_then(|host| server.url_of(host.as_str()));
+    Ok(Json(server.read(move |state| views::status(state, &row, &workspace, url)).await?))
+}
+
+/// The builds of an app, newest first.
+#[utoipa::path(get, path = "/v1/projects/{project}/apps/{app}/builds",
+    responses((status = 200, body = Vec<BuildView>)))]
+pub(crate) async fn list_builds(
+    server: State<Server>,
+    caller: Caller,
+    path: AppPath,
+) -> ApiResult<Vec<BuildView>> {
+    let row = app!(server, caller, Action::Read, path);
+    let list =
+        server.read(move |state| state.builds_of(row.id).rev().map(|b| views::build(b)).collect());
+    Ok(Json(list.await?))
+}

@@ -1,0 +1,145 @@
+//! Who is calling, and the JSON they send.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::{FromRequest, FromRequestParts, Request};
+use http::header::AUTHORIZATION;
+use http::request::Parts;
+use model::{Name, ProjectId, Role};
+use serde::de::DeserializeOwned;
+use server::{Action, Principal, Server, allows};
+use state::{App, Project};
+
+use super::ApiError;
+
+/// A caller whose token was verified. No handler runs without one.
+#[derive(Debug, Clone, Copy)]
+pub struct Caller {
+    principal: Principal,
+}
+
+impl FromRequestParts<Server> for Caller {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, server: &Server) -> Result<Self, ApiError> {
+        let bearer = parts
+            .headers
+            .get(AUTHORIZATION)
+            .and_then(|value| value.to_str().ok())
+            .and_then(|value| value.strip_prefix("Bearer "))
+            .ok_or_else(ApiError::unauthorized)?;
+        let principal = server.authenticate(bearer).await?;
+        Ok(Self { principal: principal.ok_or_else(ApiError::unauthorized)? })
+    }
+}
+
+impl Caller {
+    /// The caller's role.
+    pub const fn role(&self) -> Role {
+        self.principal.role
+    }
+
+    /// The one project the caller is limited to.
+    pub const fn limited_to(&self) -> Option<ProjectId> {
+        self.principal.project
+    }
+
+    /// Whether the caller may do `action` on `project`.
+    pub fn can(&self, action: Action, project: Option<ProjectId>) -> bool {
+        allows(&self.principal, action, project)
+    }
+
+    /// Refuses unless the caller may do `action` on the installation as a whole.
+    pub fn require(&self, action: Action) -> Result<(), ApiError> {
+        if self.can(action, None) { Ok(()) } else { Err(self.forbidden(action)) }
+    }
+
+    fn forbidden(&self, action: Action) -> ApiError {
+        let role = self.role().name();
+        let scope = if self.limited_to().is_some() { " limited to one project" } else { "" };
+        let doing = match action {
+            Action::Read => "look at this",
+            Action::Change => "change apps",
+            Action::Administer => "administer the server",
+            Action::Work => "do the work of a job",
+            Action::Bytes => "read or write blobs",
+            Action::Runner | Action::Cell | Action::Router => "open this stream",
+        };
+        ApiError::forbidden(format!("a {role} token{scope} may not {doing}"))
+    }
+
+    /// Refuses unless the caller may do `action` on the project. To somebody who may not even look
+    /// at it, it does not exist.
+    pub fn require_on(
+        &self,
+        action: Action,
+        project: ProjectId,
+        not_found: impl FnOnce() -> ApiError,
+    ) -> Result<(), ApiError> {
+        if self.can(action, Some(project)) {
+            Ok(())
+        } else if self.can(Action::Read, Some(project)) {
+            Err(self.forbidden(action))
+        } else {
+            Err(not_found())
+        }
+    }
+
+    /// The project of this name, if the caller may do `action` on it.
+    pub async fn project(
+        &self,
+        server: &Server,
+        action: Action,
+        name: &Name,
+    ) -> Result<Arc<Project>, ApiError> {
+        let wanted = name.clone();
+        let row = server.read(move |state| state.project_named(&wanted).cloned()).await?;
+        let row = row.ok_or_else(|| ApiError::not_found("project", name))?;
+        self.require_on(action, row.id, || ApiError::not_found("project", name))?;
+        Ok(row)
+    }
+
+    /// The app of this name, if the caller may do `action` on its project.
+    pub async fn app(
+        &self,
+        server: &Server,
+        action: Action,
+        (project, app): (&Name, &Name),
+    ) -> Result<Arc<App>, ApiError> {
+        let row = self.project(server, action, project).await?;
+        let wanted = app.clone();
+        let found = server.read(move |state| state.app_named(row.id, &wanted).cloned()).await?;
+        found.ok_or_else(|| ApiError::not_found("app", format!("{app} in project {project}")))
+    }
+}
+
+/// A JSON body; what is wrong with it is said in our words.
+#[derive(Debug)]
+pub(super) struct Body<T>(pub T);
+
+impl<T: DeserializeOwned> FromRequest<Server> for Body<T> {
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request, server: &Server) -> Result<Self, ApiError> {
+        let Json(body) = Json::<T>::from_request(request, server).await.map_err(|error| {
+            ApiError::new(error.status(), "invalid", error.body_text(), "send the JSON it names")
+        })?;
+        Ok(Self(body))
+    }
+}
+
+/// A name in a path.
+pub(super) fn name(what: &'static str, text: &str) -> Result<Name, ApiError> {
+    Name::parse(what, text).map_err(ApiError::invalid)
+}
+
+/// A workspace from a query; production when absent.
+pub(super) fn workspace(text: Option<&str>) -> Result<Name, ApiError> {
+    name("workspace", text.unwrap_or(state::PRODUCTION))
+}
+
+/// An identifier in a path.
+pub(super) fn id<T: std::str::FromStr<Err = model::IdError>>(text: &str) -> Result<T, ApiError> {
+    text.parse().map_err(ApiError::invalid)
+}

@@ -1,0 +1,394 @@
+//! Logs and progress as server-sent events. A follower that was cut off resumes with
+//! `Last-Event-ID`; what is no longer kept is said in an event of type `skipped`.
+
+use std::collections::BTreeMap;
+use std::convert::Infallible;
+use std::time::Duration;
+
+use api::http_types::{LogLine, Skipped};
+use axum::extract::{Path, Query, State};
+use axum::response::Sse;
+use axum::response::sse::{Event, KeepAlive};
+use futures_util::Stream;
+use http::HeaderMap;
+use logbuf::{Batch, EntryRef, Group, Item, LogBuffer, Merge, Read, Start};
+use model::{DeploymentId, InstanceId, JobId, LogSource, Name, Time};
+use serde::{Deserialize, Serialize};
+use server::{Action, Server, views};
+use state::{App, Deployment, Instance, Job, Process};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+
+use super::apps::app;
+use super::caller::{Caller, id, name, workspace};
+use super::{ApiError, jobs, work};
+
+/// Lines read at once.
+const BATCH: usize = 256;
+/// Events that may wait for a follower that reads slowly; then reading the log waits.
+const MAX_EVENTS: usize = 256;
+/// A comment is sent this often, so that proxies keep the connection.
+const KEEP_ALIVE: Duration = Duration::from_secs(15);
+/// How often a follower of an app looks for instances that came or went.
+const LOOK_AGAIN: Duration = Duration::from_millis(500);
+
+type Events = Sse<axum::response::sse::KeepAliveStream<BoxedEvents>>;
+type BoxedEvents = std::pin::Pin<Box<dyn Stream<Item = Result<Event, Infallible>> + Send>>;
+type Out = mpsc::Sender<Result<Event, Infallible>>;
+
+/// Which lines.
+#[derive(Debug, Clone, Deserialize, utoipa::IntoParams)]
+pub(crate) struct LogQuery {
+    /// Whether to go on with lines that come later; true when absent.
+    follow: Option<bool>,
+    /// Only the last so many lines of what is there; all when absent.
+    tail: Option<u64>,
+    /// The workspace; `production` when absent.
+    workspace: Option<String>,
+}
+
+impl LogQuery {
+    fn follow(&self) -> bool {
+        self.follow.unwrap_or(true)
+    }
+
+    fn start(&self, resume: Option<u64>) -> Start {
+        match (resume, self.tail) {
+            (Some(at), _) => Start::At(at),
+            (None, Some(tail)) => Start::Last(tail),
+            (None, None) => Start::Oldest,
+        }
+    }
+}
+
+/// The follower went away.
+struct Gone;
+
+struct Sink(Out);
+
+impl Sink {
+    async fn send(
+        &self,
+        name: &str,
+        id: Option<String>,
+        data: &impl Serialize,
+    ) -> Result<(), Gone> {
+        let Ok(data) = serde_json::to_string(data) else { return Ok(()) };
+        let mut event = Event::default().event(name).data(data);
+        if let Some(id) = id {
+            event = event.id(id);
+        }
+        self.0.send(Ok(event)).await.map_err(|_| Gone)
+    }
+
+    async fn batch(&self, batch: &Batch) -> Result<(), Gone> {
+        for entry in batch.iter() {
+            self.send("log", Some((entry.seq + 1).to_string()), &line(entry, None)).await?;
+        }
+        Ok(())
+    }
+
+    async fn skipped(&self, from: u64, count: u64) -> Result<(), Gone> {
+        self.send("skipped", Some((from + count).to_string()), &Skipped { from, count }).await
+    }
+}
+
+fn line(entry: EntryRef<'_>, stream: Option<String>) -> LogLine {
+    LogLine {
+        offset: entry.seq,
+        stream,
+        at: Time(entry.time_ms),
+        source: LogSource::from_code(entry.source),
+        text: String::from_utf8_lossy(entry.data).into_owned(),
+    }
+}
+
+/// Runs `follow` beside the response.
+fn events<F>(server: &Server, follow: impl FnOnce(Sink) -> F) -> Events
+where
+    F: Future<Output = Result<(), Gone>> + Send + 'static,
+{
+    let (out, receiver) = mpsc::channel(MAX_EVENTS);
+    let closed = out.clone();
+    let following = follow(Sink(out));
+    let stop = server.tasks().stop().clone();
+    server.tasks().spawn_ok("events", async move {
+        tokio::select! {
+            () = stop.stopped() => {}
+            () = closed.closed() => {}
+            // A follower that went away needs no answer.
+            _ = following => {}
+        }
+    });
+    let stream: BoxedEvents = Box::pin(ReceiverStream::new(receiver));
+    Sse::new(stream).keep_alive(KeepAlive::new().interval(KEEP_ALIVE))
+}
+
+fn resume(headers: &HeaderMap) -> Result<Option<u64>, ApiError> {
+    let Some(id) = last_event_id(headers) else { return Ok(None) };
+    let wrong = || ApiError::invalid(format!("Last-Event-ID {id:?} is none of ours"));
+    id.parse().map(Some).map_err(|_| wrong())
+}
+
+fn last_event_id(headers: &HeaderMap) -> Option<&str> {
+    headers.get("last-event-id").and_then(|value| value.to_str().ok())
+}
+
+/// Follows one log to its end.
+async fn follow_log(
+    log: LogBuffer,
+    query: LogQuery,
+    from: Option<u64>,
+    sink: &Sink,
+) -> Result<(), Gone> {
+    let mut reader = log.reader(query.start(from));
+    loop {
+        let read = if query.follow() {
+            reader.next_batch(BATCH).await.map(Some)
+        } else {
+            reader.batch_now(BATCH).await
+        };
+        match read {
+            Ok(Some(Read::Batch(batch))) => sink.batch(&batch).await?,
+            Ok(Some(Read::Skipped { from, count })) => sink.skipped(from, count).await?,
+            Ok(Some(Read::Ended) | None) => return Ok(()),
+            Err(error) => {
+                tracing::warn!(%error, "a log could not be read");
+                return Ok(());
+            }
+        }
+    }
+}
+
+/// A job's progress and log: `job` events with the job whenever it changes, `log` events with
+/// lines, and a last `end` event with the job as it ended.
+#[utoipa::path(get, path = "/v1/jobs/{job}/events", params(LogQuery),
+    responses((status = 200, content_type = "text/event-stream", body = LogLine)))]
+pub(crate) async fn job_events(
+    server: State<Server>,
+    caller: Caller,
+    Path(text): Path<String>,
+    Query(query): Query<LogQuery>,
+    headers: HeaderMap,
+) -> Result<Events, ApiError> {
+    let row = jobs::job(&server, caller, Action::Read, &text).await?;
+    let from = resume(&headers)?;
+    let log = server.log(&row.id.to_string())?;
+    if row.state.is_terminal() {
+        // A job that ended without a runner has a log nobody ends.
+        log.end()?;
+    }
+    let (server_, job) = (server.0.clone(), row.id);
+    Ok(events(&server, move |sink| async move {
+        let changes = follow_job(&server_, job, query.follow(), &sink);
+        let lines = follow_log(log, query.clone(), from, &sink);
+        let (changes, lines) = tokio::join!(changes, lines);
+        changes.and(lines)?;
+        match job_view(&server_, job).await {
+            Some(view) => sink.send("end", None, &view).await,
+            None => Ok(()),
+        }
+    }))
+}
+
+async fn job_view(server: &Server, id: JobId) -> Option<api::http_types::JobView> {
+    let view = server.read(move |state| state.get::<Job>(id).map(|row| views::job(state, row)));
+    view.await.ok().flatten()
+}
+
+async fn follow_job(server: &Server, id: JobId, follow: bool, sink: &Sink) -> Result<(), Gone> {
+    let mut changes = server.subscribe();
+    let mut shown = None;
+    loop {
+        let Some(view) = job_view(server, id).await else { return Ok(()) };
+        let ended = view.ended;
+        // Heartbeats change nothing that is shown.
+        if shown.as_ref() != Some(&view) {
+            sink.send("job", None, &view).await?;
+            shown = Some(view);
+        }
+        if ended || !follow {
+            return Ok(());
+        }
+        if let Err(tokio::sync::broadcast::error::RecvError::Closed) = changes.recv().await {
+            return Ok(());
+        }
+    }
+}
+
+/// A task's log.
+#[utoipa::path(get, path = "/v1/tasks/{task}/events", params(LogQuery),
+    responses((status = 200, content_type = "text/event-stream", body = LogLine)))]
+pub(crate) async fn task_events(
+    server: State<Server>,
+    caller: Caller,
+    Path(text): Path<String>,
+    Query(query): Query<LogQuery>,
+    headers: HeaderMap,
+) -> Result<Events, ApiError> {
+    let id = work::task(&server, caller, Action::Read, &text).await?;
+    let from = resume(&headers)?;
+    let log = server.log(&id.to_string())?;
+    Ok(events(&server, move |sink| async move {
+        follow_log(log, query, from, &sink).await?;
+        sink.send("end", None, &()).await
+    }))
+}
+
+/// One instance's log.
+#[utoipa::path(get, path = "/v1/instances/{instance}/events", params(LogQuery),
+    responses((status = 200, content_type = "text/event-stream", body = LogLine)))]
+pub(crate) async fn instance_log(
+    server: State<Server>,
+    caller: Caller,
+    Path(text): Path<String>,
+    Query(query): Query<LogQuery>,
+    headers: HeaderMap,
+) -> Result<Events, ApiError> {
+    let id: InstanceId = id(&text)?;
+    let missing = || ApiError::not_found("instance", id);
+    let project = server.read(move |state| {
+        let deployment = state.get::<Deployment>(state.get::<Instance>(id)?.deployment)?;
+        state.get::<App>(deployment.app).map(|app| app.project)
+    });
+    caller.require_on(Action::Read, project.await?.ok_or_else(missing)?, missing)?;
+    let from = resume(&headers)?;
+    let log = server.log(&id.to_string())?;
+    Ok(events(&server, move |sink| async move { follow_log(log, query, from, &sink).await }))
+}
+
+/// The lines of everything an app runs in a workspace, merged by time.
+#[utoipa::path(get, path = "/v1/projects/{project}/apps/{app}/logs", params(LogQuery),
+    responses((status = 200, content_type = "text/event-stream", body = LogLine)))]
+pub(crate) async fn app_logs(
+    server: State<Server>,
+    caller: Caller,
+    path: Path<(String, String)>,
+    Query(query): Query<LogQuery>,
+    headers: HeaderMap,
+) -> Result<Events, ApiError> {
+    let row = app!(server, caller, Action::Read, path);
+    let place = workspace(query.workspace.as_deref())?;
+    let from = last_event_id(&headers).map(positions).unwrap_or_default();
+    let follower = AppFollower {
+        server: server.0.clone(),
+        app: row.id,
+        workspace: place,
+        query,
+        merge: Merge::new(),
+        names: BTreeMap::new(),
+        at: from,
+    };
+    Ok(events(&server, move |sink| follower.run(sink)))
+}
+
+/// Where each log of a merged stream is, as its event ids say it: `ins_…=7,ins_…=9`.
+fn positions(id: &str) -> BTreeMap<InstanceId, u64> {
+    id.split(',')
+        .filter_map(|part| {
+            let (id, at) = part.split_once('=')?;
+            Some((id.parse().ok()?, at.parse().ok()?))
+        })
+        .collect()
+}
+
+struct AppFollower {
+    server: Server,
+    app: model::AppId,
+    workspace: Name,
+    query: LogQuery,
+    merge: Merge<InstanceId>,
+    names: BTreeMap<InstanceId, String>,
+    at: BTreeMap<InstanceId, u64>,
+}
+
+impl AppFollower {
+    async fn run(mut self, sink: Sink) -> Result<(), Gone> {
+        self.look().await;
+        loop {
+            let next = if self.query.follow() {
+                runtime::timeout(LOOK_AGAIN, self.next()).await.unwrap_or(Ok(None))
+            } else {
+                self.merge.next_now(BATCH).await
+            };
+            match next {
+                Ok(Some(group)) => self.show(group, &sink).await?,
+                Ok(None) if self.query.follow() => self.look().await,
+                Ok(None) => return sink.send("end", None, &()).await,
+                Err(error) => {
+                    tracing::warn!(%error, "a log could not be read");
+                    return Ok(());
+                }
+            }
+        }
+    }
+
+    async fn next(&mut self) -> Result<Option<Group<InstanceId>>, logbuf::LogError> {
+        match self.merge.next(BATCH).await? {
+            Some(group) => Ok(Some(group)),
+            // Nothing to follow yet: the caller's time limit ends this.
+            None => std::future::pending().await,
+        }
+    }
+
+    async fn show(&mut self, group: Group<InstanceId>, sink: &Sink) -> Result<(), Gone> {
+        let Group { key, item } = group;
+        match item {
+            Item::Entries(entries) => {
+                for entry in &entries {
+                    let entry = entry.get();
+                    self.at.insert(key, entry.seq + 1);
+                    let name = self.names.get(&key).cloned();
+                    sink.send("log", Some(self.id()), &line(entry, name)).await?;
+                }
+                Ok(())
+            }
+            Item::Skipped { from, count } => {
+                self.at.insert(key, from + count);
+                sink.send("skipped", Some(self.id()), &Skipped { from, count }).await
+            }
+            Item::Ended => Ok(()),
+        }
+    }
+
+    fn id(&self) -> String {
+        let parts: Vec<_> = self.at.iter().map(|(id, at)| format!("{id}={at}")).collect();
+        parts.join(",")
+    }
+
+    /// Follows instances that came since the last look.
+    async fn look(&mut self) {
+        let (app, place) = (self.app, self.workspace.clone());
+        let found = self.server.read(move |state| instances(state, app, &place)).await;
+        for (id, name) in found.unwrap_or_default() {
+            if self.names.contains_key(&id) {
+                continue;
+            }
+            if let Ok(log) = self.server.log(&id.to_string()) {
+                let start = self.query.start(self.at.get(&id).copied());
+                self.merge.add(id, log.reader(start));
+                self.names.insert(id, name);
+            }
+        }
+    }
+}
+
+/// The instances of every deployment that runs, with the names people know them by.
+fn instances(state: &state::State, app: model::AppId, place: &Name) -> Vec<(InstanceId, String)> {
+    let current = state.deployments_of(app).filter(|row| {
+        row.workspace == *place && (row.state.wants_instances() || is_newest(state, app, row.id))
+    });
+    let processes = current
+        .flat_map(|row| &row.processes)
+        .filter_map(|id| state.get::<Process>(*id))
+        .collect::<Vec<_>>();
+    let rows = processes.iter().flat_map(|process| {
+        let named = |row: Instance| (row.id, format!("{}.{}", process.name, row.index));
+        state.instances_of(process).into_iter().map(named)
+    });
+    rows.collect()
+}
+
+fn is_newest(state: &state::State, app: model::AppId, id: DeploymentId) -> bool {
+    state.deployments_of(app).last().is_some_and(|row| row.id == id)
+}

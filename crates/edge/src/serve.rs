@@ -1,0 +1,90 @@
+//! Serving HTTP/1.1 and HTTP/2 on one port: the API and the component streams together.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::conn::auto::Builder;
+use hyper_util::service::TowerToHyperService;
+use runtime::Tasks;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
+use tokio_rustls::TlsAcceptor;
+
+/// Connections served at once; one more waits to be accepted.
+pub const MAX_CONNECTIONS: usize = 4_096;
+/// How long a client may take to send its request's head.
+const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a client may take for the TLS handshake.
+const TLS_TIMEOUT: Duration = Duration::from_secs(10);
+/// Pause after an accept that failed, as when no file descriptor is left.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// Accepts connections until a stop is asked for.
+pub async fn serve(
+    listener: TcpListener,
+    app: Router,
+    tls: Option<Arc<rustls::ServerConfig>>,
+    tasks: Tasks,
+) {
+    let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let tls = tls.map(TlsAcceptor::from);
+    let stop = tasks.stop().clone();
+    loop {
+        let Ok(slot) = Arc::clone(&slots).acquire_owned().await else { return };
+        let Some(accepted) = stop.or_stop(listener.accept()).await else { return };
+        let (stream, peer) = match accepted {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                tracing::warn!(%error, "a connection could not be accepted");
+                runtime::sleep(ACCEPT_PAUSE).await;
+                continue;
+            }
+        };
+        if let Err(error) = stream.set_nodelay(true) {
+            tracing::debug!(%error, "a connection is gone already");
+            continue;
+        }
+        let (app, tls, stop) = (app.clone(), tls.clone(), stop.clone());
+        tasks.spawn_ok("http-connection", async move {
+            match tls {
+                None => connection(stream, app, &stop).await,
+                Some(tls) => match runtime::timeout(TLS_TIMEOUT, tls.accept(stream)).await {
+                    Some(Ok(stream)) => connection(stream, app, &stop).await,
+                    Some(Err(error)) => refused(peer, &error),
+                    None => tracing::debug!(%peer, "a TLS handshake took too long"),
+                },
+            }
+            drop(slot);
+        });
+    }
+}
+
+fn refused(peer: SocketAddr, error: &std::io::Error) {
+    tracing::debug!(%peer, %error, "a TLS handshake failed");
+}
+
+async fn connection<S>(stream: S, app: Router, stop: &runtime::Stop)
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let mut builder = Builder::new(TokioExecutor::new());
+    builder.http1().timer(TokioTimer::new()).header_read_timeout(HEADER_TIMEOUT);
+    builder.http2().timer(TokioTimer::new()).max_concurrent_streams(1_024);
+    let service = TowerToHyperService::new(app);
+    let serving = builder.serve_connection_with_upgrades(TokioIo::new(stream), service);
+    tokio::pin!(serving);
+    let ended = tokio::select! {
+        ended = &mut serving => ended,
+        () = stop.stopped() => {
+            serving.as_mut().graceful_shutdown();
+            serving.await
+        }
+    };
+    if let Err(error) = ended {
+        tracing::debug!(error, "a connection ended badly");
+    }
+}
