@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::os::fd::AsFd as _;
 use std::path::Path;
-use std::process::{Child, Command};
+use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -78,6 +78,18 @@ fn running_with(text: &str) -> BTreeSet<String> {
     found
 }
 
+/// All children of this process, ended ones too.
+fn children() -> Vec<String> {
+    let own = std::process::id();
+    let threads = fs::read_dir(format!("/proc/{own}/task")).expect("lists").flatten();
+    let lists = threads.map(|thread| fs::read_to_string(thread.path().join("children")));
+    lists
+        .flatten()
+        .flat_map(|list| list.split(' ').map(str::to_owned).collect::<Vec<_>>())
+        .filter(|pid| !pid.is_empty())
+        .collect()
+}
+
 fn runs(pid: &str) -> bool {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     stat.rsplit_once(')').is_some_and(|(_, rest)| !rest.trim_start().starts_with('Z'))
@@ -122,11 +134,18 @@ impl Drop for Agent {
 #[tokio::test]
 async fn a_killed_agent_leaves_the_app_running() {
     let place = Place::new();
-    let agent = Agent(Command::new(TESTBED).arg(place.dir.path()).spawn().expect("starts"));
+    let mut agent = Command::new("nohup");
+    agent.arg(TESTBED).arg(place.dir.path()).stdin(Stdio::null()).stderr(Stdio::null());
+    let agent = Agent(agent.spawn().expect("starts"));
     let (kept, writer) = (handle("kept"), id("writer"));
     let output = place.dir.path().join("kept/processes/writer/output.00000000000000000000");
     until("output", || fs::metadata(&output).is_ok_and(|file| file.len() > 200)).await;
     let before = pid_of(&place.driver(), &kept).await;
+    let status = fs::read_to_string(format!("/proc/{}/status", before.expect("has a number")));
+    let status = status.expect("runs");
+    let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:\t"));
+    let ignored = u64::from_str_radix(ignored.expect("is told"), 16).expect("a number");
+    assert_eq!(ignored & 0x7fff_ffff, 0, "the app must not inherit what nohup ignores");
     drop(agent);
     let size = fs::metadata(&output).expect("is there").len();
     until("output without an agent", || fs::metadata(&output).is_ok_and(|now| now.len() > size))
@@ -236,10 +255,11 @@ async fn descriptors_of_the_agent_do_not_leak() {
             .map(|entry| fs::read_link(entry.path()).unwrap_or_default().display().to_string());
         links.collect::<Vec<_>>()
     };
-    let app = open(started.pid);
-    assert_eq!(app.len(), 3, "{app:?}");
-    let nulls = open(supervisor).into_iter().filter(|link| link == "/dev/null").count();
-    assert_eq!(nulls, 2, "only its own standard input and output");
+    // The program loader opens libraries at first.
+    until("three descriptors", || open(started.pid).len() == 3).await;
+    // It answers first and lets go of the agent's pipe then.
+    let nulls = || open(supervisor).into_iter().filter(|link| link == "/dev/null").count();
+    until("only its own standard input and output", || nulls() == 2).await;
     driver.remove(&handle).await.expect("removes");
     drop(leak);
 }
@@ -325,5 +345,10 @@ async fn a_start_is_fast() {
         starts[30], starts[59], ends[30]
     );
     assert!(starts[30] < Duration::from_millis(50), "{:?}", starts[30]);
+    let supervisors = || {
+        let ended = |pid: &String| !runs(pid);
+        children().iter().filter(|pid| ended(pid)).count()
+    };
+    until("every supervisor is reaped", || supervisors() == 0).await;
     driver.remove(&handle).await.expect("removes");
 }

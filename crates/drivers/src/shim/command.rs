@@ -14,6 +14,9 @@ use super::Request;
 use crate::error::StartFault;
 use crate::spec::Limits;
 
+/// Every signal the kernel has, except those the C library keeps for itself.
+const SIGNALS: std::ops::Range<i32> = 1..32;
+
 /// Starts the command in its own process group, with exactly the environment and limits asked for.
 #[expect(unsafe_code, reason = "limits must be set between fork and exec")]
 pub(super) fn spawn(request: &Request) -> Result<Child, StartFault> {
@@ -40,6 +43,11 @@ pub(super) fn spawn(request: &Request) -> Result<Child, StartFault> {
         command.pre_exec(move || {
             // If the supervisor is killed, its command must not run on unseen.
             rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
+            for signal in SIGNALS {
+                // What an ancestor ignored (`nohup`, a background job) must not stay ignored.
+                // The two signals that cannot be set always have their default.
+                libc::signal(signal, libc::SIG_DFL);
+            }
             for (resource, limit) in &limits {
                 setrlimit(*resource, *limit)?;
             }
