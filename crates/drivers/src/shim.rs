@@ -5,7 +5,7 @@
 //! descendants leave behind, starts the command, keeps its output in bounded files, writes down
 //! how it ended, and ends when nothing is left below it. It needs nobody: the agent may die.
 //!
-//! Standard input carries a [`Request`], standard output the [`Reply`]; after that both are closed
+//! Standard input carries a `Request`, standard output the `Reply`; after that both are closed
 //! and files in the process's directory say everything.
 
 mod command;
@@ -42,7 +42,7 @@ pub(crate) const STARTED_FILE: &str = "started.json";
 /// The file that says how the process ended.
 pub(crate) const EXIT_FILE: &str = "exit.json";
 const TEMPORARY_EXIT_FILE: &str = "exit.json.new";
-/// Room taken for [`EXIT_FILE`] before the start, so that a full disk cannot lose an exit status.
+/// Room taken for `EXIT_FILE` before the start, so that a full disk cannot lose an exit status.
 const EXIT_FILE_BYTES: usize = 256;
 /// How long output of descendants that outlive the process is still waited for.
 const DRAIN_LIMIT: Duration = Duration::from_millis(100);

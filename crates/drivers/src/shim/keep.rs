@@ -74,3 +74,24 @@ impl Keeper {
         Ok(Current { file, bytes: FILE_HEADER_BYTES })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_cannot_be_written_becomes_a_gap_between_files() {
+        let dir = tempfile::tempdir().expect("makes a directory");
+        let blocked = dir.path().join("state");
+        let mut keeper = Keeper::new(blocked.clone());
+        let mut buffer = [7; HEADER_BYTES + 10];
+        keeper.append(Source::Stdout, &mut buffer, 10);
+        fs::create_dir(&blocked).expect("makes a directory");
+        keeper.append(Source::Stderr, &mut buffer, 10);
+        keeper.append(Source::Stdout, &mut buffer, 3);
+        let kept = fs::read(blocked.join(file_name(10))).expect("starts at the first kept byte");
+        let records = kept.strip_prefix(MAGIC).expect("starts with the magic");
+        assert_eq!(records.len(), 2 * HEADER_BYTES + 13);
+        assert!(records.starts_with(&[2, 10, 0, 0, 0, 7]));
+    }
+}
