@@ -122,6 +122,17 @@ impl Tasks {
     }
 }
 
+/// Runs blocking work on the blocking pool of the current runtime.
+pub async fn blocking<T, F>(work: F) -> T
+where
+    T: Send + 'static,
+    F: FnOnce() -> T + Send + 'static,
+{
+    tokio::task::spawn_blocking(work)
+        .await
+        .expect("blocking work ends without a panic and is never aborted")
+}
+
 /// Starts a named operating-system thread.
 pub fn spawn_thread<F>(name: &str, work: F) -> std::io::Result<std::thread::JoinHandle<()>>
 where

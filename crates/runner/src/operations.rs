@@ -1,0 +1,345 @@
+//! What each operation does. Everything compiles into tasks and processes.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use api::Event;
+use api::http_types::{
+    BuildView, CreateTask, DeploymentRef, DeploymentView, LogLine, ProcessTemplate, RecordBuild,
+    Released, StartDeployment, TaskView,
+};
+use futures_util::StreamExt as _;
+use manifest::{AppFile, CheckFile, DeployFile};
+use model::{
+    Action, Check, CheckKind, ContainerSpec, CrashPolicy, DeploymentId, Digest, Limits, LogSource,
+    Name, Operation, ProcessSpec, TaskId, TaskSpec, UploadMode,
+};
+use serde::Deserialize;
+
+use crate::context::{Context, JobError};
+use crate::source;
+
+/// How long a build may take unless the project file says otherwise.
+const BUILD_TIMEOUT_MS: u64 = 30 * 60 * 1_000;
+/// Time between TERM and KILL unless the project file says otherwise.
+const STOP_GRACE_MS: u64 = 10_000;
+/// Instances of `web` unless the project file says otherwise.
+const WEB_INSTANCES: u32 = 2;
+/// The process that answers HTTP requests.
+const WEB: &str = "web";
+/// How long one call waits for a change.
+const WAIT_MS: u64 = 25_000;
+/// How long a silent task is left alone before we say why it waits.
+const LOOK: Duration = Duration::from_secs(3);
+/// Lines shown of an instance that did not become healthy.
+const LAST_LINES: u64 = 50;
+
+/// Does a job and says how it ended.
+pub(crate) async fn run(mut context: Context) {
+    let done = operation(&mut context).await;
+    context.end(done).await;
+}
+
+async fn operation(context: &mut Context) -> Result<(), JobError> {
+    match context.job.operation.clone() {
+        Operation::Noop => Ok(()),
+        Operation::Build { source } => build(context, source).await.map(|_| ()),
+        Operation::Deploy { build } => {
+            let deployment = deploy(context, build).await?;
+            release(context, deployment.id).await
+        }
+        Operation::Release { deployment } => {
+            let deployment = restart(context, deployment).await?;
+            release(context, deployment.id).await
+        }
+        Operation::Up { source } => {
+            let built = build(context, source).await?;
+            let deployment = deploy(context, Some(built.number)).await?;
+            release(context, deployment.id).await
+        }
+        Operation::Destroy => destroy(context).await,
+    }
+}
+
+/// What the build's task leaves in its result file.
+#[derive(Debug, Deserialize)]
+struct BuildResult {
+    image: Digest,
+    processes: Vec<BuiltProcess>,
+}
+
+#[derive(Debug, Deserialize)]
+struct BuiltProcess {
+    name: Name,
+    argv: Vec<String>,
+    #[serde(default)]
+    dir: Option<String>,
+}
+
+async fn build(context: &mut Context, source: Digest) -> Result<BuildView, JobError> {
+    let file = context.or_cancel(source::project_file(&context.client, source)).await?;
+    let app = context.job.app.clone().and_then(|name| file.apps.get(&name).cloned());
+    let app = app.unwrap_or_default();
+    context
+        .step("Build", async |context| {
+            let task = start_build(context, source, &app).await?;
+            let task = follow_task(context, task).await?;
+            let result = task.result.unwrap_or_default();
+            let result: BuildResult = serde_json::from_str(&result).map_err(|error| {
+                JobError::Failed(format!("the build's result is unreadable: {error}"))
+            })?;
+            let record = RecordBuild {
+                attempt: context.attempt(),
+                source,
+                image: result.image,
+                processes: templates(&app.deploy, result),
+            };
+            let build: BuildView =
+                context.or_cancel(context.client.post("/v1/builds", &record)).await?;
+            let detail = format!("build {} is image {}", build.number, short(build.image));
+            Ok((build, detail))
+        })
+        .await
+}
+
+fn short(digest: Digest) -> String {
+    digest.hex().chars().take(12).collect()
+}
+
+async fn start_build(
+    context: &Context,
+    source: Digest,
+    app: &AppFile,
+) -> Result<TaskView, JobError> {
+    let scope =
+        [Some(&context.job.project), context.job.app.as_ref(), Some(&context.job.workspace)];
+    // Names hold no underscore, so joined by it they stay apart.
+    let key: Vec<&str> = scope.into_iter().flatten().map(Name::as_str).collect();
+    let run = Action::Run {
+        argv: vec!["/cnb/lifecycle/creator".to_owned()],
+        env: app.build.env.clone(),
+        dir: Some("/workspace".to_owned()),
+    };
+    let actions = vec![
+        Action::Download { blob: source, to: "/workspace".to_owned(), unpack: true },
+        run,
+        Action::Upload { from: "/export/blobs/sha256".to_owned(), mode: UploadMode::DigestNamed },
+    ];
+    let spec = TaskSpec {
+        container: ContainerSpec {
+            caches: BTreeMap::from([(key.join("_"), "/cache".to_owned())]),
+            ..ContainerSpec::default()
+        },
+        action: Action::Serial { actions },
+        result_file: Some("/export/result.json".to_owned()),
+        timeout_ms: app.build.timeout_ms.unwrap_or(BUILD_TIMEOUT_MS),
+    };
+    let create = CreateTask { attempt: context.attempt(), spec };
+    context.or_cancel(context.client.post("/v1/tasks", &create)).await
+}
+
+/// Shows a task's log until it ends.
+async fn follow_task(context: &Context, task: TaskView) -> Result<TaskView, JobError> {
+    let id = task.id;
+    let mut resume: Option<String> = None;
+    let mut said = None;
+    loop {
+        let path = format!("/v1/tasks/{id}/events");
+        let opened = context.or_cancel(context.client.events(&path, resume.as_deref())).await?;
+        let mut events = Box::pin(opened);
+        loop {
+            let next = async { Ok::<_, JobError>(runtime::timeout(LOOK, events.next()).await) };
+            match context.or_cancel(next).await? {
+                Some(Some(Ok(event))) => {
+                    show(context, &event).await;
+                    resume = event.id.or(resume);
+                }
+                // The log ended, or the connection was cut: the outer loop goes on where it was.
+                Some(Some(Err(_)) | None) => break,
+                None => say_why(context, id, &mut said).await?,
+            }
+        }
+        let path = format!("/v1/tasks/{id}?wait_ms={WAIT_MS}");
+        let task: TaskView = context.or_cancel(context.client.get(&path)).await?;
+        match task.reason {
+            _ if task.state == "succeeded" => return Ok(task),
+            Some(reason) if task.ended => return Err(JobError::Failed(reason)),
+            None if task.ended => return Err(JobError::Cancelled),
+            Some(_) | None => {}
+        }
+    }
+}
+
+/// Says why a task still waits, each reason once.
+async fn say_why(context: &Context, id: TaskId, said: &mut Option<String>) -> Result<(), JobError> {
+    let path = format!("/v1/tasks/{id}");
+    let task: TaskView = context.or_cancel(context.client.get(&path)).await?;
+    if !task.ended && task.reason.is_some() && task.reason != *said {
+        context
+            .say(format!("still {}: {}", task.state, task.reason.as_deref().unwrap_or("")))
+            .await;
+        *said = task.reason;
+    }
+    Ok(())
+}
+
+async fn show(context: &Context, event: &Event) {
+    match event.name.as_str() {
+        "log" => {
+            if let Ok(line) = serde_json::from_str::<LogLine>(&event.data) {
+                context.line(line.source, line.text).await;
+            }
+        }
+        "skipped" => context.say("some lines are not kept any more").await,
+        _ => {}
+    }
+}
+
+/// The build's processes with the project file's settings.
+fn templates(deploy: &DeployFile, result: BuildResult) -> Vec<ProcessTemplate> {
+    let image = result.image;
+    let mut found: BTreeMap<Name, (Vec<String>, Option<String>)> =
+        result.processes.into_iter().map(|it| (it.name, (it.argv, it.dir))).collect();
+    for (name, process) in &deploy.processes {
+        if let Some(command) = &process.command {
+            let launcher = ["/cnb/lifecycle/launcher".to_owned(), "--".to_owned()];
+            let argv = launcher.into_iter().chain(command.iter().cloned()).collect();
+            found.insert(name.clone(), (argv, None));
+        }
+    }
+    let template = |(name, (argv, dir)): (Name, (Vec<String>, Option<String>))| {
+        let web = name.as_str() == WEB;
+        let own = deploy.processes.get(&name).and_then(|process| process.instances);
+        let instances =
+            if web { own.or(deploy.instances).unwrap_or(WEB_INSTANCES) } else { own.unwrap_or(0) };
+        let limits = Limits { memory_mb: deploy.memory_mb, ..Limits::default() };
+        let container = ContainerSpec {
+            image: Some(image),
+            env: deploy.env.clone(),
+            limits,
+            caches: BTreeMap::new(),
+        };
+        let spec = ProcessSpec {
+            container,
+            argv,
+            dir,
+            check: web.then(|| check(deploy.check.as_ref())),
+            stop_grace_ms: deploy.stop_grace_ms.unwrap_or(STOP_GRACE_MS),
+            crash: CrashPolicy::default(),
+        };
+        ProcessTemplate { name, spec, instances }
+    };
+    found.into_iter().map(template).collect()
+}
+
+fn check(file: Option<&CheckFile>) -> Check {
+    let default = Check::default();
+    let Some(file) = file else { return default };
+    Check {
+        kind: file.path.clone().map_or(CheckKind::Tcp, |path| CheckKind::Http { path }),
+        interval_ms: file.interval_ms.unwrap_or(default.interval_ms),
+        timeout_ms: file.timeout_ms.unwrap_or(default.timeout_ms),
+        start_timeout_ms: file.start_timeout_ms.unwrap_or(default.start_timeout_ms),
+        failures: file.failures.unwrap_or(default.failures),
+    }
+}
+
+async fn deploy(context: &mut Context, build: Option<u64>) -> Result<DeploymentView, JobError> {
+    context
+        .step("Deploy", async |context| {
+            let start = StartDeployment { attempt: context.attempt(), build };
+            let made = context.client.post("/v1/deployments", &start);
+            let made: DeploymentView = context.or_cancel(made).await?;
+            wait_healthy(context, made).await
+        })
+        .await
+}
+
+async fn restart(
+    context: &mut Context,
+    deployment: DeploymentId,
+) -> Result<DeploymentView, JobError> {
+    context
+        .step("Start", async |context| {
+            let it = DeploymentRef { attempt: context.attempt(), deployment };
+            let made = context.client.post("/v1/deployments/restart", &it);
+            let made: DeploymentView = context.or_cancel(made).await?;
+            wait_healthy(context, made).await
+        })
+        .await
+}
+
+async fn wait_healthy(
+    context: &Context,
+    mut deployment: DeploymentView,
+) -> Result<(DeploymentView, String), JobError> {
+    let instances: Vec<_> = deployment
+        .processes
+        .iter()
+        .flat_map(|process| {
+            process.instances.iter().map(|it| (process.name.clone(), it.index, it.id))
+        })
+        .collect();
+    while deployment.state == "starting" {
+        let path = format!("/v1/deployments/{}?wait_ms={WAIT_MS}", deployment.id);
+        deployment = context.or_cancel(context.client.get(&path)).await?;
+    }
+    if deployment.state == "ready" {
+        let count: u32 = deployment.processes.iter().map(|process| process.wanted).sum();
+        let plural = if count == 1 { "instance is" } else { "instances are" };
+        let detail = format!("deployment {}: {count} {plural} healthy", deployment.number);
+        return Ok((deployment, detail));
+    }
+    for (process, index, id) in instances {
+        last_lines(context, &format!("{process}.{index}"), id).await;
+    }
+    let reason = deployment.reason.unwrap_or_else(|| format!("it is {}", deployment.state));
+    Err(JobError::Failed(format!(
+        "deployment {} failed: {reason}; what ran before still serves",
+        deployment.number
+    )))
+}
+
+/// Shows what an instance that failed said last.
+async fn last_lines(context: &Context, name: &str, id: model::InstanceId) {
+    let path = format!("/v1/instances/{id}/events?follow=false&tail={LAST_LINES}");
+    let Ok(events) = context.client.events(&path, None).await else { return };
+    let mut events = Box::pin(events);
+    while let Some(Ok(event)) = events.next().await {
+        if let Ok(line) = serde_json::from_str::<LogLine>(&event.data) {
+            context.line(LogSource::Stderr, format!("{name}| {}", line.text)).await;
+        }
+    }
+}
+
+async fn release(context: &mut Context, deployment: DeploymentId) -> Result<(), JobError> {
+    let released: Released = context
+        .step("Release", async |context| {
+            let it = DeploymentRef { attempt: context.attempt(), deployment };
+            let released: Released =
+                context.or_cancel(context.client.post("/v1/releases", &it)).await?;
+            if !released.applied {
+                context.say("not every router has the new routes yet").await;
+            }
+            let detail =
+                released.url.clone().unwrap_or_else(|| "no router is connected".to_owned());
+            Ok((released, detail))
+        })
+        .await?;
+    if let Some(url) = released.url {
+        context.value("url", &url).await;
+    }
+    Ok(())
+}
+
+async fn destroy(context: &mut Context) -> Result<(), JobError> {
+    context
+        .step("Destroy", async |context| {
+            let attempt = context.attempt();
+            let done: Released =
+                context.or_cancel(context.client.post("/v1/destroy", &attempt)).await?;
+            Ok((done, "routes are withdrawn, instances stop".to_owned()))
+        })
+        .await
+        .map(|_| ())
+}
