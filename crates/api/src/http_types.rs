@@ -201,6 +201,14 @@ pub struct Scale {
     pub instances: u32,
 }
 
+/// One command to run once in the app's image, with the app's environment.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RunCommand {
+    /// The program and its arguments. No shell is involved.
+    pub argv: Vec<String>,
+}
+
 /// A job to queue.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]

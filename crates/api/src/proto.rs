@@ -20,6 +20,9 @@ use model::{JobId, PROTOCOL, ProtocolRange};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+/// Where the streams are on the server's port.
+pub const COMPONENTS_PATH: &str = "/longshore.v1.Components/{method}";
+
 /// The 16 bytes of an identifier.
 pub fn id_bytes(id: u128) -> bytes::Bytes {
     bytes::Bytes::copy_from_slice(&id.to_be_bytes())

@@ -45,6 +45,7 @@ fn described() -> OpenApiRouter<Server> {
         .routes(routes!(apps::get_app, apps::delete_app))
         .routes(routes!(apps::get_config, apps::set_config))
         .routes(routes!(apps::scale))
+        .routes(routes!(apps::run))
         .routes(routes!(apps::status))
         .routes(routes!(apps::list_builds))
         .routes(routes!(events::app_logs))
@@ -67,10 +68,11 @@ fn described() -> OpenApiRouter<Server> {
         .routes(routes!(work::destroy))
 }
 
-/// The API as an axum router.
+/// The API and the component streams as an axum router.
 pub fn router(server: Server) -> Router {
     let (router, _) = described().split_for_parts();
     router
+        .route_service(api::proto::COMPONENTS_PATH, server.components())
         .fallback(error::no_such_path)
         .layer(DefaultBodyLimit::max(api::MAX_JSON_BODY))
         .with_state(server)

@@ -1,5 +1,7 @@
 //! What people read while work goes on: log lines and structured events of a job.
 
+use std::fmt;
+
 use serde::{Deserialize, Serialize};
 
 use crate::Time;
@@ -103,4 +105,31 @@ pub enum TerminalEvent {
         /// Its value.
         value: String,
     },
+}
+
+impl StepStatus {
+    /// The sign shown before the step.
+    pub const fn sign(self) -> char {
+        match self {
+            Self::Ok => '✓',
+            Self::Failed => '✗',
+            Self::Skipped => '-',
+            Self::Cancelled => '!',
+        }
+    }
+}
+
+impl fmt::Display for TerminalEvent {
+    /// The event as one line of plain text.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::StepStarted { title, .. } => write!(f, "==> {title}"),
+            Self::StepEnded { status, detail, ms, .. } => {
+                let (seconds, tenths) = (ms / 1_000, ms % 1_000 / 100);
+                write!(f, "  {} {detail} ({seconds}.{tenths} s)", status.sign())
+            }
+            Self::Line { text, .. } => write!(f, "    {text}"),
+            Self::Value { name, value } => write!(f, "{name}: {value}"),
+        }
+    }
 }

@@ -1,6 +1,6 @@
 //! Reading the project file out of a source archive.
 
-use std::io::Read as _;
+use std::io::{BufRead as _, BufReader, Read as _};
 
 use api::Client;
 use futures_util::TryStreamExt as _;
@@ -10,6 +10,8 @@ use tokio_util::io::{StreamReader, SyncIoBridge};
 
 use crate::context::JobError;
 
+/// How gzip begins.
+const GZIP: [u8; 2] = [0x1f, 0x8b];
 /// Most entries looked at for the project file.
 const MAX_ENTRIES: usize = 1_000_000;
 
@@ -24,8 +26,18 @@ pub(crate) async fn project_file(client: &Client, source: Digest) -> Result<Proj
     }
 }
 
+/// Archives are plain tar or gzip-compressed, as their first bytes tell.
 fn find(archive: impl std::io::Read) -> std::io::Result<Option<String>> {
-    let mut archive = tar::Archive::new(flate2::read::GzDecoder::new(archive));
+    let mut archive = BufReader::new(archive);
+    if archive.fill_buf()?.starts_with(&GZIP) {
+        find_in(flate2::read::GzDecoder::new(archive))
+    } else {
+        find_in(archive)
+    }
+}
+
+fn find_in(archive: impl std::io::Read) -> std::io::Result<Option<String>> {
+    let mut archive = tar::Archive::new(archive);
     for entry in archive.entries()?.take(MAX_ENTRIES) {
         let entry = entry?;
         let path = entry.path()?;
@@ -40,4 +52,34 @@ fn find(archive: impl std::io::Read) -> std::io::Result<Option<String>> {
         return Ok(Some(text));
     }
     Ok(None)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write as _;
+
+    fn archive(path: &str, text: &str) -> Vec<u8> {
+        let mut builder = tar::Builder::new(Vec::new());
+        let mut header = tar::Header::new_gnu();
+        header.set_size(text.len() as u64);
+        header.set_mode(0o644);
+        builder.append_data(&mut header, path, text.as_bytes()).expect("an entry");
+        builder.into_inner().expect("an archive")
+    }
+
+    #[test]
+    fn plain_and_compressed_archives_are_read() {
+        let plain = archive("./shore.hcl", "project = \"a\"");
+        let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+        gzip.write_all(&plain).expect("compressed");
+        let compressed = gzip.finish().expect("compressed");
+        for bytes in [plain, compressed] {
+            let found = find(bytes.as_slice()).expect("readable");
+            assert_eq!(found.as_deref(), Some("project = \"a\""));
+        }
+        let other = archive("sub/shore.hcl", "x");
+        assert_eq!(find(other.as_slice()).expect("readable"), None);
+        assert!(find(&b"garbage that is no archive at all"[..]).is_err());
+    }
 }

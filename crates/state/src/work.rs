@@ -24,7 +24,7 @@ pub const KEPT_DEPLOYMENTS: usize = 20;
 /// How many builds of an app are kept.
 pub const KEPT_BUILDS: usize = 20;
 /// How long an ended task is kept for whoever asks how it ended.
-pub const TASK_KEPT: Duration = Duration::from_secs(600);
+pub const TASK_KEPT: Duration = Duration::from_mins(10);
 
 impl Task {
     /// When something has to happen to it.

@@ -2,16 +2,18 @@
 
 use std::collections::BTreeMap;
 
-use api::http_types::{AppStatus, AppView, BuildView, Create, Scale, SetConfig};
+use api::http_types::{
+    AppStatus, AppView, BuildView, Create, RunCommand, Scale, SetConfig, TaskView,
+};
 use axum::Json;
 use axum::extract::{Path, Query, State};
-use model::AppId;
+use model::{Action as Do, AppId, Name, TaskId, TaskSpec};
 use serde::Deserialize;
 use server::{Action, Server, views};
-use state::Command;
+use state::{App, Command, Deployment, Process, Reply, State as Control, WorkCommand};
 
-use super::ApiResult;
 use super::caller::{Body, Caller, name, workspace};
+use super::{ApiError, ApiResult};
 
 /// Which workspace.
 #[derive(Debug, Deserialize, utoipa::IntoParams)]
@@ -39,7 +41,7 @@ pub(crate) async fn list_apps(
 ) -> ApiResult<Vec<AppView>> {
     let project = caller.project(&server, Action::Read, &name("project", &project)?).await?;
     let list = server.read(move |state| {
-        let mine = state.all::<state::App>().filter(|row| row.project == project.id);
+        let mine = state.all::<App>().filter(|row| row.project == project.id);
         mine.map(|row| views::app(state, row)).collect()
     });
     Ok(Json(list.await?))
@@ -162,4 +164,44 @@ pub(crate) async fn list_builds(
     let list =
         server.read(move |state| state.builds_of(row.id).rev().map(|b| views::build(b)).collect());
     Ok(Json(list.await?))
+}
+
+/// How long a one-off command may take.
+const RUN_TIMEOUT_MS: u64 = 3_600_000;
+
+/// Runs one command once, in the released image with the app's environment. Follow its output with
+/// the task's events.
+#[utoipa::path(post, path = "/v1/projects/{project}/apps/{app}/run", params(InWorkspace),
+    request_body = RunCommand, responses((status = 200, body = TaskView)))]
+pub(crate) async fn run(
+    server: State<Server>,
+    caller: Caller,
+    path: AppPath,
+    Query(query): Query<InWorkspace>,
+    Body(run): Body<RunCommand>,
+) -> ApiResult<TaskView> {
+    let row = app!(server, caller, Action::Change, path);
+    let place = workspace(query.workspace.as_deref())?;
+    let name = row.name.clone();
+    let spec = server.read(move |state| one_off(state, &row, &place, run.argv)).await?;
+    let spec = spec.ok_or_else(|| ApiError::not_found("release of app", name))?;
+    let id = TaskId(server.fresh_id());
+    let command = WorkCommand::CreateTask { id, attempt: None, spec };
+    match server.apply(Command::Work(command)).await? {
+        Reply::Task(task) => Ok(Json(views::task(&task))),
+        _ => Err(ApiError::internal("a task was not answered with the task")),
+    }
+}
+
+fn one_off(state: &Control, app: &App, place: &Name, argv: Vec<String>) -> Option<TaskSpec> {
+    let deployment = state.get::<Deployment>(*app.released.get(place)?)?;
+    let process = state.get::<Process>(*deployment.processes.first()?)?;
+    let launcher = ["/cnb/lifecycle/launcher".to_owned(), "--".to_owned()];
+    let argv = launcher.into_iter().chain(argv).collect();
+    Some(TaskSpec {
+        container: process.spec.container.clone(),
+        action: Do::Run { argv, env: BTreeMap::new(), dir: None },
+        result_file: None,
+        timeout_ms: RUN_TIMEOUT_MS,
+    })
 }

@@ -33,6 +33,9 @@ pub(super) async fn session(
         return Err(Status::failed_precondition("the first message must be a hello"));
     };
     let (router, welcome) = welcome(hello.hello.as_ref())?;
+    if let Some(port) = u16::try_from(hello.http_port).ok().filter(|port| *port != 0) {
+        server.set_ports(|ports| ports.router = Some(port));
+    }
     let mut session = Session { server, router, down, sent: 0 };
     session.send(Down::Welcome(welcome)).await?;
     let ended = session.run(&mut up).await;

@@ -1,0 +1,47 @@
+//! Showing a job to the one who pushed.
+
+use logbuf::{Read, Start};
+use model::{JobId, JobState, LogSource, TerminalEvent};
+use server::Server;
+use state::Job;
+
+use super::push::Say;
+
+/// Lines read at once.
+const BATCH: usize = 256;
+
+/// Shows a job until it ends; its failure as a reason with a hint.
+pub(crate) async fn job(server: &Server, job: JobId, say: &mut Say) -> Result<(), String> {
+    let log = server.log(&job.to_string()).map_err(|error| error.to_string())?;
+    let mut reader = log.reader(Start::Oldest);
+    loop {
+        match reader.next_batch(BATCH).await.map_err(|error| error.to_string())? {
+            Read::Batch(batch) => {
+                for entry in batch.iter() {
+                    let text = String::from_utf8_lossy(entry.data);
+                    say.line(&rendered(LogSource::from_code(entry.source), &text)).await;
+                }
+            }
+            Read::Skipped { count, .. } => say.line(&format!("({count} lines skipped)")).await,
+            Read::Ended => break,
+        }
+    }
+    let state = server
+        .read(move |state| state.get::<Job>(job).map(|job| job.state.clone()))
+        .await
+        .map_err(|error| error.to_string())?;
+    match state {
+        Some(JobState::Succeeded) => Ok(()),
+        Some(JobState::Failed { reason } | JobState::Cancelled { reason }) => {
+            Err(format!("{reason}\nhint: mend it and push again; the branch was not moved"))
+        }
+        Some(_) | None => Err("the job is gone".to_owned()),
+    }
+}
+
+fn rendered(source: LogSource, text: &str) -> String {
+    let event = (source == LogSource::Event)
+        .then(|| serde_json::from_str::<TerminalEvent>(text).ok())
+        .flatten();
+    event.map_or_else(|| text.to_owned(), |event| event.to_string())
+}

@@ -1,0 +1,341 @@
+//! Running git, and turning an accepted push into a job.
+
+use std::collections::HashMap;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use model::{AppId, Digest, JobId, Name, Operation, ProjectId, Target};
+use runtime::Tasks;
+use russh::Channel;
+use russh::server::Msg;
+use server::Server;
+use state::{Command, JobCommand, JobSpec, NewJob, Project, Reply};
+use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
+use tokio::net::unix::OwnedWriteHalf;
+use tokio::net::{UnixListener, UnixStream};
+use tokio::process::{Child, Command as Program};
+
+use super::command::{Request, Verb};
+use super::hook::{MAX_UPDATES, Push, SOCKET, TOKEN};
+use super::{Pusher, SshError, file_error, follow};
+
+/// Most bytes of one push.
+pub(crate) const MAX_PACK: &str = "2g";
+/// Pushes to these branches are built and deployed.
+const DEPLOYED: [&str; 2] = ["refs/heads/main", "refs/heads/master"];
+/// Bytes moved at once.
+const CHUNK: usize = 64 * 1024;
+/// How git names "no commit".
+const NO_COMMIT: &str = "0000000000000000000000000000000000000000";
+
+/// A push under way, as its hook will name it.
+#[derive(Debug, Clone)]
+struct Active {
+    project: ProjectId,
+    app: Name,
+    repository: PathBuf,
+    origin: String,
+}
+
+/// Repositories, and pushes under way. Cheap to clone.
+#[derive(Debug, Clone)]
+pub(crate) struct Pushes {
+    server: Server,
+    dir: Arc<PathBuf>,
+    active: Arc<Mutex<HashMap<String, Active>>>,
+}
+
+impl Pushes {
+    pub(crate) fn open(dir: &Path, hook: &Path, server: Server) -> Result<Self, SshError> {
+        for below in ["home", "hooks", "repositories"] {
+            let path = dir.join(below);
+            std::fs::create_dir_all(&path).map_err(file_error("make", &path))?;
+        }
+        let private = std::fs::Permissions::from_mode(0o700);
+        std::fs::set_permissions(dir, private).map_err(file_error("protect", dir))?;
+        let link = dir.join("hooks/pre-receive");
+        let temp = dir.join("hooks/pre-receive.new");
+        // What an interrupted start left is in the way of nothing.
+        drop(std::fs::remove_file(&temp));
+        std::os::unix::fs::symlink(hook, &temp).map_err(file_error("make", &temp))?;
+        std::fs::rename(&temp, &link).map_err(file_error("make", &link))?;
+        Ok(Self { server, dir: Arc::new(dir.to_owned()), active: Arc::default() })
+    }
+
+    fn socket(&self) -> PathBuf {
+        self.dir.join("hook.sock")
+    }
+
+    /// Takes calls of hooks.
+    pub(crate) fn listen(&self, tasks: &Tasks) -> Result<(), SshError> {
+        let path = self.socket();
+        // A socket left behind by an earlier server has no listener.
+        drop(std::fs::remove_file(&path));
+        let listener = UnixListener::bind(&path).map_err(file_error("listen on", &path))?;
+        let (this, all, stop) = (self.clone(), tasks.clone(), tasks.stop().clone());
+        tasks.spawn_ok("hooks", async move {
+            while let Some(Ok((stream, _))) = stop.or_stop(listener.accept()).await {
+                let (this, stop) = (this.clone(), stop.clone());
+                all.spawn_ok("hook", async move {
+                    stop.or_stop(this.hook(stream)).await;
+                });
+            }
+        });
+        Ok(())
+    }
+
+    /// Runs the git command of one channel to its end.
+    pub(crate) async fn run(
+        self,
+        channel: Channel<Msg>,
+        key: Pusher,
+        request: Result<Request, String>,
+    ) {
+        let (mut read, write) = channel.split();
+        let started = match request {
+            Ok(request) => self.start(&key, &request).await,
+            Err(reason) => Err(reason),
+        };
+        let status = match started {
+            Ok((mut child, token)) => {
+                let status = pump(&mut child, &mut read, &write).await;
+                if let Some(token) = token {
+                    self.active().remove(&token);
+                }
+                status
+            }
+            Err(reason) => {
+                let text = format!("error: {reason}\n");
+                // The client may be gone already.
+                drop(write.extended_data_bytes(1, text).await);
+                1
+            }
+        };
+        drop(write.exit_status(status).await);
+        drop(write.eof().await);
+        drop(write.close().await);
+    }
+
+    fn active(&self) -> std::sync::MutexGuard<'_, HashMap<String, Active>> {
+        self.active.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn start(
+        &self,
+        key: &Pusher,
+        request: &Request,
+    ) -> Result<(Child, Option<String>), String> {
+        let project = self.project(key, &request.project).await?;
+        let repository = self.repository(project.id).await?;
+        let mut git = self.git();
+        let token = match request.verb {
+            Verb::Upload => {
+                git.arg("upload-pack").arg("--strict");
+                None
+            }
+            Verb::Receive => {
+                let token = format!("{:032x}", self.server.fresh_id());
+                let active = Active {
+                    project: project.id,
+                    app: request.app.clone(),
+                    repository: repository.clone(),
+                    origin: format!("git push by {}", key.label),
+                };
+                self.active().insert(token.clone(), active);
+                let hooks = format!("core.hooksPath={}", self.dir.join("hooks").display());
+                git.args(["-c", "receive.fsckObjects=true", "-c", &hooks]);
+                git.args(["-c", &format!("receive.maxInputSize={MAX_PACK}")]);
+                git.args(["-c", "receive.autogc=false", "receive-pack"]);
+                git.env(SOCKET, self.socket()).env(TOKEN, &token);
+                Some(token)
+            }
+        };
+        git.arg(&repository).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        Ok((git.kill_on_drop(true).spawn().map_err(|error| missing_git(&error))?, token))
+    }
+
+    async fn project(&self, key: &Pusher, name: &Name) -> Result<Arc<Project>, String> {
+        let wanted = name.clone();
+        let row = self.server.read(move |state| state.project_named(&wanted).cloned()).await;
+        let row = row.map_err(|error| error.to_string())?;
+        // To a key of another project it does not exist.
+        let row = row.filter(|row| key.project.is_none_or(|own| own == row.id));
+        row.ok_or_else(|| {
+            format!("there is no project {name}\nhint: make it with `shore project create {name}`")
+        })
+    }
+
+    /// git with an environment of ours.
+    fn git(&self) -> Program {
+        let mut git = Program::new("git");
+        git.env_clear()
+            .env("PATH", "/usr/local/bin:/usr/bin:/bin")
+            .env("HOME", self.dir.join("home"))
+            .env("LANG", "C.UTF-8")
+            .env("GIT_CONFIG_NOSYSTEM", "1")
+            .env("GIT_TERMINAL_PROMPT", "0");
+        git
+    }
+
+    async fn repository(&self, project: ProjectId) -> Result<PathBuf, String> {
+        let path = self.dir.join("repositories").join(format!("{project}.git"));
+        if path.join("HEAD").exists() {
+            return Ok(path);
+        }
+        let mut git = self.git();
+        git.args(["init", "--quiet", "--bare", "--template=", "--initial-branch=main"]).arg(&path);
+        let made = git.stdin(Stdio::null()).output().await.map_err(|error| missing_git(&error))?;
+        if made.status.success() {
+            return Ok(path);
+        }
+        Err(format!("the repository cannot be made: {}", String::from_utf8_lossy(&made.stderr)))
+    }
+
+    /// One call of a hook: the push is accepted once what it starts has succeeded.
+    async fn hook(&self, stream: UnixStream) {
+        let (read, write) = stream.into_split();
+        let mut line = String::new();
+        let limit = MAX_UPDATES * 2;
+        if BufReader::new(read.take(limit)).read_line(&mut line).await.is_err() {
+            return;
+        }
+        let Ok(push) = serde_json::from_str::<Push>(&line) else { return };
+        let Some(active) = self.active().get(&push.token).cloned() else { return };
+        let mut say = Say(write);
+        let done = self.accept(&active, &push, &mut say).await;
+        if let Err(reason) = &done {
+            say.line(&format!("error: {reason}")).await;
+        }
+        say.end(done.is_ok()).await;
+    }
+
+    async fn accept(&self, active: &Active, push: &Push, say: &mut Say) -> Result<(), String> {
+        let update = push.updates.lines().find_map(|line| {
+            let mut words = line.split(' ').skip(1);
+            let (new, name) = (words.next()?, words.next()?);
+            DEPLOYED.contains(&name).then(|| new.to_owned())
+        });
+        let Some(commit) = update else {
+            say.line("stored; only pushes to main are deployed").await;
+            return Ok(());
+        };
+        if commit == NO_COMMIT || !commit.bytes().all(|b| b.is_ascii_hexdigit()) {
+            return Err("the branch that is deployed cannot be deleted".to_owned());
+        }
+        let source = self.archive(active, push, &commit).await?;
+        let job = self.queue(active, source, &commit).await?;
+        say.line(&format!("job {job}: follow it again with `shore job attach {job}`")).await;
+        follow::job(&self.server, job, say).await
+    }
+
+    /// The commit's files as a tar archive in the blob store.
+    async fn archive(&self, active: &Active, push: &Push, commit: &str) -> Result<Digest, String> {
+        let mut git = self.git();
+        git.arg("--git-dir").arg(&active.repository).args(["archive", "--format=tar", commit]);
+        git.envs(&push.env).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = git.kill_on_drop(true).spawn().map_err(|error| missing_git(&error))?;
+        let mut upload = self.server.blobs().begin().await.map_err(|error| error.to_string())?;
+        let mut out = child.stdout.take().ok_or("git has no output")?;
+        let mut chunk = vec![0; CHUNK];
+        loop {
+            let read = out.read(&mut chunk).await.map_err(|error| error.to_string())?;
+            if read == 0 {
+                break;
+            }
+            let written = upload.write(chunk.get(..read).unwrap_or_default()).await;
+            written.map_err(|error| error.to_string())?;
+        }
+        let ended = child.wait_with_output().await.map_err(|error| error.to_string())?;
+        if !ended.status.success() {
+            let reason = String::from_utf8_lossy(&ended.stderr);
+            return Err(format!("git cannot archive {commit}: {reason}"));
+        }
+        let stored = upload.finish().await.map_err(|error| error.to_string())?;
+        Ok(Digest(stored.digest))
+    }
+
+    async fn queue(&self, active: &Active, source: Digest, commit: &str) -> Result<JobId, String> {
+        let (id, project) = (AppId(self.server.fresh_id()), active.project);
+        let ensure = Command::EnsureApp { id, project, name: active.app.clone() };
+        let app = match self.server.apply(ensure).await.map_err(|error| error.to_string())? {
+            Reply::App(app, _) => app,
+            other => return Err(format!("unexpected reply {other:?}")),
+        };
+        let workspace: Name = state::PRODUCTION.parse().map_err(|error| format!("{error}"))?;
+        let spec = JobSpec {
+            project,
+            app: Some(app),
+            singleton: Some(format!("up/{app}/{workspace}")),
+            workspace,
+            operation: Operation::Up { source },
+            target: Target::Any,
+            depends_on: Vec::new(),
+            allow_failure: Vec::new(),
+            idempotency_key: None,
+            origin: format!("{} at {}", active.origin, commit.get(..12).unwrap_or(commit)),
+        };
+        let id = JobId(self.server.fresh_id());
+        let new = NewJob { id, spec: Arc::new(spec), expires_in: None };
+        let queued = self.server.apply(Command::Job(JobCommand::Queue(new))).await;
+        queued.map(|_| id).map_err(|error| error.to_string())
+    }
+}
+
+fn missing_git(error: &std::io::Error) -> String {
+    format!("git cannot be started on the server: {error}\nhint: install it with `apt install git`")
+}
+
+/// Lines for the pusher.
+pub(crate) struct Say(OwnedWriteHalf);
+
+impl Say {
+    pub(crate) async fn line(&mut self, text: &str) {
+        for line in text.lines() {
+            let inert: String = line.chars().filter(|c| !c.is_control() || *c == '\t').collect();
+            // The pusher may be gone; the job goes on.
+            drop(self.0.write_all(format!(" {inert}\n").as_bytes()).await);
+        }
+    }
+
+    async fn end(mut self, good: bool) {
+        drop(self.0.write_all(if good { b"=0\n" } else { b"=1\n" }).await);
+    }
+}
+
+/// Moves bytes between the client and git until git ends; its exit status.
+async fn pump(
+    child: &mut Child,
+    read: &mut russh::ChannelReadHalf,
+    write: &russh::ChannelWriteHalf<Msg>,
+) -> u32 {
+    let (Some(mut stdin), Some(mut stdout), Some(mut stderr)) =
+        (child.stdin.take(), child.stdout.take(), child.stderr.take())
+    else {
+        return 1;
+    };
+    let mut from_client = read.make_reader();
+    let mut to_client = write.make_writer();
+    let mut errors_to_client = write.make_writer_ext(Some(1));
+    let input = async {
+        // A client that hangs up ends git's input.
+        drop(tokio::io::copy(&mut from_client, &mut stdin).await);
+        drop(stdin);
+        std::future::pending::<()>().await;
+    };
+    let output = async {
+        let out = tokio::io::copy(&mut stdout, &mut to_client);
+        let err = tokio::io::copy(&mut stderr, &mut errors_to_client);
+        // git ends when nobody reads any more.
+        let (_, _) = tokio::join!(out, err);
+    };
+    tokio::select! {
+        () = input => {}
+        () = output => {}
+    }
+    match child.wait().await {
+        Ok(status) => u32::try_from(status.code().unwrap_or(128)).unwrap_or(1),
+        Err(_) => 1,
+    }
+}
