@@ -1,0 +1,227 @@
+//! Where the table comes from: the server's stream and, before that, the file of the last run.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use api::proto::router_down::Message as Down;
+use api::proto::router_up::Message as Up;
+use api::proto::{Changes, RouterDown, RouterHello, RouterUp, components_client};
+use api::{Connector, Endpoint};
+use model::{HostName, Route, RouteTable};
+use runtime::{Backoff, Random, Stop, Tasks};
+use tokio::sync::{mpsc, watch};
+use tonic::metadata::{Ascii, MetadataValue};
+use tonic::{Request, Status, Streaming};
+
+use crate::table::{Applied, Routes, TableChanges};
+use crate::{Options, Router, StartError};
+
+/// Pauses between attempts to reach the server.
+const RECONNECT_FIRST: Duration = Duration::from_millis(100);
+/// See [`RECONNECT_FIRST`].
+const RECONNECT_LAST: Duration = Duration::from_secs(2);
+/// How long the server may take to accept the stream.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long the server may be silent; it says something every 5 s.
+const SILENCE: Duration = Duration::from_secs(20);
+/// How often a silent connection is asked whether it is there.
+const PING_EVERY: Duration = Duration::from_secs(10);
+/// Messages waiting to be sent. There is one for each generation we serve.
+const UP_QUEUE: usize = 16;
+/// How often the table is written to disk while it changes.
+const KEEP_EVERY: Duration = Duration::from_secs(2);
+
+/// Serves the table of the last run. Without one, or with one that makes no sense, it starts empty.
+pub(crate) fn load(routes: &Routes, path: &Path) {
+    let table = match std::fs::read(path) {
+        Ok(bytes) => serde_json::from_slice::<RouteTable>(&bytes).map_err(std::io::Error::from),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return,
+        Err(error) => Err(error),
+    };
+    match table {
+        Ok(table) => {
+            routes.replace(&table);
+            tracing::info!(generation = table.generation, "serving the kept route table");
+        }
+        Err(error) => {
+            tracing::warn!(path = %path.display(), %error, "the kept table is unreadable")
+        }
+    }
+}
+
+/// Writes a table so that a reader finds the old one or the new one, never a part.
+fn keep(table: &RouteTable, path: &Path) -> std::io::Result<()> {
+    use std::io::Write as _;
+    let fresh = path.with_extension("new");
+    let mut file = std::fs::File::create(&fresh)?;
+    file.write_all(&serde_json::to_vec(table)?)?;
+    file.sync_data()?;
+    std::fs::rename(&fresh, path)
+}
+
+/// Starts the tasks that bring the table and keep it.
+pub(crate) fn start(
+    router: &Router,
+    endpoint: Endpoint,
+    options: Options,
+    tasks: &Tasks,
+) -> Result<(), StartError> {
+    let token = format!("Bearer {}", endpoint.token);
+    let feed = Feed {
+        router: router.clone(),
+        connector: endpoint.connector()?,
+        token: token.parse().map_err(|_| std::io::Error::other("the token is not text"))?,
+        url: endpoint.url,
+        id: options.id,
+        name: options.name,
+        changed: watch::Sender::new(router.generation()),
+    };
+    if let Some(path) = options.keep {
+        let keeper = keep_changes(router.clone(), path, feed.changed.subscribe(), tasks.clone());
+        tasks.spawn_ok("router table keeper", keeper);
+    }
+    let stop = tasks.stop().clone();
+    tasks.spawn_ok("router feed", async move {
+        stop.or_stop(feed.run(&stop)).await;
+    });
+    Ok(())
+}
+
+async fn keep_changes(
+    router: Router,
+    path: PathBuf,
+    mut changed: watch::Receiver<u64>,
+    tasks: Tasks,
+) {
+    let stop = tasks.stop();
+    let mut is_last = false;
+    while !is_last {
+        is_last = !matches!(stop.or_stop(changed.changed()).await, Some(Ok(())));
+        if is_last && !changed.has_changed().unwrap_or(false) {
+            return;
+        }
+        changed.mark_unchanged();
+        let table = router.shared.routes.model();
+        let to = path.clone();
+        if let Err(error) = tasks.blocking(move || keep(&table, &to)).await {
+            tracing::warn!(path = %path.display(), %error, "the route table cannot be kept");
+        }
+        stop.or_stop(runtime::sleep(KEEP_EVERY)).await;
+    }
+}
+
+struct Feed {
+    router: Router,
+    url: http::Uri,
+    connector: Connector,
+    token: MetadataValue<Ascii>,
+    id: u128,
+    name: String,
+    changed: watch::Sender<u64>,
+}
+
+impl Feed {
+    /// Keeps a stream to the server for as long as the router runs.
+    async fn run(self, stop: &Stop) {
+        let mut backoff = Backoff::new(RECONNECT_FIRST, RECONNECT_LAST);
+        let random = Random::system();
+        while !stop.is_stopped() {
+            let status = match self.session(&mut backoff).await {
+                Ok(()) => Status::unavailable("the server ended the stream"),
+                Err(status) => status,
+            };
+            let delay = backoff.next_delay(&random);
+            tracing::info!(
+                code = ?status.code(), message = status.message(), ?delay,
+                generation = self.router.generation(),
+                "no stream to the server; the last table goes on serving"
+            );
+            runtime::sleep(delay).await;
+        }
+    }
+
+    async fn session(&self, backoff: &mut Backoff) -> Result<(), Status> {
+        let (up, messages) = mpsc::channel(UP_QUEUE);
+        let hello = RouterHello {
+            hello: Some(api::proto::hello(self.id, &self.name)),
+            generation: self.router.generation(),
+            http_port: self.router.addresses().first().map_or(0, |first| first.port().into()),
+        };
+        tell(&up, Up::Hello(hello)).await?;
+        let opened = runtime::timeout(CONNECT_TIMEOUT, self.open(messages)).await;
+        let mut down = opened.ok_or_else(|| Status::deadline_exceeded("no answer in time"))??;
+        loop {
+            let next = runtime::timeout(SILENCE, down.message()).await;
+            let next =
+                next.ok_or_else(|| Status::deadline_exceeded("the server went silent"))??;
+            let Some(message) = next else { return Ok(()) };
+            if let Some(message) = message.message {
+                self.message(message, &up).await?;
+                backoff.reset();
+            }
+        }
+    }
+
+    async fn open(&self, up: mpsc::Receiver<RouterUp>) -> Result<Streaming<RouterDown>, Status> {
+        let channel = tonic::transport::Endpoint::from(self.url.clone())
+            .http2_keep_alive_interval(PING_EVERY)
+            .keep_alive_timeout(PING_EVERY)
+            .keep_alive_while_idle(true)
+            .connect_with_connector(self.connector.clone())
+            .await
+            .map_err(|error| Status::unavailable(error.to_string()))?;
+        let mut client = components_client::ComponentsClient::new(channel)
+            .max_decoding_message_size(api::MAX_MESSAGE);
+        let mut request = Request::new(tokio_stream::wrappers::ReceiverStream::new(up));
+        request.metadata_mut().insert("authorization", self.token.clone());
+        Ok(client.router(request).await?.into_inner())
+    }
+
+    async fn message(&self, message: Down, up: &mpsc::Sender<RouterUp>) -> Result<(), Status> {
+        let applied = match message {
+            Down::Welcome(welcome) => {
+                tracing::info!(server = welcome.version, "the server gives the routes");
+                return Ok(());
+            }
+            Down::Heartbeat(_) => return Ok(()),
+            Down::TableJson(json) => {
+                let table: RouteTable = api::proto::from_json("route table", &json)?;
+                self.router.apply(&table)
+            }
+            Down::Changes(changes) => self.router.change(&read(changes)?),
+        };
+        match applied {
+            Applied::Now => {
+                let generation = self.router.generation();
+                self.changed.send_replace(generation);
+                tell(up, Up::Applied(generation)).await
+            }
+            Applied::Older => {
+                tracing::warn!("the server sent a table older than the one served; it is refused");
+                Ok(())
+            }
+            Applied::Gap => Err(Status::aborted("changes are missing: asking for the whole table")),
+        }
+    }
+}
+
+async fn tell(up: &mpsc::Sender<RouterUp>, message: Up) -> Result<(), Status> {
+    up.send(RouterUp { message: Some(message) })
+        .await
+        .map_err(|_| Status::unavailable("the stream is closed"))
+}
+
+fn read(changes: Changes) -> Result<TableChanges, Status> {
+    let each = changes.changes.into_iter().map(|change| {
+        let host: HostName = change
+            .host
+            .parse()
+            .map_err(|error| Status::invalid_argument(format!("a change: {error}")))?;
+        let route = change.route_json.as_deref();
+        let route: Option<Route> =
+            route.map(|json| api::proto::from_json("route", json)).transpose()?;
+        Ok((host, route))
+    });
+    let list = each.collect::<Result<Vec<_>, Status>>()?;
+    Ok(TableChanges { from: changes.from, to: changes.to, changes: list })
+}

@@ -1,0 +1,124 @@
+//! The host a request names.
+
+use http::HeaderValue;
+
+/// Longest host name.
+const MAX_HOST: usize = 253;
+
+/// A host name in lower case, without port and final dot, on the stack.
+#[derive(Debug)]
+pub(crate) struct Host {
+    bytes: [u8; MAX_HOST],
+    length: usize,
+}
+
+impl Host {
+    /// The host in `text`, as a `Host` field or an authority has it. `None`: it cannot be one.
+    pub(crate) fn parse(text: &[u8]) -> Option<Self> {
+        let name = without_port(text)?;
+        let name = name.strip_suffix(b".").unwrap_or(name);
+        if name.is_empty() || name.len() > MAX_HOST {
+            return None;
+        }
+        let mut host = Self { bytes: [0; MAX_HOST], length: name.len() };
+        let literal = name[0] == b'[';
+        for (slot, byte) in host.bytes.iter_mut().zip(name) {
+            let fits = byte.is_ascii_alphanumeric()
+                || matches!(byte, b'-' | b'.' | b'_')
+                || (literal && matches!(byte, b':' | b'[' | b']'));
+            if !fits {
+                return None;
+            }
+            *slot = byte.to_ascii_lowercase();
+        }
+        Some(host)
+    }
+
+    /// The name.
+    pub(crate) fn as_bytes(&self) -> &[u8] {
+        &self.bytes[..self.length]
+    }
+
+    /// The name for people: nothing but letters, digits and `-._:[]`.
+    pub(crate) fn as_str(&self) -> &str {
+        std::str::from_utf8(self.as_bytes()).unwrap_or_default()
+    }
+}
+
+/// `host:port` without the port, which must be a number. Brackets stay.
+fn without_port(text: &[u8]) -> Option<&[u8]> {
+    let name_end = match text.first()? {
+        b'[' => text.iter().position(|byte| *byte == b']')? + 1,
+        _ => text.iter().position(|byte| *byte == b':').unwrap_or(text.len()),
+    };
+    let (name, port) = text.split_at(name_end);
+    match port {
+        [] => Some(name),
+        [b':', digits @ ..] if digits.len() <= 5 && digits.iter().all(u8::is_ascii_digit) => {
+            Some(name)
+        }
+        _ => None,
+    }
+}
+
+/// Renders a `Forwarded` field. `host` has passed [`Host::parse`], so quoting is enough.
+pub(crate) fn forwarded(peer: std::net::IpAddr, host: &HeaderValue) -> Option<HeaderValue> {
+    use std::io::Write as _;
+    let mut text = Vec::with_capacity(64 + host.len());
+    let peer = match peer {
+        std::net::IpAddr::V4(v4) => write!(text, "for={v4}"),
+        std::net::IpAddr::V6(v6) => write!(text, "for=\"[{v6}]\""),
+    };
+    peer.ok()?;
+    let plain = host.as_bytes().iter().all(|byte| !matches!(byte, b':' | b'[' | b']'));
+    let (before, after): (&[u8], &[u8]) =
+        if plain { (b";host=", b";proto=http") } else { (b";host=\"", b"\";proto=http") };
+    text.extend_from_slice(before);
+    text.extend_from_slice(host.as_bytes());
+    text.extend_from_slice(after);
+    HeaderValue::from_maybe_shared(bytes::Bytes::from(text)).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hosts_lose_case_port_and_final_dot() {
+        for (given, wanted) in [
+            ("a.example", "a.example"),
+            ("A.Example", "a.example"),
+            ("a.example.", "a.example"),
+            ("a.example:8080", "a.example"),
+            ("a.example.:80", "a.example"),
+            ("a.example:", "a.example"),
+            ("127.0.0.1:1", "127.0.0.1"),
+            ("[::1]:8080", "[::1]"),
+            ("a_b.example", "a_b.example"),
+        ] {
+            let host = Host::parse(given.as_bytes()).expect(given);
+            assert_eq!(host.as_str(), wanted, "{given}");
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_a_host_is_refused() {
+        let long = "a".repeat(MAX_HOST + 1);
+        for bad in [
+            "", ":80", ".", "a b", "a/b", "a%2eb", "a@b", "a:80:80", "a:b", "[::1", "ü", "a,b",
+            &long,
+        ] {
+            assert!(Host::parse(bad.as_bytes()).is_none(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn forwarded_quotes_what_needs_it() {
+        let plain =
+            forwarded("10.0.0.1".parse().expect("an address"), &HeaderValue::from_static("a.b"));
+        assert_eq!(plain.expect("a field"), "for=10.0.0.1;host=a.b;proto=http");
+        let quoted =
+            forwarded("::1".parse().expect("an address"), &HeaderValue::from_static("a:80"));
+        assert_eq!(quoted.expect("a field"), "for=\"[::1]\";host=\"a:80\";proto=http");
+    }
+}

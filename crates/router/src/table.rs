@@ -1,0 +1,259 @@
+//! The table requests are looked up in.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+
+use arc_swap::ArcSwap;
+use foldhash::fast::RandomState;
+use model::{DeploymentId, HostName, InstanceId, Route, RouteTable, RouteTarget};
+
+/// How long a target that refused a connection is passed over while there are others.
+const FAILING_MS: u64 = 2_000;
+
+/// One instance at one address. It exists once: tables share it, pools know it by its number.
+#[derive(Debug)]
+pub(crate) struct Target {
+    /// Never used for another instance or another address.
+    pub(crate) number: u64,
+    pub(crate) instance: InstanceId,
+    pub(crate) address: SocketAddr,
+    /// Milliseconds since the router's start; 0 for a target that is well.
+    failing_until: AtomicU64,
+}
+
+impl Target {
+    pub(crate) fn is_failing(&self, now_ms: u64) -> bool {
+        let until = self.failing_until.load(Ordering::Relaxed);
+        until != 0 && now_ms < until
+    }
+
+    pub(crate) fn failed(&self, now_ms: u64) {
+        self.failing_until.store(now_ms + FAILING_MS, Ordering::Relaxed);
+    }
+
+    pub(crate) fn answered(&self) {
+        if self.failing_until.load(Ordering::Relaxed) != 0 {
+            self.failing_until.store(0, Ordering::Relaxed);
+        }
+    }
+}
+
+/// What answers for one host.
+#[derive(Debug)]
+pub(crate) struct Entry {
+    deployment: DeploymentId,
+    pub(crate) targets: Box<[Arc<Target>]>,
+}
+
+type Hosts = HashMap<Arc<[u8]>, Arc<Entry>, RandomState>;
+
+/// All routes at one generation. Replaced as a whole, never changed.
+#[derive(Debug, Default)]
+pub(crate) struct Table {
+    pub(crate) generation: u64,
+    hosts: Hosts,
+}
+
+impl Table {
+    pub(crate) fn find(&self, host: &[u8]) -> Option<&Arc<Entry>> {
+        self.hosts.get(host)
+    }
+
+    fn model(&self) -> RouteTable {
+        let mut routes: Vec<Route> = self
+            .hosts
+            .iter()
+            .filter_map(|(host, entry)| {
+                let host: HostName = std::str::from_utf8(host).ok()?.parse().ok()?;
+                let targets = entry.targets.iter();
+                let targets = targets
+                    .map(|target| RouteTarget {
+                        instance: target.instance,
+                        address: target.address,
+                    })
+                    .collect();
+                Some(Route { host, deployment: entry.deployment, targets })
+            })
+            .collect();
+        routes.sort_by(|a, b| a.host.cmp(&b.host));
+        RouteTable { generation: self.generation, routes }
+    }
+}
+
+/// What became of a table or of changes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Applied {
+    /// Every request from now on is routed by it.
+    Now,
+    /// It is older than what is served, so it was refused.
+    Older,
+    /// The changes build on another generation: the whole table is needed.
+    Gap,
+}
+
+/// Numbered changes to a table.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TableChanges {
+    /// The generation they build on.
+    pub from: u64,
+    /// The generation after them.
+    pub to: u64,
+    /// Hosts and their routes; without one, the host is gone.
+    pub changes: Vec<(HostName, Option<Route>)>,
+}
+
+/// The served table and the targets it knows.
+#[derive(Debug, Default)]
+pub(crate) struct Routes {
+    served: ArcSwap<Table>,
+    known: Mutex<Known>,
+}
+
+#[derive(Debug, Default)]
+struct Known {
+    targets: HashMap<(InstanceId, SocketAddr), Weak<Target>, RandomState>,
+    numbered: u64,
+    sweep_at: usize,
+}
+
+impl Known {
+    fn entry(&mut self, route: &Route) -> Arc<Entry> {
+        let targets = route.targets.iter().map(|target| self.target(*target)).collect();
+        Arc::new(Entry { deployment: route.deployment, targets })
+    }
+
+    fn target(&mut self, target: RouteTarget) -> Arc<Target> {
+        let key = (target.instance, target.address);
+        if let Some(known) = self.targets.get(&key).and_then(Weak::upgrade) {
+            return known;
+        }
+        self.numbered += 1;
+        let fresh = Arc::new(Target {
+            number: self.numbered,
+            instance: target.instance,
+            address: target.address,
+            failing_until: AtomicU64::new(0),
+        });
+        self.targets.insert(key, Arc::downgrade(&fresh));
+        fresh
+    }
+
+    /// Forgets targets that no table has, now and then.
+    fn sweep(&mut self) {
+        const AT_LEAST: usize = 1_024;
+        if self.targets.len() > self.sweep_at.max(AT_LEAST) {
+            self.targets.retain(|_, target| target.strong_count() > 0);
+            self.sweep_at = self.targets.len() * 2;
+        }
+    }
+}
+
+impl Routes {
+    /// The table to route by, now.
+    pub(crate) fn load(&self) -> arc_swap::Guard<Arc<Table>> {
+        self.served.load()
+    }
+
+    pub(crate) fn generation(&self) -> u64 {
+        self.served.load().generation
+    }
+
+    /// The served table as others read it.
+    pub(crate) fn model(&self) -> RouteTable {
+        self.served.load_full().model()
+    }
+
+    /// Serves `table` unless it is older than the one served. When this returns, no thread starts a
+    /// request by the old one.
+    pub(crate) fn replace(&self, table: &RouteTable) -> Applied {
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        if table.generation < self.generation() {
+            return Applied::Older;
+        }
+        let mut hosts = Hosts::with_capacity_and_hasher(table.routes.len(), RandomState::default());
+        for route in &table.routes {
+            hosts.insert(route.host.as_str().as_bytes().into(), known.entry(route));
+        }
+        self.served.store(Arc::new(Table { generation: table.generation, hosts }));
+        known.sweep();
+        Applied::Now
+    }
+
+    /// Serves the table with `changes` made to it.
+    pub(crate) fn change(&self, changes: &TableChanges) -> Applied {
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let served = self.served.load_full();
+        if changes.to < served.generation {
+            return Applied::Older;
+        }
+        if changes.from != served.generation {
+            return Applied::Gap;
+        }
+        let mut hosts = served.hosts.clone();
+        for (host, route) in &changes.changes {
+            let host = host.as_str().as_bytes();
+            match route {
+                Some(route) => hosts.insert(host.into(), known.entry(route)),
+                None => hosts.remove(host),
+            };
+        }
+        self.served.store(Arc::new(Table { generation: changes.to, hosts }));
+        known.sweep();
+        Applied::Now
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn route(host: &str, instance: u128, port: u16) -> Route {
+        let address = SocketAddr::from(([127, 0, 0, 1], port));
+        let targets = vec![RouteTarget { instance: InstanceId(instance), address }];
+        Route { host: host.parse().expect("a host"), deployment: DeploymentId(1), targets }
+    }
+
+    fn number(routes: &Routes, host: &str) -> Option<u64> {
+        routes.load().find(host.as_bytes()).map(|entry| entry.targets[0].number)
+    }
+
+    #[test]
+    fn an_older_table_is_refused_and_a_gap_is_noticed() {
+        let routes = Routes::default();
+        let table = RouteTable { generation: 5, routes: vec![route("a.b", 1, 1)] };
+        assert_eq!(routes.replace(&table), Applied::Now);
+        assert_eq!(routes.replace(&RouteTable { generation: 4, ..table.clone() }), Applied::Older);
+        assert_eq!(routes.model(), table);
+        let host: HostName = "a.b".parse().expect("a host");
+        let mut changes = TableChanges { from: 4, to: 6, changes: vec![(host, None)] };
+        assert_eq!(routes.change(&changes), Applied::Gap);
+        changes.from = 5;
+        assert_eq!(routes.change(&changes), Applied::Now);
+        assert_eq!(routes.generation(), 6);
+        assert_eq!(number(&routes, "a.b"), None);
+        changes.to = 5;
+        assert_eq!(routes.change(&changes), Applied::Older);
+    }
+
+    #[test]
+    fn the_same_address_for_another_instance_is_another_target() {
+        let routes = Routes::default();
+        let table = |generation, instance| RouteTable {
+            generation,
+            routes: vec![route("a.b", instance, 1), route("c.d", instance, 1)],
+        };
+        routes.replace(&table(1, 1));
+        let first = number(&routes, "a.b");
+        assert_eq!(first, number(&routes, "c.d"), "one instance, one target");
+        routes.replace(&table(2, 1));
+        assert_eq!(first, number(&routes, "a.b"), "it stays over a change of table");
+        routes.replace(&table(3, 2));
+        assert_ne!(first, number(&routes, "a.b"));
+        let second = number(&routes, "a.b");
+        routes.replace(&table(4, 1));
+        assert_ne!(first, number(&routes, "a.b"), "numbers are not used again");
+        assert_ne!(second, number(&routes, "a.b"));
+    }
+}

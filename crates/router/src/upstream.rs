@@ -1,0 +1,288 @@
+//! Connections to instances, and the ones kept for the next request.
+//!
+//! A connection has no task of its own: whoever uses it drives it. That saves two task switches for
+//! each request, and a connection nobody uses does nothing.
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::sync::{Arc, Weak};
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use foldhash::fast::RandomState;
+use http::{Request, Response};
+use hyper::body::Incoming;
+use hyper::client::conn::http1::{Connection, SendRequest};
+use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+
+use crate::body::RequestBody;
+use crate::options::{Limits, MAX_IDLE};
+use crate::table::Target;
+
+/// What went over a connection since its request began.
+#[derive(Debug, Default)]
+pub(crate) struct Tally {
+    read: Cell<bool>,
+    wrote: Cell<bool>,
+}
+
+/// An instance's socket, watched.
+#[derive(Debug)]
+pub(crate) struct UpstreamIo {
+    pub(crate) stream: TcpStream,
+    tally: Rc<Tally>,
+}
+
+impl AsyncRead for UpstreamIo {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<std::io::Result<()>> {
+        let this = self.get_mut();
+        let before = buf.filled().len();
+        let polled = Pin::new(&mut this.stream).poll_read(cx, buf);
+        if buf.filled().len() > before {
+            this.tally.read.set(true);
+        }
+        polled
+    }
+}
+
+impl UpstreamIo {
+    fn wrote(&self, polled: Poll<std::io::Result<usize>>) -> Poll<std::io::Result<usize>> {
+        if matches!(polled, Poll::Ready(Ok(1..))) {
+            self.tally.wrote.set(true);
+        }
+        polled
+    }
+}
+
+impl AsyncWrite for UpstreamIo {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<std::io::Result<usize>> {
+        let this = self.get_mut();
+        let polled = Pin::new(&mut this.stream).poll_write(cx, buf);
+        this.wrote(polled)
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[std::io::IoSlice<'_>],
+    ) -> Poll<std::io::Result<usize>> {
+        let this = self.get_mut();
+        let polled = Pin::new(&mut this.stream).poll_write_vectored(cx, bufs);
+        this.wrote(polled)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        Pin::new(&mut self.get_mut().stream).poll_shutdown(cx)
+    }
+}
+
+/// Why there is no response.
+#[derive(Debug)]
+pub(crate) enum SendError {
+    /// Nothing of the request was sent: it comes back.
+    Unsent(Box<Request<RequestBody>>),
+    /// Something was sent, and the connection broke before a byte of a response.
+    Unanswered,
+    /// What the instance sent is not a response.
+    Garbled,
+    /// The instance took too long.
+    TimedOut,
+}
+
+/// One connection to an instance.
+pub(crate) struct Link {
+    sender: SendRequest<RequestBody>,
+    connection: Connection<TokioIo<UpstreamIo>, RequestBody>,
+    tally: Rc<Tally>,
+    idle_since: u64,
+    is_over: bool,
+}
+
+impl std::fmt::Debug for Link {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Link").field("is_over", &self.is_over).finish_non_exhaustive()
+    }
+}
+
+impl Link {
+    /// Opens a connection.
+    pub(crate) async fn open(target: &Target, limits: &Limits) -> std::io::Result<Box<Self>> {
+        let connect = TcpStream::connect(target.address);
+        let stream = match runtime::timeout(limits.connect_timeout, connect).await {
+            Some(stream) => stream?,
+            None => return Err(std::io::ErrorKind::TimedOut.into()),
+        };
+        stream.set_nodelay(true)?;
+        let tally = Rc::new(Tally::default());
+        let io = TokioIo::new(UpstreamIo { stream, tally: Rc::clone(&tally) });
+        let mut builder = hyper::client::conn::http1::Builder::new();
+        builder.max_buf_size(limits.header_bytes).max_header_size(limits.header_bytes);
+        let (sender, connection) =
+            builder.handshake(io).await.map_err(|_| std::io::Error::other("no handshake"))?;
+        Ok(Box::new(Self { sender, connection, tally, idle_since: 0, is_over: false }))
+    }
+
+    /// Drives the connection. False: it has ended.
+    pub(crate) fn drive(&mut self, cx: &mut Context<'_>) -> bool {
+        if !self.is_over {
+            self.is_over = self.connection.poll_without_shutdown(cx).is_ready();
+        }
+        !self.is_over
+    }
+
+    /// Whether it can take the next request now.
+    pub(crate) fn is_ready(&self) -> bool {
+        !self.is_over && self.sender.is_ready()
+    }
+
+    /// Sends a request and waits for the head of the response. `is_late` tells when to give up.
+    pub(crate) async fn send(
+        &mut self,
+        request: Request<RequestBody>,
+        is_late: impl Fn(&Context<'_>) -> bool,
+    ) -> Result<Response<Incoming>, SendError> {
+        self.tally.read.set(false);
+        self.tally.wrote.set(false);
+        let mut response = std::pin::pin!(self.sender.try_send_request(request));
+        let (connection, tally, is_over) = (&mut self.connection, &self.tally, &mut self.is_over);
+        let answer = std::future::poll_fn(|cx| {
+            if !*is_over {
+                *is_over = connection.poll_without_shutdown(cx).is_ready();
+            }
+            // Without a byte read there is nothing to ask for, and asking costs a wake-up.
+            if (*is_over || tally.read.get())
+                && let Poll::Ready(answer) = response.as_mut().poll(cx)
+            {
+                return Poll::Ready(Some(answer));
+            }
+            if is_late(cx) { Poll::Ready(None) } else { Poll::Pending }
+        });
+        match answer.await {
+            Some(Ok(response)) => Ok(response),
+            Some(Err(mut error)) => Err(match error.take_message() {
+                Some(request) => SendError::Unsent(Box::new(request)),
+                None if self.tally.read.get() => SendError::Garbled,
+                None => SendError::Unanswered,
+            }),
+            None => Err(SendError::TimedOut),
+        }
+    }
+
+    /// Gives up HTTP after a 101: the socket, and what was read beyond the response.
+    pub(crate) fn into_raw(self) -> (UpstreamIo, Bytes) {
+        let parts = self.connection.into_parts();
+        (parts.io.into_inner(), parts.read_buf)
+    }
+}
+
+/// What a thread has of one target.
+#[expect(clippy::vec_box, reason = "a link moves for each request, and it is large")]
+#[derive(Debug)]
+pub(crate) struct Pool {
+    target: Weak<Target>,
+    /// Requests this thread has there now.
+    active: Cell<u32>,
+    idle: RefCell<Vec<Box<Link>>>,
+}
+
+/// The pools of a thread, by the target's number: an address alone never finds a connection.
+#[derive(Debug, Default)]
+pub(crate) struct Pools {
+    pools: RefCell<HashMap<u64, Rc<Pool>, RandomState>>,
+    idle: Rc<Cell<usize>>,
+}
+
+impl Pools {
+    fn pool(&self, target: &Arc<Target>) -> Rc<Pool> {
+        let mut pools = self.pools.borrow_mut();
+        let pool = pools.entry(target.number).or_insert_with(|| {
+            let target = Arc::downgrade(target);
+            Rc::new(Pool { target, active: Cell::new(0), idle: RefCell::default() })
+        });
+        Rc::clone(pool)
+    }
+
+    /// How many requests this thread has at the target now.
+    pub(crate) fn active(&self, target: &Target) -> u32 {
+        self.pools.borrow().get(&target.number).map_or(0, |pool| pool.active.get())
+    }
+
+    /// Counts one more request at the target.
+    pub(crate) fn lease(&self, target: &Arc<Target>) -> Lease {
+        let pool = self.pool(target);
+        pool.active.set(pool.active.get() + 1);
+        Lease { pool, idle: Rc::clone(&self.idle) }
+    }
+
+    /// Drops connections that nobody will use: the target is in no table, or it was long ago.
+    pub(crate) fn sweep(&self, now: u64, limits: &Limits) {
+        let mut kept = 0;
+        let mut cx = Context::from_waker(std::task::Waker::noop());
+        self.pools.borrow_mut().retain(|_, pool| {
+            let mut idle = pool.idle.borrow_mut();
+            if pool.target.strong_count() == 0 {
+                idle.clear();
+                return false;
+            }
+            idle.retain_mut(|link| {
+                let age = u128::from(now.saturating_sub(link.idle_since));
+                age <= limits.upstream_idle.as_millis() && link.drive(&mut cx) && link.is_ready()
+            });
+            kept += idle.len();
+            pool.active.get() > 0 || !idle.is_empty()
+        });
+        self.idle.set(kept);
+    }
+}
+
+/// One request's place at a target.
+#[derive(Debug)]
+pub(crate) struct Lease {
+    pool: Rc<Pool>,
+    idle: Rc<Cell<usize>>,
+}
+
+impl Lease {
+    /// A connection that was used before, the latest first.
+    pub(crate) fn reuse(&self) -> Option<Box<Link>> {
+        let link = self.pool.idle.borrow_mut().pop()?;
+        self.idle.set(self.idle.get().saturating_sub(1));
+        Some(link)
+    }
+
+    /// Keeps a connection for the next request, if it can take one.
+    pub(crate) fn keep(&self, mut link: Box<Link>, now: u64, limits: &Limits) {
+        let mut idle = self.pool.idle.borrow_mut();
+        if link.is_ready() && idle.len() < limits.idle_per_target && self.idle.get() < MAX_IDLE {
+            link.idle_since = now;
+            idle.push(link);
+            self.idle.set(self.idle.get() + 1);
+        }
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        self.pool.active.set(self.pool.active.get().saturating_sub(1));
+    }
+}

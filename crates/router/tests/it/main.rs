@@ -1,0 +1,13 @@
+//! The router over real sockets.
+
+mod drain;
+mod feed;
+mod headers;
+mod limits;
+mod routing;
+mod smuggling;
+mod streaming;
+mod support;
+mod swap;
+mod upgrade;
+mod upstream;
