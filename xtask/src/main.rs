@@ -1,1 +1,59 @@
-fn main() {}
+//! Developer commands.
+//!
+//! - `cargo xtask test` runs everything that is tested.
+//! - `cargo xtask examples` brings every example up with `shore up` and asks each for a page.
+#![expect(clippy::print_stderr, reason = "a developer's command talks to its terminal")]
+
+mod examples;
+
+use std::path::Path;
+use std::process::{Command, ExitCode};
+
+/// Why a command failed.
+pub(crate) type Failure = String;
+
+fn main() -> ExitCode {
+    let name = std::env::args().nth(1).unwrap_or_default();
+    let done = match name.as_str() {
+        "test" => test(),
+        "examples" => examples::run(),
+        _ => Err(format!("unknown command `{name}`: there are test and examples")),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            eprintln!("xtask: {failure}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// The workspace's root.
+pub(crate) fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap_or_else(|| Path::new("."))
+}
+
+/// Runs cargo and shows what it does.
+pub(crate) fn cargo(args: &[&str]) -> Result<(), Failure> {
+    eprintln!("== cargo {}", args.join(" "));
+    let status = Command::new("cargo").args(args).current_dir(root()).status();
+    match status {
+        Ok(status) if status.success() => Ok(()),
+        Ok(status) => Err(format!("cargo {} ended with {status}", args.join(" "))),
+        Err(error) => Err(format!("cargo cannot be started: {error}")),
+    }
+}
+
+fn test() -> Result<(), Failure> {
+    cargo(&["fmt", "--all", "--check"])?;
+    cargo(&["clippy", "--workspace", "--all-targets", "--quiet", "--", "-D", "warnings"])?;
+    let has_nextest = Command::new("cargo").args(["nextest", "--version"]).output();
+    if has_nextest.is_ok_and(|output| output.status.success()) {
+        let nextest =
+            ["nextest", "run", "--workspace", "--profile", "ci", "--status-level", "slow"];
+        cargo(&nextest)?;
+    } else {
+        cargo(&["test", "--workspace", "--quiet"])?;
+    }
+    examples::run()
+}

@@ -1,0 +1,487 @@
+//! The command line as people type it.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+use model::{Name, Role};
+
+/// Code to running software, on machines you own.
+///
+/// `shore up` builds the code in a directory, runs it, waits until it is healthy and points its
+/// URL at it. Without a server it starts one in this process.
+#[derive(Debug, Parser)]
+#[command(name = "shore", version, propagate_version = true, max_term_width = 100)]
+#[command(
+    after_help = "Exit codes: 0 done, 1 the work failed, 2 wrong command line, 3 not found, \
+4 not allowed,\n5 conflict, 6 invalid input, 7 server or port not available, 70 internal error."
+)]
+pub(crate) struct Cli {
+    #[command(flatten)]
+    pub(crate) global: Global,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// What every command takes.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct Global {
+    /// Print JSON, one object a line
+    #[arg(long, global = true, env = "SHORE_JSON", value_parser = clap::builder::FalseyValueParser::new())]
+    pub(crate) json: bool,
+    /// Talk to the server of this context
+    #[arg(long, global = true, env = "SHORE_CONTEXT", value_name = "NAME")]
+    pub(crate) context: Option<String>,
+    /// How much the roles say of themselves: error, warn, info, debug, or a filter
+    #[arg(long, global = true, env = "SHORE_LOG", value_name = "LEVEL", default_value = "warn")]
+    pub(crate) log: String,
+}
+
+/// Which app.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct AppArgs {
+    /// The project; else from shore.hcl or the directory's name
+    #[arg(long, short, env = "SHORE_PROJECT")]
+    pub(crate) project: Option<Name>,
+    /// The app; else the only one in shore.hcl, or `web`
+    #[arg(long, short, env = "SHORE_APP")]
+    pub(crate) app: Option<Name>,
+    /// The workspace
+    #[arg(long, short, env = "SHORE_WORKSPACE", default_value = "production")]
+    pub(crate) workspace: Name,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Build, deploy and release the code in a directory
+    Up(UpArgs),
+    /// Run server, runner, cell and router in this process, for use from other terminals
+    Dev(DevArgs),
+    /// Run the server: everything else dials it
+    Server(ServerArgs),
+    /// Run a runner: takes jobs
+    Runner(RunnerArgs),
+    /// Run a cell: runs containers
+    Cell(CellArgs),
+    /// Run a router: sends requests to instances
+    Router(RouterArgs),
+    /// Make, list and remove projects
+    #[command(subcommand)]
+    Project(ProjectCommand),
+    /// List and remove apps
+    #[command(subcommand)]
+    App(AppCommand),
+    /// List, show, follow and cancel jobs
+    #[command(subcommand)]
+    Job(JobCommand),
+    /// Show what an app says
+    Logs(LogsArgs),
+    /// Show what an app runs
+    Status(StatusArgs),
+    /// Deploy a build again, with today's configuration
+    Deploy(DeployArgs),
+    /// Point the routes at a deployment
+    Release(ReleaseArgs),
+    /// Point the routes at the deployment before the current one
+    Rollback(AppOnly),
+    /// Set how many instances of a process run
+    Scale(ScaleArgs),
+    /// Run one command in an app's image, once
+    Run(RunArgs),
+    /// Show and change the environment of an app
+    #[command(subcommand)]
+    Config(ConfigCommand),
+    /// Add, list and remove SSH keys that may push
+    #[command(subcommand)]
+    Key(KeyCommand),
+    /// Make, list and revoke tokens
+    #[command(subcommand)]
+    Token(TokenCommand),
+    /// Stop everything an app runs and withdraw its routes
+    Destroy(DestroyArgs),
+    /// Choose the server that commands talk to
+    #[command(subcommand)]
+    Context(ContextCommand),
+    /// Show the versions of this program and of the server
+    Version,
+    /// Print a completion script for a shell
+    Completions {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct UpArgs {
+    /// The directory with the code
+    #[arg(default_value = ".")]
+    pub(crate) dir: PathBuf,
+    #[command(flatten)]
+    pub(crate) app: AppArgs,
+    #[command(flatten)]
+    pub(crate) ports: DevPorts,
+}
+
+/// Where an all-in-one server listens.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct DevPorts {
+    /// Port of the server, when this starts one
+    #[arg(long, default_value_t = api::SERVER_PORT, env = "SHORE_PORT")]
+    pub(crate) port: u16,
+    /// Port of the router, when this starts one
+    #[arg(long, default_value_t = 8080, env = "SHORE_HTTP_PORT")]
+    pub(crate) http_port: u16,
+    /// Port for git over SSH, when this starts a server
+    #[arg(long, default_value_t = api::SSH_PORT, env = "SHORE_SSH_PORT")]
+    pub(crate) ssh_port: u16,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DevArgs {
+    #[command(flatten)]
+    pub(crate) ports: DevPorts,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ServerArgs {
+    /// Address to listen on; anything but loopback gets TLS
+    #[arg(long, default_value = "127.0.0.1:7420")]
+    pub(crate) listen: SocketAddr,
+    /// Address for git over SSH
+    #[arg(long, default_value = "127.0.0.1:7422")]
+    pub(crate) ssh: SocketAddr,
+    /// Where everything is kept; $XDG_DATA_HOME/longshore/server when absent
+    #[arg(long)]
+    pub(crate) data: Option<PathBuf>,
+    /// The parent of every app's host
+    #[arg(long, default_value = "localhost")]
+    pub(crate) domain: String,
+    /// Host names and addresses under which others reach this server, for its certificate
+    #[arg(long = "name", value_name = "HOST")]
+    pub(crate) names: Vec<String>,
+}
+
+/// How a component joins.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct JoinArgs {
+    /// The server's address
+    #[arg(long, default_value = "http://127.0.0.1:7420", env = "SHORE_SERVER")]
+    pub(crate) server: String,
+    /// The join token that `shore token create --role …` printed
+    #[arg(long, env = "SHORE_TOKEN", hide_env_values = true)]
+    pub(crate) token: String,
+    /// Where this component keeps what is its own; below $XDG_DATA_HOME/longshore when absent
+    #[arg(long)]
+    pub(crate) data: Option<PathBuf>,
+    /// Its name
+    #[arg(long)]
+    pub(crate) name: Option<Name>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RunnerArgs {
+    #[command(flatten)]
+    pub(crate) join: JoinArgs,
+    /// How many jobs it works on at once
+    #[arg(long, default_value_t = 4)]
+    pub(crate) jobs: u32,
+    /// A label, as in `region=eu`; jobs may ask for it
+    #[arg(long = "label", value_name = "KEY=VALUE", value_parser = key_value)]
+    pub(crate) labels: Vec<(String, String)>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct CellArgs {
+    #[command(flatten)]
+    pub(crate) join: JoinArgs,
+    /// Its failure domain
+    #[arg(long, default_value = "default")]
+    pub(crate) zone: String,
+    /// A word that apps may ask for
+    #[arg(long = "tag")]
+    pub(crate) tags: Vec<String>,
+    /// The address under which routers reach its instances
+    #[arg(long, default_value = "127.0.0.1")]
+    pub(crate) address: std::net::IpAddr,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RouterArgs {
+    #[command(flatten)]
+    pub(crate) join: JoinArgs,
+    /// Address to take requests on
+    #[arg(long, default_value = "127.0.0.1:8080")]
+    pub(crate) listen: SocketAddr,
+    /// Threads; one per core when absent
+    #[arg(long)]
+    pub(crate) threads: Option<usize>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum ProjectCommand {
+    /// Make a project
+    Create {
+        /// Its name: a-z, 0-9 and `-`, at most 40
+        name: Name,
+    },
+    /// List projects
+    List,
+    /// Remove a project that has no apps
+    Remove {
+        /// Its name
+        name: Name,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum AppCommand {
+    /// List the apps of a project
+    List {
+        /// The project; all of them when absent
+        #[arg(long, short)]
+        project: Option<Name>,
+    },
+    /// Remove an app that runs nothing, with its history
+    Remove(AppOnly),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct AppOnly {
+    #[command(flatten)]
+    pub(crate) app: AppArgs,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum JobCommand {
+    /// List jobs, newest first
+    List {
+        /// Only this project's
+        #[arg(long, short)]
+        project: Option<Name>,
+        /// Only this app's
+        #[arg(long, short)]
+        app: Option<Name>,
+        /// Only those in this state
+        #[arg(long)]
+        state: Option<String>,
+        /// How many at most
+        #[arg(long, default_value_t = 20)]
+        limit: usize,
+    },
+    /// Show a job
+    Show {
+        /// Its id
+        job: model::JobId,
+    },
+    /// Follow a job to its end
+    Attach {
+        /// Its id
+        job: model::JobId,
+    },
+    /// Ask a job to end
+    Cancel {
+        /// Its id
+        job: model::JobId,
+        /// Without waiting for its runner
+        #[arg(long)]
+        force: bool,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct LogsArgs {
+    #[command(flatten)]
+    pub(crate) app: AppArgs,
+    /// Go on with lines that come later
+    #[arg(long, short)]
+    pub(crate) follow: bool,
+    /// Only the last so many lines of each instance
+    #[arg(long, short = 'n', default_value_t = 100)]
+    pub(crate) tail: u64,
+    /// Show when each line was written
+    #[arg(long, short)]
+    pub(crate) times: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct StatusArgs {
+    #[command(flatten)]
+    pub(crate) app: AppArgs,
+    /// Show every deployment that is kept
+    #[arg(long)]
+    pub(crate) all: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DeployArgs {
+    #[command(flatten)]
+    pub(crate) app: AppArgs,
+    /// The build's number; the newest when absent
+    #[arg(long)]
+    pub(crate) build: Option<u64>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ReleaseArgs {
+    #[command(flatten)]
+    pub(crate) app: AppArgs,
+    /// The deployment's number
+    pub(crate) deployment: u64,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ScaleArgs {
+    #[command(flatten)]
+    pub(crate) app: AppArgs,
+    /// A process and how many, as in `web=3`
+    #[arg(value_name = "PROCESS=N", value_parser = key_value, required = true)]
+    pub(crate) counts: Vec<(String, String)>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RunArgs {
+    #[command(flatten)]
+    pub(crate) app: AppArgs,
+    /// The command and its arguments
+    #[arg(last = true, required = true)]
+    pub(crate) argv: Vec<String>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum ConfigCommand {
+    /// List names and values
+    List(AppOnly),
+    /// Set variables and deploy with them
+    Set(ConfigSet),
+    /// Remove variables and deploy without them
+    Unset(ConfigUnset),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ConfigSet {
+    #[command(flatten)]
+    pub(crate) app: AppArgs,
+    /// A name and a value
+    #[arg(value_name = "NAME=VALUE", value_parser = key_value, required = true)]
+    pub(crate) vars: Vec<(String, String)>,
+    /// Leave the running deployment as it is
+    #[arg(long)]
+    pub(crate) no_deploy: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ConfigUnset {
+    #[command(flatten)]
+    pub(crate) app: AppArgs,
+    /// A name
+    #[arg(required = true)]
+    pub(crate) names: Vec<String>,
+    /// Leave the running deployment as it is
+    #[arg(long)]
+    pub(crate) no_deploy: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum KeyCommand {
+    /// Add a public key
+    Add {
+        /// The file, as in ~/.ssh/id_ed25519.pub
+        file: PathBuf,
+        /// Limit it to one project
+        #[arg(long, short)]
+        project: Option<Name>,
+    },
+    /// List keys
+    List,
+    /// Remove a key
+    Remove {
+        /// Its id
+        key: model::KeyId,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum TokenCommand {
+    /// Make a token; it is shown this once
+    Create {
+        /// admin, developer, viewer, runner, cell or router
+        #[arg(long, default_value = "developer")]
+        role: Role,
+        /// Limit it to one project
+        #[arg(long, short)]
+        project: Option<Name>,
+        /// What it is for
+        #[arg(long, default_value = "")]
+        label: String,
+        /// How long it works, in hours; for ever when absent
+        #[arg(long, value_name = "HOURS")]
+        hours: Option<u64>,
+    },
+    /// List tokens
+    List,
+    /// Take a token back
+    Revoke {
+        /// Its id
+        token: model::TokenId,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DestroyArgs {
+    #[command(flatten)]
+    pub(crate) app: AppArgs,
+    /// Do not ask
+    #[arg(long, short)]
+    pub(crate) yes: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum ContextCommand {
+    /// Add or change a context and use it
+    Set {
+        /// Its name
+        name: String,
+        /// The server's address
+        #[arg(long)]
+        server: String,
+        /// A token
+        #[arg(long, env = "SHORE_TOKEN", hide_env_values = true)]
+        token: String,
+    },
+    /// Use a context
+    Use {
+        /// Its name
+        name: String,
+    },
+    /// List contexts
+    List,
+    /// Forget a context
+    Remove {
+        /// Its name
+        name: String,
+    },
+}
+
+fn key_value(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
+        _ => Err(format!("`{text}` has no `=`: NAME=VALUE is wanted")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        use clap::CommandFactory as _;
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn values_may_hold_equal_signs() {
+        assert_eq!(key_value("A=b=c"), Ok(("A".into(), "b=c".into())));
+        assert!(key_value("=x").is_err() && key_value("x").is_err());
+    }
+}

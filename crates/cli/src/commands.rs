@@ -1,0 +1,107 @@
+//! One function for each command. They talk to the server through the HTTP API only.
+
+mod access;
+mod apps;
+mod contexts;
+mod jobs;
+mod up;
+
+use api::Client;
+use api::http_types::{ProjectView, ServerInfo};
+use clap::CommandFactory as _;
+
+use crate::args::{Cli, Command, Global};
+use crate::context::Contexts;
+use crate::error::{CliError, ErrorKind, Result};
+use crate::output::Output;
+use crate::roles;
+
+/// What commands share.
+#[derive(Debug, Clone)]
+pub(crate) struct Shell {
+    pub(crate) output: Output,
+    pub(crate) context: Option<String>,
+}
+
+impl Shell {
+    pub(crate) fn new(global: &Global) -> Self {
+        Self { output: Output::new(global.json), context: global.context.clone() }
+    }
+
+    /// A client of the chosen server.
+    pub(crate) fn client(&self) -> Result<Client> {
+        let contexts = Contexts::load()?;
+        let Some((_, context)) = contexts.find(self.context.as_deref())? else {
+            return Err(CliError::new(ErrorKind::NotFound, "no server is configured")
+                .hint("start one with `shore dev`, or name one with `shore context set`"));
+        };
+        context.client()
+    }
+}
+
+/// Carries out a command.
+pub(crate) async fn run(cli: Cli) -> Result<()> {
+    let shell = Shell::new(&cli.global);
+    match cli.command {
+        Command::Up(args) => up::up(&shell, args).await,
+        Command::Dev(args) => roles::dev(&shell, &args.ports).await,
+        Command::Server(args) => roles::server(&shell, args).await,
+        Command::Runner(args) => roles::runner(&shell, args).await,
+        Command::Cell(args) => roles::cell(&shell, args).await,
+        Command::Router(args) => roles::router(&shell, args).await,
+        Command::Project(command) => access::project(&shell, command).await,
+        Command::App(command) => apps::app(&shell, command).await,
+        Command::Job(command) => jobs::job(&shell, command).await,
+        Command::Logs(args) => apps::logs(&shell, args).await,
+        Command::Status(args) => apps::status(&shell, args).await,
+        Command::Deploy(args) => jobs::deploy(&shell, args).await,
+        Command::Release(args) => jobs::release(&shell, args).await,
+        Command::Rollback(args) => jobs::rollback(&shell, args).await,
+        Command::Scale(args) => apps::scale(&shell, args).await,
+        Command::Run(args) => apps::run(&shell, args).await,
+        Command::Config(command) => apps::config(&shell, command).await,
+        Command::Key(command) => access::key(&shell, command).await,
+        Command::Token(command) => access::token(&shell, command).await,
+        Command::Destroy(args) => jobs::destroy(&shell, args).await,
+        Command::Context(command) => contexts::context(&shell, command).await,
+        Command::Version => version(&shell).await,
+        Command::Completions { shell } => {
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "shore", &mut script);
+            crate::output::raw(&script);
+            Ok(())
+        }
+    }
+}
+
+async fn version(shell: &Shell) -> Result<()> {
+    let server = match shell.client() {
+        Ok(client) => client.get::<ServerInfo>("/v1/info").await.ok(),
+        Err(_) => None,
+    };
+    let server_version = server.as_ref().map(|info| info.version.clone());
+    let both = serde_json::json!({ "client": api::VERSION, "server": server_version });
+    shell.output.value(&both, || {
+        let server = server_version.as_deref().unwrap_or("none reached");
+        format!("client {}\nserver {server}", api::VERSION)
+    });
+    Ok(())
+}
+
+/// Makes a project unless it exists.
+pub(crate) async fn ensure_project(client: &Client, name: &model::Name) -> Result<()> {
+    let path = format!("/v1/projects/{name}");
+    match client.get::<ProjectView>(&path).await {
+        Ok(_) => Ok(()),
+        Err(error) if error.status() == Some(http_not_found()) => {
+            let create = api::http_types::Create { name: name.clone() };
+            client.post::<_, ProjectView>("/v1/projects", &create).await?;
+            Ok(())
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+const fn http_not_found() -> tonic::codegen::http::StatusCode {
+    tonic::codegen::http::StatusCode::NOT_FOUND
+}

@@ -1,0 +1,100 @@
+//! `shore project`, `shore key`, `shore token`.
+
+use api::http_types::{AddKey, Create, CreateToken, KeyView, ProjectView, TokenCreated, TokenView};
+use model::Time;
+use runtime::{Clock as _, SystemClock};
+
+use super::Shell;
+use crate::args::{KeyCommand, ProjectCommand, TokenCommand};
+use crate::error::{CliError, Result};
+use crate::output::ago;
+
+/// Wall time, for tables.
+pub(super) fn now() -> Time {
+    Time(SystemClock.now_ms())
+}
+
+pub(super) async fn project(shell: &Shell, command: ProjectCommand) -> Result<()> {
+    let client = shell.client()?;
+    match command {
+        ProjectCommand::Create { name } => {
+            let create = Create { name };
+            let made: ProjectView = client.post("/v1/projects", &create).await?;
+            shell.output.value(&made, || format!("project {} is made", made.name));
+        }
+        ProjectCommand::List => {
+            let list: Vec<ProjectView> = client.get("/v1/projects").await?;
+            let empty = "there are no projects yet: make one with `shore project create`";
+            shell.output.table(&list, &["name", "apps", "made"], empty, |it| {
+                let apps: Vec<&str> = it.apps.iter().map(model::Name::as_str).collect();
+                vec![it.name.to_string(), apps.join(", "), ago(now(), it.created_at)]
+            });
+        }
+        ProjectCommand::Remove { name } => {
+            client.delete(&format!("/v1/projects/{name}")).await?;
+            shell.output.say(&format!("project {name} is removed"));
+        }
+    }
+    Ok(())
+}
+
+pub(super) async fn key(shell: &Shell, command: KeyCommand) -> Result<()> {
+    let client = shell.client()?;
+    match command {
+        KeyCommand::Add { file, project } => {
+            let public = std::fs::read_to_string(&file)
+                .map_err(|error| CliError::file("read", &file, &error))?;
+            let made: KeyView = client.post("/v1/keys", &AddKey { public, project }).await?;
+            shell.output.value(&made, || format!("key {} may push now", made.fingerprint));
+        }
+        KeyCommand::List => {
+            let list: Vec<KeyView> = client.get("/v1/keys").await?;
+            let header = ["id", "fingerprint", "comment", "project", "added"];
+            let empty = "there are no keys yet: add one with `shore key add ~/.ssh/id_ed25519.pub`";
+            shell.output.table(&list, &header, empty, |it| {
+                let project =
+                    it.project.as_ref().map_or_else(|| "all".to_owned(), ToString::to_string);
+                let (id, added) = (it.id.to_string(), ago(now(), it.created_at));
+                vec![id, it.fingerprint.clone(), it.label.clone(), project, added]
+            });
+        }
+        KeyCommand::Remove { key } => {
+            client.delete(&format!("/v1/keys/{key}")).await?;
+            shell.output.say("the key may not push any more");
+        }
+    }
+    Ok(())
+}
+
+pub(super) async fn token(shell: &Shell, command: TokenCommand) -> Result<()> {
+    let client = shell.client()?;
+    match command {
+        TokenCommand::Create { role, project, label, hours } => {
+            let ttl_ms = hours.map(|hours| hours.saturating_mul(3_600_000));
+            let create = CreateToken { role, project, label, ttl_ms };
+            let made: TokenCreated = client.post("/v1/tokens", &create).await?;
+            shell.output.value(&made, || made.token.clone());
+        }
+        TokenCommand::List => {
+            let list: Vec<TokenView> = client.get("/v1/tokens").await?;
+            let header = ["id", "role", "project", "state", "for", "made"];
+            shell.output.table(&list, &header, "there are no tokens", |it| {
+                let project =
+                    it.project.as_ref().map_or_else(|| "all".to_owned(), ToString::to_string);
+                let state = match (it.revoked_at, it.expires_at) {
+                    (Some(_), _) => "revoked",
+                    (None, Some(at)) if at <= now() => "expired",
+                    (None, _) => "good",
+                };
+                let (id, made) = (it.id.to_string(), ago(now(), it.created_at));
+                let role = it.role.name().to_owned();
+                vec![id, role, project, state.to_owned(), it.label.clone(), made]
+            });
+        }
+        TokenCommand::Revoke { token } => {
+            client.delete(&format!("/v1/tokens/{token}")).await?;
+            shell.output.say("the token does not work any more");
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,285 @@
+//! `shore app`, `status`, `logs`, `scale`, `run`, `config`.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use api::Client;
+use api::http_types::{
+    AppStatus, AppView, DeploymentView, LogLine, ProjectView, RunCommand, Scale, SetConfig,
+    TaskView,
+};
+use futures_util::StreamExt as _;
+use manifest::FILE_NAME;
+use model::{Name, Operation};
+
+use super::Shell;
+use super::access::now;
+use super::jobs::queue_and_follow;
+use crate::args::{AppArgs, AppCommand, ConfigCommand, LogsArgs, RunArgs, ScaleArgs, StatusArgs};
+use crate::error::{CliError, ErrorKind, Result};
+use crate::output::ago;
+
+/// The app that is meant when a project has one.
+const DEFAULT_APP: &str = "web";
+
+/// Which app a command is about.
+#[derive(Debug, Clone)]
+pub(crate) struct Which {
+    pub(crate) project: Name,
+    pub(crate) app: Name,
+}
+
+impl Which {
+    /// From the command line, else from `shore.hcl` in `dir` (or here), else from its name.
+    pub(crate) fn find(args: &AppArgs, dir: Option<&Path>) -> Result<Self> {
+        let dir = dir.unwrap_or_else(|| Path::new("."));
+        let path = dir.join(FILE_NAME);
+        let file = match std::fs::read_to_string(&path) {
+            Ok(text) => manifest::parse(&text).map_err(CliError::invalid)?,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                manifest::ProjectFile::default()
+            }
+            Err(error) => return Err(CliError::file("read", &path, &error)),
+        };
+        let project = args.project.clone().or(file.project);
+        let project = project.map_or_else(|| name_of(dir), Ok)?;
+        let app = match (&args.app, file.apps.len()) {
+            (Some(app), _) => Some(app.clone()),
+            (None, 0) => DEFAULT_APP.parse().ok(),
+            (None, 1) => file.apps.keys().next().cloned(),
+            (None, _) => None,
+        };
+        let app = app.ok_or_else(|| {
+            let names: Vec<&str> = file.apps.keys().map(Name::as_str).collect();
+            CliError::invalid(format!("{FILE_NAME} has several apps: {}", names.join(", ")))
+                .hint("choose one with `--app NAME`")
+        })?;
+        Ok(Self { project, app })
+    }
+
+    fn path(&self, rest: &str, workspace: &Name) -> String {
+        format!("/v1/projects/{}/apps/{}/{rest}workspace={workspace}", self.project, self.app)
+    }
+}
+
+fn name_of(dir: &Path) -> Result<Name> {
+    let full = dir.canonicalize().map_err(|error| CliError::file("open", dir, &error))?;
+    let name = full.file_name().and_then(|name| Name::suggest(&name.to_string_lossy()));
+    name.ok_or_else(|| {
+        CliError::invalid(format!("{} gives no project name", full.display()))
+            .hint("give one with `--project NAME`, or write `project = \"name\"` into shore.hcl")
+    })
+}
+
+pub(super) async fn app(shell: &Shell, command: AppCommand) -> Result<()> {
+    let client = shell.client()?;
+    match command {
+        AppCommand::List { project } => {
+            let projects = match project {
+                Some(name) => vec![name],
+                None => {
+                    let all: Vec<ProjectView> = client.get("/v1/projects").await?;
+                    all.into_iter().map(|it| it.name).collect()
+                }
+            };
+            let mut list: Vec<AppView> = Vec::new();
+            for name in projects {
+                list.extend(
+                    client.get::<Vec<AppView>>(&format!("/v1/projects/{name}/apps")).await?,
+                );
+            }
+            let header = ["project", "app", "released", "made"];
+            let empty = "there are no apps yet: bring one up with `shore up`";
+            shell.output.table(&list, &header, empty, |it| {
+                let released: Vec<String> = it
+                    .released
+                    .iter()
+                    .map(|(place, number)| format!("{place}: {number}"))
+                    .collect();
+                let made = ago(now(), it.created_at);
+                vec![it.project.to_string(), it.name.to_string(), released.join(", "), made]
+            });
+        }
+        AppCommand::Remove(args) => {
+            let which = Which::find(&args.app, None)?;
+            client.delete(&format!("/v1/projects/{}/apps/{}", which.project, which.app)).await?;
+            shell.output.say(&format!("app {} is removed", which.app));
+        }
+    }
+    Ok(())
+}
+
+pub(super) async fn status_of(shell: &Shell, args: &AppArgs) -> Result<AppStatus> {
+    let which = Which::find(args, None)?;
+    Ok(shell.client()?.get(&which.path("status?", &args.workspace)).await?)
+}
+
+pub(super) async fn status(shell: &Shell, args: StatusArgs) -> Result<()> {
+    let status = status_of(shell, &args.app).await?;
+    if shell.output.is_json() {
+        shell.output.value(&status, String::new);
+        return Ok(());
+    }
+    let url = status.url.as_deref().unwrap_or("nothing is released yet");
+    shell.output.value(&(), || {
+        format!("{}/{} in {}: {url}", status.app.project, status.app.name, status.workspace)
+    });
+    let shown = |it: &&DeploymentView| {
+        args.all || it.released || matches!(it.state.as_str(), "starting" | "ready")
+    };
+    let mut rows = Vec::new();
+    for deployment in status.deployments.iter().filter(shown) {
+        rows.extend(rows_of(deployment));
+    }
+    let header = ["deployment", "state", "instance", "is", "since", "why"];
+    shell.output.table(&rows, &header, "nothing runs", Clone::clone);
+    for job in &status.jobs {
+        let why = job.why_queued.as_deref().unwrap_or("");
+        shell.output.say(&format!(
+            "job {} ({}) is {} {why}",
+            job.id,
+            job.operation.name(),
+            job.state
+        ));
+    }
+    Ok(())
+}
+
+fn rows_of(deployment: &DeploymentView) -> Vec<Vec<String>> {
+    let mark = if deployment.released { " *" } else { "" };
+    let number = format!("{}{mark}", deployment.number);
+    let mut rows = Vec::new();
+    for process in &deployment.processes {
+        for it in &process.instances {
+            let is = if it.ready { "healthy".to_owned() } else { it.state.clone() };
+            rows.push(vec![
+                number.clone(),
+                deployment.state.clone(),
+                format!("{}.{}", process.name, it.index),
+                is,
+                ago(now(), it.since),
+                it.reason.clone().unwrap_or_default(),
+            ]);
+        }
+    }
+    if rows.is_empty() {
+        let reason = deployment.reason.clone().unwrap_or_default();
+        let made = ago(now(), deployment.created_at);
+        rows.push(vec![number, deployment.state.clone(), "-".into(), "-".into(), made, reason]);
+    }
+    rows
+}
+
+pub(super) async fn logs(shell: &Shell, args: LogsArgs) -> Result<()> {
+    let which = Which::find(&args.app, None)?;
+    let client = shell.client()?;
+    let rest = format!("logs?follow={}&tail={}&", args.follow, args.tail);
+    show_logs(shell, &client, &which.path(&rest, &args.app.workspace), args.times).await
+}
+
+/// Shows an app's lines until they end.
+pub(super) async fn show_logs(
+    shell: &Shell,
+    client: &Client,
+    path: &str,
+    times: bool,
+) -> Result<()> {
+    let mut events = Box::pin(client.events(path, None).await?);
+    while let Some(event) = events.next().await {
+        let event = event?;
+        match event.name.as_str() {
+            "log" => {
+                if let Ok(line) = serde_json::from_str::<LogLine>(&event.data) {
+                    shell.output.app_line(&line, times);
+                }
+            }
+            "skipped" => shell.output.say("some lines are not kept any more"),
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// The path of an app's log from now on.
+pub(super) fn log_path(which: &Which, workspace: &Name) -> String {
+    which.path("logs?follow=true&tail=20&", workspace)
+}
+
+pub(super) async fn scale(shell: &Shell, args: ScaleArgs) -> Result<()> {
+    let which = Which::find(&args.app, None)?;
+    let client = shell.client()?;
+    for (process, count) in &args.counts {
+        let process = Name::parse("process", process).map_err(CliError::invalid)?;
+        let instances = count.parse().map_err(|_| {
+            CliError::invalid(format!("`{count}` is no number of instances for {process}"))
+        })?;
+        let scale = Scale { process: process.clone(), instances };
+        client.post::<_, ()>(&which.path("scale?", &args.app.workspace), &scale).await?;
+        shell.output.say(&format!("{process} is to have {instances} instances"));
+    }
+    Ok(())
+}
+
+pub(super) async fn run(shell: &Shell, args: RunArgs) -> Result<()> {
+    let which = Which::find(&args.app, None)?;
+    let client = shell.client()?;
+    let command = RunCommand { argv: args.argv };
+    let task: TaskView = client.post(&which.path("run?", &args.app.workspace), &command).await?;
+    let path = format!("/v1/tasks/{}/events", task.id);
+    show_logs(shell, &client, &path, false).await?;
+    let task: TaskView = client.get(&format!("/v1/tasks/{}?wait_ms=30000", task.id)).await?;
+    match task.state.as_str() {
+        "succeeded" => Ok(()),
+        state => {
+            let reason = task.reason.unwrap_or_default();
+            let message = format!("task {} {state}: {reason}", task.id);
+            Err(CliError::new(ErrorKind::Failed, message))
+        }
+    }
+}
+
+pub(super) async fn config(shell: &Shell, command: ConfigCommand) -> Result<()> {
+    match command {
+        ConfigCommand::List(args) => {
+            let which = Which::find(&args.app, None)?;
+            let path = which.path("config?", &args.app.workspace);
+            let vars: BTreeMap<String, String> = shell.client()?.get(&path).await?;
+            let rows: Vec<(String, String)> = vars.into_iter().collect();
+            shell.output.table(
+                &rows,
+                &["name", "value"],
+                "no variables are set",
+                |(name, value)| vec![name.clone(), value.clone()],
+            );
+            Ok(())
+        }
+        ConfigCommand::Set(args) => {
+            let vars = args.vars.into_iter().map(|(name, value)| (name, Some(value))).collect();
+            set(shell, &args.app, vars, args.no_deploy).await
+        }
+        ConfigCommand::Unset(args) => {
+            let vars = args.names.into_iter().map(|name| (name, None)).collect();
+            set(shell, &args.app, vars, args.no_deploy).await
+        }
+    }
+}
+
+async fn set(
+    shell: &Shell,
+    args: &AppArgs,
+    vars: BTreeMap<String, Option<String>>,
+    no_deploy: bool,
+) -> Result<()> {
+    let which = Which::find(args, None)?;
+    let client = shell.client()?;
+    let path = which.path("config?", &args.workspace);
+    client.patch::<_, ()>(&path, &SetConfig { vars }).await?;
+    let app: AppView =
+        client.get(&format!("/v1/projects/{}/apps/{}", which.project, which.app)).await?;
+    if no_deploy || !app.released.contains_key(&args.workspace) {
+        shell.output.say("the next deployment has it");
+        return Ok(());
+    }
+    let operation = Operation::Deploy { build: None };
+    queue_and_follow(shell, &client, (&which, &args.workspace), operation).await
+}

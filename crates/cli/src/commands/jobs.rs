@@ -1,0 +1,208 @@
+//! `shore job`, and the commands that queue one: deploy, release, rollback, destroy.
+
+use std::time::Duration;
+
+use api::http_types::{AppStatus, CancelJob, JobView, LogLine, QueueJob};
+use api::{Client, ClientError};
+use futures_util::StreamExt as _;
+use model::{JobId, Name, Operation};
+use runtime::{Backoff, Random};
+
+use super::Shell;
+use super::access::now;
+use super::apps::{Which, status_of};
+use crate::args::{AppArgs, AppOnly, DeployArgs, DestroyArgs, JobCommand, ReleaseArgs};
+use crate::error::{CliError, ErrorKind, Result};
+use crate::output::{Output, ago};
+
+/// How often a cut connection is opened again before giving up.
+const MAX_RECONNECTS: u32 = 30;
+
+pub(super) async fn job(shell: &Shell, command: JobCommand) -> Result<()> {
+    let client = shell.client()?;
+    match command {
+        JobCommand::List { project, app, state, limit } => {
+            let mut path = format!("/v1/jobs?limit={limit}");
+            for (key, value) in [("project", project), ("app", app)] {
+                path += &value.map_or_else(String::new, |value| format!("&{key}={value}"));
+            }
+            // States are words of letters; anything else would match nothing.
+            let state =
+                state.map(|s| s.chars().filter(char::is_ascii_alphabetic).collect::<String>());
+            path += &state.map_or_else(String::new, |state| format!("&state={state}"));
+            let list: Vec<JobView> = client.get(&path).await?;
+            let header = ["id", "what", "app", "state", "queued", "why"];
+            shell.output.table(&list, &header, "there are no jobs", row);
+            Ok(())
+        }
+        JobCommand::Show { job } => {
+            let view: JobView = client.get(&format!("/v1/jobs/{job}")).await?;
+            shell.output.value(&view, || row(&view).join("  "));
+            Ok(())
+        }
+        JobCommand::Attach { job } => {
+            let ended = follow(&client, shell.output, job).await?;
+            finish(&ended)
+        }
+        JobCommand::Cancel { job, force } => {
+            let cancel = CancelJob { force, reason: None };
+            let path = format!("/v1/jobs/{job}/cancel");
+            client.post::<_, ()>(&path, &cancel).await?;
+            shell.output.say(&format!("job {job} is asked to stop"));
+            Ok(())
+        }
+    }
+}
+
+fn row(job: &JobView) -> Vec<String> {
+    let app = job
+        .app
+        .as_ref()
+        .map_or_else(|| job.project.to_string(), |app| format!("{}/{app}", job.project));
+    let why = job.reason.clone().or_else(|| job.why_queued.clone()).unwrap_or_default();
+    vec![
+        job.id.to_string(),
+        job.operation.name().to_owned(),
+        app,
+        job.state.clone(),
+        ago(now(), job.queued_at),
+        why,
+    ]
+}
+
+/// Shows a job until it ends; a cut connection is opened again where it was.
+pub(crate) async fn follow(client: &Client, output: Output, job: JobId) -> Result<JobView> {
+    let random = Random::system();
+    let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(3));
+    let mut resume: Option<String> = None;
+    let mut failures = 0;
+    loop {
+        match follow_once(client, output, job, &mut resume).await {
+            Ok(Some(ended)) => return Ok(ended),
+            Ok(None) => failures = 0,
+            Err(error) if !error.is_transient() || failures >= MAX_RECONNECTS => {
+                let hint = format!("the job goes on: follow it with `shore job attach {job}`");
+                return Err(CliError::from(error).hint(hint));
+            }
+            Err(_) => failures += 1,
+        }
+        runtime::sleep(backoff.next_delay(&random)).await;
+    }
+}
+
+async fn follow_once(
+    client: &Client,
+    output: Output,
+    job: JobId,
+    resume: &mut Option<String>,
+) -> std::result::Result<Option<JobView>, ClientError> {
+    let path = format!("/v1/jobs/{job}/events");
+    let mut events = Box::pin(client.events(&path, resume.as_deref()).await?);
+    while let Some(event) = events.next().await {
+        let event = event?;
+        match event.name.as_str() {
+            "log" => {
+                if let Ok(line) = serde_json::from_str::<LogLine>(&event.data) {
+                    output.job_line(&line);
+                }
+            }
+            "skipped" => output.say("some lines are not kept any more"),
+            "job" => {
+                if let Ok(view) = serde_json::from_str::<JobView>(&event.data) {
+                    output.job_state(&view);
+                }
+            }
+            "end" => return Ok(serde_json::from_str(&event.data).ok()),
+            _ => {}
+        }
+        *resume = event.id.or_else(|| resume.take());
+    }
+    Ok(None)
+}
+
+/// An ended job as the command's result.
+pub(crate) fn finish(job: &JobView) -> Result<()> {
+    if job.state == "succeeded" {
+        return Ok(());
+    }
+    let reason = job.reason.clone().unwrap_or_default();
+    let message = format!("job {} ({}) {}: {reason}", job.id, job.operation.name(), job.state);
+    Err(CliError::new(ErrorKind::Failed, message)
+        .hint(format!("look at it again with `shore job attach {}`", job.id)))
+}
+
+/// Queues an operation on an app and follows it to its end.
+pub(crate) async fn queue_and_follow(
+    shell: &Shell,
+    client: &Client,
+    (which, workspace): (&Which, &Name),
+    operation: Operation,
+) -> Result<()> {
+    let supersede = matches!(operation, Operation::Up { .. });
+    let queue = QueueJob {
+        project: which.project.clone(),
+        app: Some(which.app.clone()),
+        workspace: Some(workspace.clone()),
+        operation,
+        target: None,
+        depends_on: Vec::new(),
+        allow_failure: Vec::new(),
+        supersede,
+        idempotency_key: None,
+        expires_ms: None,
+        origin: Some("shore".to_owned()),
+    };
+    let job: JobView = client.post("/v1/jobs", &queue).await?;
+    let ended = follow(client, shell.output, job.id).await?;
+    finish(&ended)
+}
+
+async fn change(shell: &Shell, args: &AppArgs, operation: Operation) -> Result<()> {
+    let client = shell.client()?;
+    let which = Which::find(args, None)?;
+    queue_and_follow(shell, &client, (&which, &args.workspace), operation).await
+}
+
+pub(super) async fn deploy(shell: &Shell, args: DeployArgs) -> Result<()> {
+    change(shell, &args.app, Operation::Deploy { build: args.build }).await
+}
+
+pub(super) async fn release(shell: &Shell, args: ReleaseArgs) -> Result<()> {
+    let status = status_of(shell, &args.app).await?;
+    let wanted = status.deployments.iter().find(|it| it.number == args.deployment);
+    let Some(deployment) = wanted.map(|it| it.id) else {
+        let message = format!("there is no deployment {}", args.deployment);
+        return Err(
+            CliError::new(ErrorKind::NotFound, message).hint("list them with `shore status --all`")
+        );
+    };
+    change(shell, &args.app, Operation::Release { deployment }).await
+}
+
+pub(super) async fn rollback(shell: &Shell, args: AppOnly) -> Result<()> {
+    let status = status_of(shell, &args.app).await?;
+    let deployment = previous(&status).ok_or_else(|| {
+        CliError::new(ErrorKind::NotFound, "there is no earlier deployment that ran")
+            .hint("list deployments with `shore status --all`")
+    })?;
+    change(shell, &args.app, Operation::Release { deployment }).await
+}
+
+/// The newest deployment before the released one that was healthy once.
+fn previous(status: &AppStatus) -> Option<model::DeploymentId> {
+    let released = status.deployments.iter().find(|it| it.released)?.number;
+    let earlier = status.deployments.iter().filter(|it| it.number < released);
+    earlier.filter(|it| matches!(it.state.as_str(), "ready" | "retired")).map(|it| it.id).next()
+}
+
+pub(super) async fn destroy(shell: &Shell, args: DestroyArgs) -> Result<()> {
+    if !args.yes {
+        let which = Which::find(&args.app, None)?;
+        let message = format!(
+            "this stops {}/{} in {} and withdraws its routes",
+            which.project, which.app, args.app.workspace
+        );
+        return Err(CliError::invalid(message).hint("say `--yes` if you mean it"));
+    }
+    change(shell, &args.app, Operation::Destroy).await
+}

@@ -1,0 +1,106 @@
+//! `shore up`: build, deploy and release the code in a directory.
+
+use std::path::Path;
+
+use api::http_types::{AppStatus, BlobStored};
+use api::{Client, ClientError};
+use futures_util::StreamExt as _;
+use model::{Digest, Operation};
+use tokio_util::io::ReaderStream;
+
+use super::apps::{Which, log_path, show_logs};
+use super::jobs::queue_and_follow;
+use super::{Shell, ensure_project};
+use crate::args::UpArgs;
+use crate::context::{Contexts, LOCAL};
+use crate::error::{CliError, Result};
+use crate::roles::AllInOne;
+
+pub(super) async fn up(shell: &Shell, args: UpArgs) -> Result<()> {
+    let which = Which::find(&args.app, Some(&args.dir))?;
+    let packed = pack(&args.dir).await?;
+    if let Some(client) = reachable(shell).await? {
+        return deploy(shell, &client, &args, &which, &packed).await;
+    }
+    shell.output.say("no server is configured: starting one in this process");
+    let running = AllInOne::start(&args.ports).await?;
+    let client = running.client()?;
+    let done = running.or_stopped(deploy(shell, &client, &args, &which, &packed)).await;
+    let done = match done {
+        Some(Ok(())) => {
+            shell.output.say("following the logs; Ctrl-C stops everything");
+            let logs = log_path(&which, &args.app.workspace);
+            running.or_stopped(show_logs(shell, &client, &logs, false)).await.unwrap_or(Ok(()))
+        }
+        Some(Err(error)) => Err(error),
+        None => Ok(()),
+    };
+    shell.output.say("stopping");
+    running.shutdown().await;
+    done
+}
+
+/// The chosen server, unless it is the local one and does not run.
+async fn reachable(shell: &Shell) -> Result<Option<Client>> {
+    let contexts = Contexts::load()?;
+    let Some((name, context)) = contexts.find(shell.context.as_deref())? else { return Ok(None) };
+    let client = context.client()?;
+    match client.get::<api::http_types::ServerInfo>("/v1/info").await {
+        Ok(_) => Ok(Some(client)),
+        Err(ClientError::Unreachable { .. }) if name == LOCAL => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// The source archive in a temporary file, with its digest.
+struct Packed {
+    file: tempfile::NamedTempFile,
+    digest: Digest,
+}
+
+async fn pack(dir: &Path) -> Result<Packed> {
+    let dir = dir.to_owned();
+    runtime::blocking(move || {
+        let file = tempfile::NamedTempFile::new()
+            .map_err(|error| CliError::file("make a file in", &std::env::temp_dir(), &error))?;
+        let packed =
+            build::source::pack(&dir, file.as_file(), build::source::MAX).map_err(|error| {
+                CliError::invalid(error).hint(".shoreignore names what to leave out")
+            })?;
+        Ok(Packed { file, digest: packed.digest })
+    })
+    .await
+}
+
+async fn deploy(
+    shell: &Shell,
+    client: &Client,
+    args: &UpArgs,
+    which: &Which,
+    packed: &Packed,
+) -> Result<()> {
+    ensure_project(client, &which.project).await?;
+    upload(client, packed).await?;
+    let operation = Operation::Up { source: packed.digest };
+    let workspace = &args.app.workspace;
+    queue_and_follow(shell, client, (which, workspace), operation).await?;
+    let path =
+        format!("/v1/projects/{}/apps/{}/status?workspace={workspace}", which.project, which.app);
+    let status: AppStatus = client.get(&path).await?;
+    if let (Some(url), false) = (&status.url, shell.output.is_json()) {
+        shell.output.say(&format!("\n{}/{} is live at {url}", which.project, which.app));
+    }
+    Ok(())
+}
+
+async fn upload(client: &Client, packed: &Packed) -> Result<()> {
+    if client.has_blob(packed.digest).await? {
+        return Ok(());
+    }
+    let path = packed.file.path();
+    let file =
+        tokio::fs::File::open(path).await.map_err(|error| CliError::file("read", path, &error))?;
+    let content = ReaderStream::new(file).boxed();
+    let _: BlobStored = client.put_blob(Some(packed.digest), content).await?;
+    Ok(())
+}

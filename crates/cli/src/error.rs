@@ -1,0 +1,131 @@
+//! Errors as people see them: what was attempted, why it failed, what to do. The kind gives the
+//! exit code.
+
+use api::ClientError;
+
+/// What kind of error ends the program, and with which exit code.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum ErrorKind {
+    /// The work itself failed: a build, a deployment. 1.
+    Failed,
+    /// There is no such thing. 3.
+    NotFound,
+    /// Not logged in, or not allowed. 4.
+    Denied,
+    /// It contradicts what is there. 5.
+    Conflict,
+    /// Something given makes no sense. 6.
+    Invalid,
+    /// The server or a port cannot be had. 7.
+    Unavailable,
+    /// Something of ours broke. 70.
+    Internal,
+}
+
+impl ErrorKind {
+    pub(crate) const fn exit_code(self) -> u8 {
+        match self {
+            Self::Failed => 1,
+            Self::NotFound => 3,
+            Self::Denied => 4,
+            Self::Conflict => 5,
+            Self::Invalid => 6,
+            Self::Unavailable => 7,
+            Self::Internal => 70,
+        }
+    }
+
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            Self::Failed => "failed",
+            Self::NotFound => "not_found",
+            Self::Denied => "denied",
+            Self::Conflict => "conflict",
+            Self::Invalid => "invalid",
+            Self::Unavailable => "unavailable",
+            Self::Internal => "internal",
+        }
+    }
+}
+
+/// An error on its way to the terminal.
+#[derive(Debug)]
+pub(crate) struct CliError {
+    pub(crate) kind: ErrorKind,
+    pub(crate) message: String,
+    pub(crate) hint: Option<String>,
+}
+
+pub(crate) type Result<T> = std::result::Result<T, CliError>;
+
+impl CliError {
+    pub(crate) fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
+        Self { kind, message: message.into(), hint: None }
+    }
+
+    pub(crate) fn invalid(message: impl std::fmt::Display) -> Self {
+        Self::new(ErrorKind::Invalid, message.to_string())
+    }
+
+    pub(crate) fn internal(message: impl std::fmt::Display) -> Self {
+        Self::new(ErrorKind::Internal, message.to_string())
+    }
+
+    #[must_use]
+    pub(crate) fn hint(mut self, hint: impl Into<String>) -> Self {
+        self.hint = Some(hint.into());
+        self
+    }
+
+    /// A file operation that failed.
+    pub(crate) fn file(attempt: &str, path: &std::path::Path, error: &std::io::Error) -> Self {
+        let message = format!("cannot {attempt} {}: {error}", path.display());
+        let kind = match error.kind() {
+            std::io::ErrorKind::NotFound => ErrorKind::NotFound,
+            std::io::ErrorKind::PermissionDenied => ErrorKind::Denied,
+            _ => ErrorKind::Unavailable,
+        };
+        Self::new(kind, message)
+    }
+}
+
+impl From<ClientError> for CliError {
+    fn from(error: ClientError) -> Self {
+        let message = error.to_string();
+        match error {
+            ClientError::Unreachable { .. } => Self::new(ErrorKind::Unavailable, message).hint(
+                "start a server with `shore dev`, or choose another with `shore context use`",
+            ),
+            ClientError::Refused { status, body } => {
+                let kind = match status.as_u16() {
+                    401 | 403 => ErrorKind::Denied,
+                    404 => ErrorKind::NotFound,
+                    409 => ErrorKind::Conflict,
+                    400 | 413 | 415 | 422 => ErrorKind::Invalid,
+                    503 | 507 => ErrorKind::Unavailable,
+                    _ => ErrorKind::Internal,
+                };
+                Self { kind, message, hint: body.hint }
+            }
+            ClientError::Answer { .. } => Self::internal(message)
+                .hint("the server may be of another version: compare `shore version`"),
+            ClientError::Connect(_) => Self::invalid(message),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn exit_codes_differ() {
+        use ErrorKind::{Conflict, Denied, Failed, Internal, Invalid, NotFound, Unavailable};
+        let all = [Failed, NotFound, Denied, Conflict, Invalid, Unavailable, Internal];
+        let codes: std::collections::BTreeSet<u8> =
+            all.iter().map(|kind| kind.exit_code()).collect();
+        assert_eq!(codes.len(), all.len());
+        // 2 is what a wrong command line gives.
+        assert!(!codes.contains(&0) && !codes.contains(&2));
+    }
+}

@@ -1,0 +1,48 @@
+//! The one binary: every command, every role, and what runs inside containers.
+
+mod args;
+mod commands;
+mod context;
+mod env;
+mod error;
+mod inside;
+mod output;
+mod roles;
+
+use std::process::ExitCode;
+
+use clap::Parser as _;
+
+fn main() -> ExitCode {
+    // In a container this binary is the supervisor of one process, the image builder, the launcher
+    // or the static file server. None of those may pay for anything else.
+    if let Some(code) = drivers::shim::maybe_run() {
+        return code;
+    }
+    if let Some(code) = edge::ssh::hook::maybe_run() {
+        return code;
+    }
+    if let Some(code) = inside::maybe_run() {
+        return code;
+    }
+    let cli = args::Cli::parse();
+    roles::log_to_stderr(&cli.global.log);
+    let output = output::Output::new(cli.global.json);
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            output.error(&error::CliError::internal(format!("cannot start: {error}")));
+            return ExitCode::from(error::ErrorKind::Internal.exit_code());
+        }
+    };
+    let done = runtime.block_on(commands::run(cli));
+    // What still blocks in the background ends with the process.
+    runtime.shutdown_background();
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            output.error(&error);
+            ExitCode::from(error.kind.exit_code())
+        }
+    }
+}

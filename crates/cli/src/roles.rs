@@ -1,0 +1,305 @@
+//! The roles as this program runs them: each alone, or all of them in this process.
+
+mod all_in_one;
+mod identity;
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use api::Endpoint;
+use model::{JoinToken, Role};
+use runtime::{Ids, Kind, Random, Stop, SystemClock, Tasks};
+use server::{Authority, Parts, Server};
+use store::Store;
+use store::sqlite::SqliteStore;
+use tokio::net::TcpListener;
+use tracing_subscriber::EnvFilter;
+
+use crate::args::{CellArgs, DevPorts, JoinArgs, RouterArgs, RunnerArgs, ServerArgs};
+use crate::commands::Shell;
+use crate::env;
+use crate::error::{CliError, ErrorKind, Result};
+
+pub(crate) use all_in_one::AllInOne;
+
+/// How long everything has to end once it is asked to.
+pub(crate) const STOP_GRACE: Duration = Duration::from_secs(15);
+
+/// Sends what roles say of themselves to standard error.
+pub(crate) fn log_to_stderr(filter: &str) {
+    let filter = EnvFilter::try_new(filter).unwrap_or_else(|_| EnvFilter::new("warn"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+}
+
+/// Waits for Ctrl-C or TERM.
+pub(crate) async fn interrupted() {
+    use tokio::signal::unix::{SignalKind, signal};
+    let wait = async |kind| match signal(kind) {
+        Ok(mut signals) => {
+            signals.recv().await;
+        }
+        Err(error) => {
+            tracing::warn!(%error, "signals cannot be watched");
+            std::future::pending::<()>().await;
+        }
+    };
+    tokio::select! {
+        () = wait(SignalKind::interrupt()) => {}
+        () = wait(SignalKind::terminate()) => {}
+    }
+}
+
+/// Binds a port, or says what to do about it.
+pub(crate) async fn bind(what: &str, address: SocketAddr, flag: &str) -> Result<TcpListener> {
+    TcpListener::bind(address).await.map_err(|error| port_error(what, address, flag, &error))
+}
+
+/// A port that cannot be had.
+pub(crate) fn port_error(
+    what: &str,
+    address: SocketAddr,
+    flag: &str,
+    error: &std::io::Error,
+) -> CliError {
+    let message = format!("cannot listen on {address} for the {what}: {error}");
+    let hint = match error.kind() {
+        std::io::ErrorKind::AddrInUse => {
+            format!("another program has the port: end it, or choose one with `{flag}`")
+        }
+        std::io::ErrorKind::PermissionDenied => {
+            format!("ports below 1024 need more rights: choose another with `{flag}`")
+        }
+        _ => format!("choose another address with `{flag}`"),
+    };
+    CliError::new(ErrorKind::Unavailable, message).hint(hint)
+}
+
+/// What a server role needs.
+pub(crate) struct ServerOptions {
+    pub(crate) listen: SocketAddr,
+    pub(crate) ssh: Option<SocketAddr>,
+    pub(crate) dir: PathBuf,
+    pub(crate) domain: String,
+    pub(crate) names: Vec<String>,
+}
+
+/// A server that listens.
+pub(crate) struct RunningServer {
+    pub(crate) server: Server,
+    pub(crate) url: String,
+    /// The first administrator's token, when the server is new.
+    pub(crate) first: Option<JoinToken>,
+}
+
+/// Opens the store and starts listening.
+pub(crate) async fn start_server(options: ServerOptions, tasks: &Tasks) -> Result<RunningServer> {
+    let ServerOptions { listen, ssh, dir, domain, names } = options;
+    std::fs::create_dir_all(&dir).map_err(|error| CliError::file("make", &dir, &error))?;
+    let listener = bind("server", listen, "--port or --listen").await?;
+    let listen = listener.local_addr().map_err(CliError::internal)?;
+    let ssh = match ssh {
+        Some(address) => Some(bind("SSH server", address, "--ssh-port or --ssh").await?),
+        None => None,
+    };
+    let authority = match listen.ip().is_loopback() {
+        true => None,
+        false => Some(Authority::open(&dir).map_err(CliError::internal)?),
+    };
+    let store = open_store(&dir)?;
+    let parts = Parts {
+        store,
+        clock: Arc::new(SystemClock),
+        ids: Ids::new(Random::system()),
+        tasks: tasks.clone(),
+        domain,
+        authority: authority.as_ref().map(Authority::fingerprint),
+    };
+    let server = Server::start(parts, &dir).await.map_err(start_error)?;
+    let first = server.first_token().await.map_err(CliError::internal)?;
+    let tls = match &authority {
+        Some(authority) => {
+            let names = certificate_names(names, listen);
+            Some(authority.server_config(names).map_err(CliError::internal)?)
+        }
+        None => None,
+    };
+    let scheme = if tls.is_some() { "https" } else { "http" };
+    let app = edge::router(server.clone());
+    tasks.spawn_ok("http", edge::serve(listener, app, tls, tasks.clone()));
+    if let Some(listener) = ssh {
+        serve_ssh(listener, &server, &dir, tasks)?;
+    }
+    Ok(RunningServer { server, url: format!("{scheme}://{listen}"), first })
+}
+
+fn serve_ssh(listener: TcpListener, server: &Server, dir: &Path, tasks: &Tasks) -> Result<()> {
+    let port = listener.local_addr().map_err(CliError::internal)?.port();
+    let git = edge::ssh::Git::open(dir, &identity::platform_exe()?, server.clone())
+        .map_err(CliError::internal)?;
+    server.set_ports(|ports| ports.ssh = Some(port));
+    tasks.spawn(Kind::Ordinary, "ssh", git.serve(listener));
+    Ok(())
+}
+
+fn open_store(dir: &Path) -> Result<Arc<dyn Store>> {
+    let path = dir.join("store.db");
+    match SqliteStore::open(&path) {
+        Ok(store) => Ok(Arc::new(store)),
+        Err(error) => {
+            let hint = error.hint();
+            Err(CliError::new(ErrorKind::Unavailable, error.to_string()).hint(hint))
+        }
+    }
+}
+
+fn start_error(error: server::StartError) -> CliError {
+    let message = format!("the server cannot start: {error}");
+    match error {
+        server::StartError::Store(store) => {
+            CliError::new(ErrorKind::Unavailable, message).hint(store.hint())
+        }
+        server::StartError::Log(_)
+        | server::StartError::Apply(_)
+        | server::StartError::Thread(_) => CliError::internal(message),
+    }
+}
+
+fn certificate_names(mut names: Vec<String>, listen: SocketAddr) -> Vec<String> {
+    names.push("localhost".to_owned());
+    if !listen.ip().is_unspecified() {
+        names.push(listen.ip().to_string());
+    }
+    names
+}
+
+/// `shore dev`
+pub(crate) async fn dev(shell: &Shell, ports: &DevPorts) -> Result<()> {
+    let running = AllInOne::start(ports).await?;
+    let info = running.info();
+    shell.output.value(&info, || {
+        format!(
+            "ready: server {}, apps on port {}, git push to ssh://git@localhost:{}/PROJECT\n\
+             data is in {}; Ctrl-C stops everything\n\
+             note: the `process` driver runs code without isolation, as your user",
+            info.server, info.http_port, info.ssh_port, info.data
+        )
+    });
+    running.or_stopped(std::future::pending::<()>()).await;
+    shell.output.say("stopping");
+    running.shutdown().await;
+    Ok(())
+}
+
+/// `shore server`
+pub(crate) async fn server(shell: &Shell, args: ServerArgs) -> Result<()> {
+    let dir = own_dir(args.data, "server")?;
+    let tasks = Tasks::new(Stop::new());
+    let options = ServerOptions {
+        listen: args.listen,
+        ssh: Some(args.ssh),
+        dir,
+        domain: args.domain,
+        names: args.names,
+    };
+    let running = start_server(options, &tasks).await?;
+    let ready = serde_json::json!({
+        "event": "ready",
+        "server": running.url,
+        "token": running.first.as_ref().map(ToString::to_string),
+    });
+    shell.output.value(&ready, || match &running.first {
+        Some(token) => format!(
+            "ready: {}\nthe first administrator's token, shown this once:\n  {token}\n\
+             join components with `shore token create --role runner|cell|router`",
+            running.url
+        ),
+        None => format!("ready: {}", running.url),
+    });
+    until_stopped(&tasks).await;
+    Ok(())
+}
+
+/// Waits for a signal or for a critical task to fail, then ends everything.
+async fn until_stopped(tasks: &Tasks) {
+    if tasks.stop().or_stop(interrupted()).await.is_none() {
+        tracing::error!("a part that is needed has failed");
+    }
+    if !tasks.shutdown(STOP_GRACE).await {
+        tracing::warn!("some work did not end in time");
+    }
+}
+
+fn own_dir(given: Option<PathBuf>, name: &str) -> Result<PathBuf> {
+    match given {
+        Some(dir) => Ok(dir),
+        None => Ok(env::data_dir()?.join(name)),
+    }
+}
+
+fn joined(join: &JoinArgs, role: Role) -> Result<(Endpoint, PathBuf)> {
+    let token: JoinToken = join.token.parse().map_err(CliError::invalid)?;
+    let endpoint = Endpoint::new(&join.server, token).map_err(CliError::invalid)?;
+    let dir = own_dir(join.data.clone(), role.name())?;
+    Ok((endpoint, dir))
+}
+
+/// `shore runner`
+pub(crate) async fn runner(_: &Shell, args: RunnerArgs) -> Result<()> {
+    let (endpoint, dir) = joined(&args.join, Role::Runner)?;
+    let tasks = Tasks::new(Stop::new());
+    let name = identity::name(args.join.name, "runner")?;
+    let options = identity::runner(&dir, name, args.labels.into_iter().collect(), args.jobs)?;
+    let ended = tasks.stop().clone();
+    let running = runner::run(options, endpoint, tasks.clone());
+    let done = tokio::select! {
+        done = running => done.map_err(|error| CliError::new(ErrorKind::Denied, error.to_string())),
+        () = interrupted() => Ok(()),
+    };
+    ended.stop();
+    tasks.shutdown(STOP_GRACE).await;
+    done
+}
+
+/// `shore cell`
+pub(crate) async fn cell(_: &Shell, args: CellArgs) -> Result<()> {
+    let (endpoint, dir) = joined(&args.join, Role::Cell)?;
+    let tasks = Tasks::new(Stop::new());
+    let name = identity::name(args.join.name, "cell")?;
+    let mut options = identity::cell(&dir, name)?;
+    options.zone = args.zone;
+    options.tags = args.tags.into_iter().collect();
+    options.address = args.address;
+    let running = cell::Cell::run(options, endpoint, tasks.clone());
+    let done = tokio::select! {
+        done = running => done.map_err(|error| CliError::new(ErrorKind::Unavailable, error.to_string())),
+        () = interrupted() => Ok(()),
+    };
+    tasks.stop().stop();
+    tasks.shutdown(STOP_GRACE).await;
+    done
+}
+
+/// `shore router`
+pub(crate) async fn router(shell: &Shell, args: RouterArgs) -> Result<()> {
+    let (endpoint, dir) = joined(&args.join, Role::Router)?;
+    let tasks = Tasks::new(Stop::new());
+    let options = identity::router(&dir, vec![args.listen], args.threads)?;
+    let router = router::Router::start(options, Some(endpoint), &tasks)
+        .map_err(|error| router_error(&error, "--listen"))?;
+    let ready = serde_json::json!({ "event": "ready", "listen": router.addresses() });
+    shell.output.value(&ready, || format!("ready: {}", args.listen));
+    until_stopped(&tasks).await;
+    Ok(())
+}
+
+/// A router that does not start.
+pub(crate) fn router_error(error: &router::StartError, flag: &str) -> CliError {
+    match error {
+        router::StartError::Listen { address, error } => {
+            port_error("router", *address, flag, error)
+        }
+        other => CliError::internal(format!("the router cannot start: {other}")),
+    }
+}
