@@ -1,0 +1,111 @@
+//! What takes care of one piece of work from its beginning to its end.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use drivers::{Driver, Exit, Handle, Outcome, ProcessId, Target};
+use runtime::{Backoff, Random};
+use tokio::sync::{oneshot, watch};
+
+use crate::limits::{OUTPUT_LIMIT, RECONNECT, REMOVE_ATTEMPTS};
+use crate::lines::Position;
+use crate::logs::Journal;
+use crate::report::Reporter;
+use crate::shared::Shared;
+use crate::work::{Key, Want};
+
+/// What takes care of one piece of work.
+#[derive(Debug)]
+pub(crate) struct Actor {
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) driver: Arc<dyn Driver>,
+    pub(crate) key: Key,
+    pub(crate) handle: Handle,
+    pub(crate) want: watch::Receiver<Want>,
+    pub(crate) reporter: Arc<Reporter>,
+    pub(crate) journal: Journal,
+}
+
+/// Resolves when the output of a process was read to its end.
+#[derive(Debug)]
+pub(crate) struct Reading(oneshot::Receiver<()>);
+
+impl Reading {
+    /// Waits for the end, though not for ever: what a process left behind may keep it open.
+    pub(crate) async fn end(self) {
+        if runtime::timeout(OUTPUT_LIMIT, self.0).await.is_none() {
+            tracing::warn!("the output of an ended process does not end");
+        }
+    }
+}
+
+impl Actor {
+    /// Waits until the work is not to go on.
+    pub(crate) async fn unwanted(&self) -> Want {
+        let mut want = self.want.clone();
+        let wanted = want.wait_for(|want| *want != Want::Run).await.map(|want| *want);
+        match wanted {
+            Ok(want) => want,
+            // The agent ends, and this with it.
+            Err(_) => std::future::pending().await,
+        }
+    }
+
+    /// Reads the output of a process in the background. Only with a position it can be resumed.
+    pub(crate) async fn read(&self, process: &ProcessId, resume: Option<Position>) -> Reading {
+        let (done, reading) = oneshot::channel();
+        let from = resume.unwrap_or_default().attach_from();
+        match self.driver.attach(&self.handle, process, from).await {
+            Ok(output) => {
+                let (journal, stop) = (self.journal.clone(), self.shared.tasks.stop().clone());
+                self.shared.tasks.spawn_ok("container output", async move {
+                    stop.or_stop(journal.follow(output, resume)).await;
+                    drop(done);
+                });
+            }
+            Err(error) => self.journal.say(format!("the output cannot be read: {error}")).await,
+        }
+        Reading(reading)
+    }
+
+    /// Ends everything in the container.
+    pub(crate) async fn stop(&self, grace: Duration) {
+        if let Err(error) = self.driver.stop(&self.handle, Target::All, grace).await {
+            // Removing the container kills everything in it once more.
+            tracing::warn!(work = %self.key, %error, "a container does not stop");
+        }
+    }
+
+    /// Removes the container with everything in it.
+    pub(crate) async fn remove(&self) {
+        remove(self.driver.as_ref(), &self.handle).await;
+    }
+
+    /// Waits until the server keeps everything the container wrote.
+    pub(crate) async fn flush(&self) {
+        self.journal.flush(&self.shared.options.leave).await;
+    }
+}
+
+/// Removes a container; tries again for a while when the driver cannot.
+pub(crate) async fn remove(driver: &dyn Driver, handle: &Handle) {
+    let random = Random::system();
+    let mut backoff = Backoff::new(RECONNECT.0, RECONNECT.1);
+    for attempt in 1..=REMOVE_ATTEMPTS {
+        match driver.remove(handle).await {
+            Ok(()) => return,
+            Err(error) => tracing::warn!(%handle, attempt, %error, "cannot remove a container"),
+        }
+        runtime::sleep(backoff.next_delay(&random)).await;
+    }
+}
+
+/// How a process ended, for people: `exited with status 3`.
+pub(crate) fn describe(exit: &Exit) -> String {
+    let memory = if exit.oom { " (out of memory)" } else { "" };
+    match exit.outcome {
+        Outcome::Code(code) => format!("exited with status {code}{memory}"),
+        Outcome::Signal(signal) => format!("was killed by signal {signal}{memory}"),
+        Outcome::Lost => "was lost: its supervisor was killed or the machine restarted".to_owned(),
+    }
+}

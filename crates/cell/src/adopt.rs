@@ -1,0 +1,51 @@
+//! What an agent finds when it starts.
+
+use std::sync::Arc;
+
+use api::proto::work::Kind;
+use drivers::{ContainerInfo, Driver, Handle};
+use futures_util::StreamExt as _;
+
+use crate::actor;
+use crate::error::CellError;
+use crate::instance::Notes;
+use crate::limits::MAX_CREATES;
+use crate::work::Key;
+
+/// An instance that an earlier agent started.
+#[derive(Debug)]
+pub(crate) struct Found {
+    pub(crate) key: Key,
+    pub(crate) notes: Notes,
+    pub(crate) driver: Arc<dyn Driver>,
+}
+
+/// Finds the instances earlier agents started, and removes everything else: the actions of a task
+/// cannot be taken up in the middle, and what was never started is started anew.
+pub(crate) async fn adopt(drivers: &[Arc<dyn Driver>]) -> Result<Vec<Found>, CellError> {
+    let mut found = Vec::new();
+    let mut leftovers: Vec<(Arc<dyn Driver>, Handle)> = Vec::new();
+    for driver in drivers {
+        for container in driver.list().await? {
+            match instance(&container) {
+                Some((key, notes)) => found.push(Found { key, notes, driver: Arc::clone(driver) }),
+                None => leftovers.push((Arc::clone(driver), container.handle)),
+            }
+        }
+    }
+    futures_util::stream::iter(leftovers)
+        .for_each_concurrent(MAX_CREATES, |(driver, handle)| async move {
+            tracing::info!(%handle, "removing what an earlier agent left");
+            actor::remove(driver.as_ref(), &handle).await;
+        })
+        .await;
+    Ok(found)
+}
+
+fn instance(container: &ContainerInfo) -> Option<(Key, Notes)> {
+    let key = Key::from_properties(&container.properties)?;
+    let notes = Notes::from_properties(&container.properties)?;
+    let started = container.processes.iter().any(|process| process.id == notes.process);
+    let ours = key.kind == Kind::Instance && key.handle() == container.handle;
+    (started && ours).then_some((key, notes))
+}

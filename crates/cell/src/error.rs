@@ -1,0 +1,100 @@
+//! Why the agent cannot run, and why work on it failed.
+
+use std::fmt;
+use std::io;
+use std::path::PathBuf;
+
+use api::{ClientError, ConnectError};
+use drivers::DriverError;
+
+use crate::limits::MAX_REASON;
+
+/// Why the agent cannot run.
+#[derive(Debug, thiserror::Error)]
+pub enum CellError {
+    /// Its directory cannot be used.
+    #[error("cannot use {}: {source}", path.display())]
+    Data {
+        /// Which file or directory.
+        path: PathBuf,
+        /// The system's answer.
+        source: io::Error,
+    },
+    /// Another agent uses its directory.
+    #[error("another cell runs in {}", .0.display())]
+    InUse(PathBuf),
+    /// No driver works here.
+    #[error("no driver works on this machine: {0}")]
+    NoDriver(String),
+    /// A driver failed.
+    #[error(transparent)]
+    Driver(#[from] DriverError),
+    /// The server's address makes no sense.
+    #[error(transparent)]
+    Connect(#[from] ConnectError),
+    /// The server cannot be called.
+    #[error(transparent)]
+    Client(#[from] ClientError),
+    /// The server does not want this cell.
+    #[error("the server refused this cell: {0}")]
+    Refused(String),
+}
+
+/// Why work failed, for people.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Failure {
+    pub(crate) reason: String,
+    /// Whether the same may work later.
+    pub(crate) transient: bool,
+}
+
+impl Failure {
+    pub(crate) fn new(reason: impl fmt::Display) -> Self {
+        let reason = reason.to_string();
+        let reason = match reason.char_indices().nth(MAX_REASON) {
+            Some((end, _)) => reason.get(..end).unwrap_or_default().to_owned(),
+            None => reason,
+        };
+        Self { reason, transient: false }
+    }
+
+    pub(crate) fn within(self, what: impl fmt::Display) -> Self {
+        let transient = self.transient;
+        Self { transient, ..Self::new(format!("{what}: {}", self.reason)) }
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.reason)
+    }
+}
+
+impl From<DriverError> for Failure {
+    fn from(error: DriverError) -> Self {
+        Self::new(error)
+    }
+}
+
+impl From<io::Error> for Failure {
+    fn from(error: io::Error) -> Self {
+        Self::new(error)
+    }
+}
+
+impl From<ClientError> for Failure {
+    fn from(error: ClientError) -> Self {
+        Self { transient: error.is_transient(), ..Self::new(error) }
+    }
+}
+
+/// Adds what was being done.
+pub(crate) trait Context<T> {
+    fn context(self, what: impl FnOnce() -> String) -> Result<T, Failure>;
+}
+
+impl<T, E: Into<Failure>> Context<T> for Result<T, E> {
+    fn context(self, what: impl FnOnce() -> String) -> Result<T, Failure> {
+        self.map_err(|error| error.into().within(what()))
+    }
+}

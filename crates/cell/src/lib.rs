@@ -1,0 +1,39 @@
+//! The agent of one machine: runs tasks and instances in containers, as the server wants it.
+//!
+//! It dials the server and keeps nothing of its own beyond running containers: those outlive it,
+//! and the next agent finds them again. What it reports is state, not events: after a reconnect it
+//! says again whatever the server still has to know, so nothing is lost and nothing runs twice.
+
+mod actions;
+mod actor;
+mod adopt;
+mod agent;
+mod blob;
+mod error;
+mod health;
+mod image;
+mod instance;
+mod layers;
+mod limits;
+mod lines;
+mod link;
+mod logs;
+mod machine;
+mod options;
+mod ports;
+mod prepare;
+mod report;
+mod resume;
+mod session;
+mod shared;
+mod task;
+mod transfer;
+mod tree;
+mod work;
+
+pub use agent::Cell;
+pub use error::CellError;
+pub use limits::{
+    CACHED_LAYER_BYTES, MAX_CREATES, MAX_DOWNLOADS, MAX_UPLOADS, TASK_GRACE, UNREACHABLE_LIMIT,
+};
+pub use options::{Capacity, Options};

@@ -1,0 +1,70 @@
+//! Every number that bounds something.
+
+use std::time::Duration;
+
+/// How many containers are made at once.
+pub const MAX_CREATES: usize = 8;
+/// How many blobs are downloaded at once.
+pub const MAX_DOWNLOADS: usize = 5;
+/// How many files one upload action sends at once.
+pub const MAX_UPLOADS: usize = 4;
+/// How many bytes of unpacked image layers are kept for later.
+pub const CACHED_LAYER_BYTES: u64 = 10 << 30;
+/// How long a task's process has between TERM and KILL.
+pub const TASK_GRACE: Duration = Duration::from_secs(10);
+/// How long after the connection broke a task may still begin. The server's lease is 15 s; a dead
+/// connection is noticed within two keep-alive periods.
+pub const UNREACHABLE_LIMIT: Duration = Duration::from_secs(7);
+
+/// Time between heartbeats.
+pub(crate) const HEARTBEAT: Duration = Duration::from_secs(5);
+/// Time between keep-alive pings of an idle connection, and how long an answer may take.
+pub(crate) const KEEP_ALIVE: Duration = Duration::from_secs(3);
+/// How long connecting may take, up to the server's welcome.
+pub(crate) const CONNECT_LIMIT: Duration = Duration::from_secs(5);
+/// The shortest and the longest pause before connecting again.
+pub(crate) const RECONNECT: (Duration, Duration) =
+    (Duration::from_millis(100), Duration::from_secs(2));
+/// Messages that wait to be sent to the server.
+pub(crate) const MAX_UP: usize = 256;
+/// Ended work whose end the agent has not noticed yet.
+pub(crate) const MAX_ENDED: usize = 1024;
+/// Lines of one message.
+pub(crate) const MAX_BATCH_LINES: usize = 256;
+/// Bytes of one message of lines, give or take one line.
+pub(crate) const MAX_BATCH_BYTES: usize = 256 << 10;
+/// How long lines wait for more.
+pub(crate) const BATCH_DELAY: Duration = Duration::from_millis(20);
+/// Messages of lines that the server has not acknowledged, for each container.
+pub(crate) const MAX_UNKEPT: usize = 8;
+/// Pieces of output that wait to become messages, for each container.
+pub(crate) const MAX_PIECES: usize = 16;
+/// The longest line; longer ones are cut.
+pub(crate) const MAX_LINE: usize = 64 << 10;
+/// How long a connected server may take to acknowledge the last lines of a container.
+pub(crate) const FLUSH_LIMIT: Duration = Duration::from_secs(10);
+/// How long the output of an ended process may still be read.
+pub(crate) const OUTPUT_LIMIT: Duration = Duration::from_secs(10);
+/// How often the places where logs continue are written down.
+pub(crate) const SAVE_EVERY: Duration = Duration::from_secs(1);
+/// The largest image manifest or configuration.
+pub(crate) const MAX_IMAGE_JSON: usize = 4 << 20;
+/// Images whose manifest and configuration are remembered.
+pub(crate) const MAX_KNOWN_IMAGES: usize = 64;
+/// How often a download that broke is tried.
+pub(crate) const FETCH_ATTEMPTS: u32 = 5;
+/// Most characters of a reason.
+pub(crate) const MAX_REASON: usize = 10_000;
+/// How many containers run on a machine unless told otherwise.
+pub(crate) const DEFAULT_CONTAINERS: u32 = 256;
+/// The port of an instance that has a network of its own.
+pub(crate) const OWN_NETWORK_PORT: u16 = 8080;
+/// The first and the longest pause between two checks of an instance that is not healthy yet.
+pub(crate) const CHECK_PAUSES: (Duration, Duration) =
+    (Duration::from_millis(5), Duration::from_millis(250));
+/// How long a cell that has no room waits before it gives work back.
+pub(crate) const REJECT_PAUSE: Duration = Duration::from_secs(1);
+/// How long containers have to end when the cell leaves for good.
+pub(crate) const LEAVE_LIMIT: Duration = Duration::from_mins(1);
+/// How often removing a container is tried, and the first and the longest pause between.
+pub(crate) const REMOVE_ATTEMPTS: u32 = 10;

@@ -1,0 +1,69 @@
+//! The connection to the server as everybody in the agent sees it: there, or not.
+
+use std::sync::{Mutex, PoisonError};
+use std::time::Instant;
+
+use api::proto::CellUp;
+use api::proto::cell_up::Message;
+use tokio::sync::{mpsc, watch};
+
+use crate::limits::UNREACHABLE_LIMIT;
+
+/// One connection. What waits in its queue when it breaks is lost; whoever said it says it again.
+#[derive(Debug, Clone)]
+pub(crate) struct Connection {
+    pub(crate) number: u64,
+    pub(crate) up: mpsc::Sender<CellUp>,
+}
+
+impl Connection {
+    /// Sends a message; it is lost if the connection breaks.
+    pub(crate) async fn send(&self, message: Message) {
+        // A connection that broke is as good as none.
+        drop(self.up.send(CellUp { message: Some(message) }).await);
+    }
+}
+
+/// Sends to the server while there is a connection.
+#[derive(Debug, Clone)]
+pub(crate) struct Link(pub(crate) watch::Receiver<Option<Connection>>);
+
+impl Link {
+    /// Sends a message if there is a connection; what is sent may still be lost with it.
+    pub(crate) async fn send(&self, message: Message) {
+        if let Some(connection) = self.current() {
+            connection.send(message).await;
+        }
+    }
+
+    pub(crate) fn current(&self) -> Option<Connection> {
+        self.0.borrow().clone()
+    }
+
+    /// Waits until a connection came or went since the last call.
+    pub(crate) async fn changed(&mut self) {
+        if self.0.changed().await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    }
+}
+
+/// Since when the server is out of reach.
+#[derive(Debug, Default)]
+pub(crate) struct Fence(Mutex<Option<Instant>>);
+
+impl Fence {
+    pub(crate) fn connected(&self) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
+    pub(crate) fn lost(&self, now: Instant) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(now);
+    }
+
+    /// Whether the server may have given this cell up.
+    pub(crate) fn is_closed(&self, now: Instant) -> bool {
+        let lost = *self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        lost.is_some_and(|lost| now.duration_since(lost) >= UNREACHABLE_LIMIT)
+    }
+}

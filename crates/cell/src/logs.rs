@@ -1,0 +1,310 @@
+//! Ships the lines of one container to the server, bounded, in order, and again after a reconnect.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use api::proto::cell_up::Message;
+use api::proto::{CellLog, LogLine};
+use bytes::Bytes;
+use drivers::OutputStream;
+use futures_util::StreamExt as _;
+use model::LogSource;
+use runtime::{Clock as _, Stop, SystemClock, mono_now};
+use tokio::sync::{Notify, mpsc, oneshot};
+
+use crate::limits::{
+    BATCH_DELAY, FLUSH_LIMIT, MAX_BATCH_BYTES, MAX_BATCH_LINES, MAX_PIECES, MAX_UNKEPT,
+};
+use crate::lines::{Line, Position, Splitter};
+use crate::link::{Connection, Link};
+use crate::work::Key;
+
+/// What the server has not acknowledged yet, and up to where it did.
+#[derive(Debug, Default)]
+pub(crate) struct Window {
+    inner: Mutex<Unkept>,
+    kept: Notify,
+}
+
+#[derive(Debug, Default)]
+struct Unkept {
+    messages: VecDeque<(u64, CellLog)>,
+    last: u64,
+    position: Position,
+}
+
+fn encode(number: u64, position: Position) -> Bytes {
+    let words = [number, position.stdout, position.stderr];
+    words.iter().flat_map(|word| word.to_be_bytes()).collect()
+}
+
+fn decode(resume: &[u8]) -> Option<(u64, Position)> {
+    let mut words = resume.chunks_exact(8).filter_map(|word| word.try_into().ok());
+    let mut next = || words.next().map(u64::from_be_bytes);
+    Some((next()?, Position { stdout: next()?, stderr: next()? }))
+}
+
+impl Window {
+    pub(crate) fn new(position: Position) -> Self {
+        let inner = Mutex::new(Unkept { position, ..Unkept::default() });
+        Self { inner, kept: Notify::new() }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Unkept> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes the server's word for it that lines are kept.
+    pub(crate) fn acknowledge(&self, resume: &[u8]) {
+        let Some((number, position)) = decode(resume) else { return };
+        let mut inner = self.lock();
+        if number > inner.last {
+            return;
+        }
+        while inner.messages.front().is_some_and(|(sent, _)| *sent <= number) {
+            inner.messages.pop_front();
+            inner.position = position;
+        }
+        drop(inner);
+        self.kept.notify_one();
+    }
+
+    /// Where the output continues after everything the server keeps.
+    pub(crate) fn position(&self) -> Position {
+        self.lock().position
+    }
+
+    fn is_full(&self) -> bool {
+        self.lock().messages.len() >= MAX_UNKEPT
+    }
+
+    fn is_empty(&self) -> bool {
+        self.lock().messages.is_empty()
+    }
+
+    fn all(&self) -> Vec<CellLog> {
+        self.lock().messages.iter().map(|(_, message)| message.clone()).collect()
+    }
+
+    fn push(&self, key: Key, lines: Vec<LogLine>, position: Position) -> CellLog {
+        let mut inner = self.lock();
+        inner.last += 1;
+        let number = inner.last;
+        let resume = encode(number, position);
+        let message = CellLog { work: Some(key.work()), resume, lines };
+        inner.messages.push_back((number, message.clone()));
+        message
+    }
+}
+
+enum Piece {
+    Lines { lines: Vec<LogLine>, position: Option<Position> },
+    Flush(oneshot::Sender<()>),
+}
+
+/// Takes the lines of one container. Clones write to the same log.
+#[derive(Debug, Clone)]
+pub(crate) struct Journal {
+    pieces: mpsc::Sender<Piece>,
+    link: Link,
+}
+
+impl Journal {
+    /// A journal, and what ships it until all clones of the journal are dropped.
+    pub(crate) fn new(
+        key: Key,
+        link: &Link,
+        window: Arc<Window>,
+    ) -> (Self, impl Future<Output = ()> + Send + use<>) {
+        let (pieces, receiver) = mpsc::channel(MAX_PIECES);
+        let shipper = Shipper {
+            key,
+            link: link.clone(),
+            connection: None,
+            position: window.position(),
+            window,
+            lines: VecDeque::new(),
+            bytes: 0,
+            next_position: None,
+            due: mono_now(),
+            flushing: Vec::new(),
+        };
+        (Self { pieces, link: link.clone() }, shipper.run(receiver))
+    }
+
+    /// Adds a line of the platform's own.
+    pub(crate) async fn say(&self, text: impl Into<String>) {
+        self.lines(vec![(LogSource::System, text.into().into())], None).await;
+    }
+
+    async fn lines(&self, lines: Vec<Line>, position: Option<Position>) {
+        let at_ms = SystemClock.now_ms();
+        let line = |(source, text): Line| LogLine { at_ms, source: source.code().into(), text };
+        let lines = lines.into_iter().map(line).collect();
+        // The shipper ends with the agent only.
+        drop(self.pieces.send(Piece::Lines { lines, position }).await);
+    }
+
+    /// Waits until the server keeps every line. A server that is connected and does not answer
+    /// is not waited for, nor is one that is away when the cell leaves for good.
+    pub(crate) async fn flush(&self, leave: &Stop) {
+        let (done, mut flushed) = oneshot::channel();
+        if self.pieces.send(Piece::Flush(done)).await.is_err() {
+            return;
+        }
+        while runtime::timeout(FLUSH_LIMIT, &mut flushed).await.is_none() {
+            if self.link.current().is_some() || leave.is_stopped() {
+                tracing::warn!("the server does not acknowledge log lines");
+                return;
+            }
+        }
+    }
+
+    /// Reads the output of a process to its end.
+    pub(crate) async fn follow(&self, mut output: OutputStream, resume: Option<Position>) {
+        let mut splitter = Splitter::new(resume.unwrap_or_default());
+        let position = |splitter: &Splitter| resume.map(|_| splitter.position());
+        while let Some(item) = output.next().await {
+            match item {
+                Ok(item) => {
+                    let lines = splitter.push(&item);
+                    self.lines(lines, position(&splitter)).await;
+                }
+                Err(error) => {
+                    self.say(format!("the output cannot be read any more: {error}")).await;
+                    break;
+                }
+            }
+        }
+        let rest = splitter.finish();
+        if !rest.is_empty() {
+            self.lines(rest, position(&splitter)).await;
+        }
+    }
+}
+
+struct Shipper {
+    key: Key,
+    link: Link,
+    /// The connection that has everything up to now.
+    connection: Option<Connection>,
+    window: Arc<Window>,
+    lines: VecDeque<LogLine>,
+    bytes: usize,
+    /// Where the output continues after all waiting lines.
+    next_position: Option<Position>,
+    /// Where it continues after the last message.
+    position: Position,
+    /// When waiting lines are sent even if they are few.
+    due: Instant,
+    flushing: Vec<oneshot::Sender<()>>,
+}
+
+impl Shipper {
+    async fn run(mut self, mut pieces: mpsc::Receiver<Piece>) {
+        loop {
+            self.reconnect().await;
+            self.ship().await;
+            let many = self.is_many();
+            let waits = !self.lines.is_empty() && !many && !self.window.is_full();
+            tokio::select! {
+                biased;
+                () = self.link.changed() => {}
+                () = self.window.kept.notified() => {}
+                piece = pieces.recv(), if !many => match piece {
+                    Some(piece) => self.add(piece),
+                    None => return,
+                },
+                () = runtime::sleep_until(self.due), if waits => {}
+            }
+        }
+    }
+
+    fn is_many(&self) -> bool {
+        self.lines.len() >= MAX_BATCH_LINES || self.bytes >= MAX_BATCH_BYTES
+    }
+
+    fn add(&mut self, piece: Piece) {
+        match piece {
+            Piece::Lines { lines, position } => {
+                if self.lines.is_empty() {
+                    self.due = self.due.max(mono_now());
+                }
+                self.bytes += lines.iter().map(|line| line.text.len()).sum::<usize>();
+                self.lines.extend(lines);
+                self.next_position = position.or(self.next_position);
+                if self.lines.is_empty() {
+                    self.position = self.next_position.unwrap_or(self.position);
+                }
+            }
+            Piece::Flush(done) => self.flushing.push(done),
+        }
+    }
+
+    /// Sends what is due, as far as the window has room.
+    async fn ship(&mut self) {
+        while !self.lines.is_empty() && !self.window.is_full() {
+            let now = mono_now();
+            if !self.is_many() && self.flushing.is_empty() && now < self.due {
+                return;
+            }
+            let count = self.lines.len().min(MAX_BATCH_LINES);
+            let lines: Vec<LogLine> = self.lines.drain(..count).collect();
+            self.bytes -= lines.iter().map(|line| line.text.len()).sum::<usize>();
+            if self.lines.is_empty() {
+                self.position = self.next_position.unwrap_or(self.position);
+            }
+            self.due = now + BATCH_DELAY;
+            let message = self.window.push(self.key, lines, self.position);
+            self.send(message).await;
+        }
+        if self.lines.is_empty() && self.window.is_empty() {
+            for done in self.flushing.drain(..) {
+                // Whoever waited may have given up.
+                done.send(()).unwrap_or_default();
+            }
+        }
+    }
+
+    async fn send(&self, message: CellLog) {
+        if let Some(connection) = &self.connection {
+            connection.send(Message::Log(message)).await;
+        }
+    }
+
+    /// Sends everything that the server of a new connection may not have.
+    async fn reconnect(&mut self) {
+        let current = self.link.current();
+        let number = |connection: &Option<Connection>| connection.as_ref().map(|c| c.number);
+        if number(&current) == number(&self.connection) {
+            return;
+        }
+        self.connection = current;
+        for message in self.window.all() {
+            self.send(message).await;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_was_sent_is_acknowledged() {
+        let key = Key { kind: api::proto::work::Kind::Task, id: 1, epoch: 1 };
+        let window = Window::new(Position::default());
+        let at = |stdout| Position { stdout, stderr: stdout };
+        let first = window.push(key, Vec::new(), at(5));
+        let second = window.push(key, Vec::new(), at(9));
+        window.acknowledge(&encode(99, at(99)));
+        window.acknowledge(b"nonsense");
+        assert_eq!((window.position(), window.all().len()), (at(0), 2));
+        window.acknowledge(&first.resume);
+        assert_eq!((window.position(), window.all().len()), (at(5), 1));
+        window.acknowledge(&second.resume);
+        window.acknowledge(&first.resume);
+        assert_eq!((window.position(), window.is_empty()), (at(9), true));
+    }
+}

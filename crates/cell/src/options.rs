@@ -1,0 +1,74 @@
+//! What an agent is told.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv4Addr};
+use std::ops::RangeInclusive;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use drivers::Driver;
+use model::Name;
+use runtime::Stop;
+
+/// The ports instances get on a shared network unless told otherwise.
+const PORTS: RangeInclusive<u16> = 20_000..=29_999;
+
+/// How one agent is set up.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// The cell's name.
+    pub name: Name,
+    /// Where it keeps its identity, containers, caches and image layers.
+    pub dir: PathBuf,
+    /// The `shore` executable, which containers find as `/cnb/lifecycle/...`.
+    pub platform_exe: PathBuf,
+    /// Its failure domain.
+    pub zone: String,
+    /// Free words an app may ask for.
+    pub tags: BTreeSet<String>,
+    /// Labels for people.
+    pub labels: BTreeMap<String, String>,
+    /// What it offers; all of the machine when absent.
+    pub capacity: Option<Capacity>,
+    /// Ways to run containers, best first; the process driver when empty.
+    pub drivers: Vec<Arc<dyn Driver>>,
+    /// Where routers reach instances that share the machine's network.
+    pub address: IpAddr,
+    /// The ports of instances that share the machine's network.
+    pub ports: RangeInclusive<u16>,
+    /// Directories of programs that containers without isolation find, as in `PATH`.
+    pub path: String,
+    /// Fires when the cell is to leave for good: its work goes elsewhere and its containers end.
+    pub leave: Stop,
+}
+
+/// What a cell offers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Capacity {
+    /// Memory for containers in MiB.
+    pub memory_mb: u64,
+    /// Disk for containers in MiB.
+    pub disk_mb: u64,
+    /// How many containers at most.
+    pub containers: u32,
+}
+
+impl Options {
+    /// The usual: all of this machine, the process driver, reached by loopback.
+    pub fn new(name: Name, dir: impl Into<PathBuf>, platform_exe: impl Into<PathBuf>) -> Self {
+        Self {
+            name,
+            dir: dir.into(),
+            platform_exe: platform_exe.into(),
+            zone: "default".to_owned(),
+            tags: BTreeSet::new(),
+            labels: BTreeMap::new(),
+            capacity: None,
+            drivers: Vec::new(),
+            address: Ipv4Addr::LOCALHOST.into(),
+            ports: PORTS,
+            path: String::new(),
+            leave: Stop::new(),
+        }
+    }
+}

@@ -1,0 +1,172 @@
+//! Makes containers: image, platform programs, caches, environment.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::os::fd::{AsFd as _, BorrowedFd};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use drivers::{Driver, Handle, Isolation, Limits, archive};
+use model::ContainerSpec;
+use rustix::fs::{AtFlags, CWD, linkat, symlinkat, unlinkat};
+use rustix::io::Errno;
+
+use crate::error::{Context as _, Failure};
+use crate::image::Image;
+use crate::shared::Shared;
+use crate::tree;
+use crate::work::Key;
+
+/// Where containers find the platform's programs; all are the one executable.
+const LIFECYCLE: &str = "/cnb/lifecycle";
+const PROGRAMS: [&str; 3] = ["creator", "launcher", "static-server"];
+const DEFAULT_PATH: &str = "/usr/local/bin:/usr/bin:/bin";
+const DEFAULT_VARIABLES: [(&str, &str); 2] =
+    [("CNB_LAYERS_DIR", "/layers"), ("CNB_APP_DIR", "/workspace")];
+
+/// A container that is ready to run something.
+#[derive(Debug)]
+pub(crate) struct Prepared {
+    /// What every process in it gets.
+    pub(crate) env: BTreeMap<String, String>,
+    /// Where processes run unless they say otherwise.
+    pub(crate) dir: Option<String>,
+}
+
+/// Makes the container of `key`. Whoever calls removes it when this fails or is given up.
+pub(crate) async fn container(
+    shared: &Shared,
+    driver: &Arc<dyn Driver>,
+    key: Key,
+    (spec, properties): (&ContainerSpec, BTreeMap<String, String>),
+) -> Result<Prepared, Failure> {
+    let image = match spec.image {
+        Some(digest) => {
+            shared.images.get(digest).await.context(|| format!("cannot get image {digest}"))?
+        }
+        None => Image::default(),
+    };
+    let _permit = shared.creates.acquire().await.map_err(Failure::new)?;
+    let handle = key.handle();
+    let isolated = driver.capabilities().isolation != Isolation::None;
+    let mut made = drivers::ContainerSpec::new(handle.clone());
+    made.limits = limits(&spec.limits, isolated);
+    made.properties = key.properties();
+    made.properties.extend(properties);
+    driver.create(made).await?;
+    let env = environment(shared, &image, isolated);
+    let dir = image.dir.clone();
+    let furniture = Furniture::new(shared, driver.as_ref(), (&handle, spec), image)?;
+    shared.tasks.blocking(move || furniture.put()).await?;
+    Ok(Prepared { env: env.into_iter().chain(spec.env.clone()).collect(), dir })
+}
+
+fn limits(limits: &model::Limits, isolated: bool) -> Limits {
+    let bytes = |megabytes: Option<u64>| megabytes.map(|mb| mb.saturating_mul(1 << 20));
+    Limits {
+        memory_bytes: bytes(limits.memory_mb),
+        disk_bytes: bytes(limits.disk_mb),
+        // Without isolation the system counts everything its user runs.
+        processes: limits.pids.filter(|_| isolated),
+        open_files: limits.files,
+        ..Limits::default()
+    }
+}
+
+fn environment(shared: &Shared, image: &Image, isolated: bool) -> BTreeMap<String, String> {
+    let mut env: BTreeMap<String, String> =
+        DEFAULT_VARIABLES.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
+    env.extend(image.env.clone());
+    let path = env.entry("PATH".to_owned()).or_insert_with(|| DEFAULT_PATH.to_owned());
+    if !isolated && !shared.options.path.is_empty() {
+        path.push(':');
+        path.push_str(&shared.options.path);
+    }
+    env
+}
+
+/// Everything that is put into a new container's root.
+struct Furniture {
+    root: PathBuf,
+    image: Image,
+    platform: PathBuf,
+    /// Whether paths of the machine mean the same inside.
+    isolated: bool,
+    /// Where a cache is on this machine and in the container.
+    caches: Vec<(PathBuf, String)>,
+}
+
+impl Furniture {
+    fn new(
+        shared: &Shared,
+        driver: &dyn Driver,
+        (handle, spec): (&Handle, &ContainerSpec),
+        image: Image,
+    ) -> Result<Self, Failure> {
+        let unsupported = || Failure::new("this driver does not let the cell fill containers");
+        let cache = |(key, path): (&String, &String)| (shared.cache(key), path.clone());
+        Ok(Self {
+            root: driver.host_path(handle, "/").ok_or_else(unsupported)?,
+            image,
+            platform: shared.options.platform_exe.clone(),
+            isolated: driver.capabilities().isolation != Isolation::None,
+            caches: spec.caches.iter().map(cache).collect(),
+        })
+    }
+
+    fn put(&self) -> Result<(), Failure> {
+        for layer in &self.image.layers {
+            let layer = layer.tree().ok_or_else(|| Failure::new("an image layer is missing"))?;
+            tree::lay(layer, &self.root).context(|| "cannot copy the image".to_owned())?;
+        }
+        let root = archive::open_root(&self.root)?;
+        let lifecycle = archive::open_below(root.as_fd(), LIFECYCLE, true)?;
+        for program in PROGRAMS {
+            self.program(lifecycle.as_fd(), program)
+                .context(|| format!("cannot make {LIFECYCLE}/{program}"))?;
+        }
+        for (at, path) in &self.caches {
+            fs::create_dir_all(at)
+                .and_then(|()| fs::canonicalize(at))
+                .map_err(Failure::from)
+                .and_then(|at| link(root.as_fd(), &at, path))
+                .context(|| format!("cannot make cache {path}"))?;
+        }
+        Ok(())
+    }
+
+    fn program(&self, dir: BorrowedFd<'_>, name: &str) -> io::Result<()> {
+        replace(dir, name)?;
+        if !self.isolated {
+            return Ok(symlinkat(&self.platform, dir, name)?);
+        }
+        match linkat(CWD, &self.platform, dir, name, AtFlags::SYMLINK_FOLLOW) {
+            Err(Errno::XDEV | Errno::PERM | Errno::MLINK) => {
+                let to = self.root.join(LIFECYCLE.trim_start_matches('/')).join(name);
+                fs::copy(&self.platform, to).map(|_| ())
+            }
+            other => Ok(other?),
+        }
+    }
+}
+
+/// Makes `path` in the container lead to a directory of the machine.
+fn link(root: BorrowedFd<'_>, at: &Path, path: &str) -> Result<(), Failure> {
+    let (parent, name) = path.trim_end_matches('/').rsplit_once('/').unwrap_or(("", path));
+    if name.is_empty() {
+        return Err(Failure::new("it cannot be the root"));
+    }
+    let parent = archive::open_below(root, parent, true)?;
+    replace(parent.as_fd(), name)?;
+    Ok(symlinkat(at, &parent, name).map_err(io::Error::from)?)
+}
+
+/// Removes what has the name: a file, a link or an empty directory.
+fn replace(dir: BorrowedFd<'_>, name: &str) -> io::Result<()> {
+    match unlinkat(dir, name, AtFlags::empty()) {
+        Ok(()) | Err(Errno::NOENT) => Ok(()),
+        Err(Errno::ISDIR | Errno::PERM) => Ok(unlinkat(dir, name, AtFlags::REMOVEDIR)?),
+        Err(error) => Err(error.into()),
+    }
+}

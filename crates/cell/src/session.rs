@@ -1,0 +1,250 @@
+//! The stream to the server: connects, again and again, and passes on what comes.
+
+use std::time::Instant;
+
+use api::proto::cell_down::Message as Down;
+use api::proto::cell_up::Message as Up;
+use api::proto::components_client::ComponentsClient;
+use api::proto::{CellDown, CellHello, CellUp, Heartbeat, Leave, hello, json};
+use model::CellSpec;
+use runtime::{Backoff, Random, mono_now};
+use tokio::sync::mpsc;
+use tokio::time::MissedTickBehavior;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::metadata::MetadataValue;
+use tonic::{Code, Request, Status, Streaming};
+
+use crate::agent::Agent;
+use crate::error::CellError;
+use crate::limits::{
+    CONNECT_LIMIT, HEARTBEAT, KEEP_ALIVE, LEAVE_LIMIT, MAX_UP, RECONNECT, SAVE_EVERY,
+};
+use crate::link::Connection;
+
+/// Why a connection ended.
+enum Closed {
+    /// The agent is to stop.
+    Stopped,
+    /// The cell left for good.
+    Left,
+    /// It broke, or was never made.
+    Lost(Status),
+}
+
+/// An open stream.
+struct Session {
+    connection: Connection,
+    down: Streaming<CellDown>,
+    /// When the places where logs continue are written down.
+    save_at: Option<Instant>,
+    /// Until when the cell may take to leave.
+    leaving: Option<Instant>,
+}
+
+impl Agent {
+    /// Stays connected until it is time to stop or to leave.
+    pub(crate) async fn stay(&mut self) -> Result<(), CellError> {
+        let random = Random::system();
+        let mut backoff = Backoff::new(RECONNECT.0, RECONNECT.1);
+        let mut connections = 0;
+        loop {
+            let closed = match self.connect(connections + 1).await {
+                Ok(session) => {
+                    connections += 1;
+                    backoff.reset();
+                    let closed = self.serve(session).await;
+                    self.disconnected();
+                    closed
+                }
+                Err(closed) => closed,
+            };
+            let status = match closed {
+                Closed::Stopped | Closed::Left => return Ok(()),
+                Closed::Lost(status) if connections == 0 && is_final(&status) => {
+                    return Err(CellError::Refused(status.message().to_owned()));
+                }
+                Closed::Lost(status) => status,
+            };
+            if self.shared.options.leave.is_stopped() {
+                self.leave_alone().await;
+                return Ok(());
+            }
+            tracing::info!(reason = status.message(), "not connected to the server");
+            self.pause(backoff.next_delay(&random)).await;
+        }
+    }
+
+    /// Waits before the next attempt to connect; a stop or leave cuts that short.
+    async fn pause(&mut self, delay: std::time::Duration) {
+        let stop = self.shared.tasks.stop().clone();
+        let leave = self.shared.options.leave.clone();
+        let until = mono_now() + delay;
+        loop {
+            tokio::select! {
+                () = stop.stopped() => return,
+                () = leave.stopped() => return,
+                key = self.ended() => self.over(key),
+                () = runtime::sleep_until(until) => return,
+            }
+        }
+    }
+
+    fn disconnected(&mut self) {
+        self.publish.send_replace(None);
+        self.shared.fence.lost(mono_now());
+        self.drop_claims();
+    }
+
+    async fn connect(&mut self, number: u64) -> Result<Session, Closed> {
+        let (up, queue) = mpsc::channel(MAX_UP);
+        let hello = self.hello().map_err(Closed::Lost)?;
+        let message = CellUp { message: Some(Up::Hello(hello)) };
+        up.try_send(message).expect("a new queue has room");
+        let stop = self.shared.tasks.stop().clone();
+        let dial = runtime::timeout(CONNECT_LIMIT, self.dial(queue));
+        let down = match stop.or_stop(dial).await {
+            None => return Err(Closed::Stopped),
+            Some(None) => return Err(Closed::Lost(Status::unavailable("it does not answer"))),
+            Some(Some(down)) => down.map_err(Closed::Lost)?,
+        };
+        let connection = Connection { number, up };
+        self.shared.fence.connected();
+        self.publish.send_replace(Some(connection.clone()));
+        Ok(Session { connection, down, save_at: None, leaving: None })
+    }
+
+    fn hello(&self) -> Result<CellHello, Status> {
+        let options = &self.shared.options;
+        let name = |driver: &std::sync::Arc<dyn drivers::Driver>| driver.capabilities().name;
+        let spec = CellSpec {
+            name: options.name.clone(),
+            zone: options.zone.clone(),
+            tags: options.tags.clone(),
+            drivers: self.shared.drivers.iter().map(name).map(str::to_owned).collect(),
+            memory_mb: self.capacity.memory_mb,
+            disk_mb: self.capacity.disk_mb,
+            containers: self.capacity.containers,
+            labels: options.labels.clone(),
+        };
+        Ok(CellHello {
+            hello: Some(hello(self.home.id.0, options.name.as_str())),
+            spec_json: json(&spec)?,
+            holds: self.holds(),
+        })
+    }
+
+    async fn dial(&self, queue: mpsc::Receiver<CellUp>) -> Result<Streaming<CellDown>, Status> {
+        let unreachable = |error: &dyn std::error::Error| {
+            let mut reason = error.to_string();
+            let mut source = error.source();
+            while let Some(inner) = source {
+                reason = format!("{reason}: {inner}");
+                source = inner.source();
+            }
+            Status::unavailable(format!("cannot reach the server: {reason}"))
+        };
+        let connector = self.endpoint.connector().map_err(|error| unreachable(&error))?;
+        let channel = tonic::transport::Endpoint::from(self.endpoint.url.clone())
+            .http2_keep_alive_interval(KEEP_ALIVE)
+            .keep_alive_timeout(KEEP_ALIVE)
+            .keep_alive_while_idle(true)
+            .connect_with_connector(connector)
+            .await
+            .map_err(|error| unreachable(&error))?;
+        let mut client = ComponentsClient::new(channel)
+            .max_decoding_message_size(api::MAX_MESSAGE)
+            .max_encoding_message_size(api::MAX_MESSAGE);
+        let mut request = Request::new(ReceiverStream::new(queue));
+        let bearer = MetadataValue::try_from(format!("Bearer {}", self.endpoint.token));
+        let bearer = bearer.map_err(|_| Status::unauthenticated("the token is no text"))?;
+        request.metadata_mut().insert("authorization", bearer);
+        let mut down = client.cell(request).await?.into_inner();
+        match down.message().await?.and_then(|first| first.message) {
+            Some(Down::Welcome(welcome)) => {
+                tracing::info!(server = welcome.version, "connected to the server");
+                Ok(down)
+            }
+            _ => Err(Status::unavailable("the server did not begin with a welcome")),
+        }
+    }
+
+    async fn serve(&mut self, mut session: Session) -> Closed {
+        let stop = self.shared.tasks.stop().clone();
+        let leave = self.shared.options.leave.clone();
+        let mut heartbeat = tokio::time::interval(HEARTBEAT);
+        heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        heartbeat.reset();
+        loop {
+            if session.leaving.is_some() && self.is_idle() {
+                return Closed::Left;
+            }
+            tokio::select! {
+                biased;
+                () = stop.stopped() => return Closed::Stopped,
+                message = session.down.message() => match message {
+                    Ok(Some(CellDown { message: Some(message) })) => {
+                        self.message(&mut session, message);
+                    }
+                    Ok(Some(CellDown { message: None })) => {}
+                    Ok(None) => return Closed::Lost(Status::unavailable("the stream ended")),
+                    Err(status) => return Closed::Lost(status),
+                },
+                key = self.ended() => self.over(key),
+                _ = heartbeat.tick(), if session.leaving.is_none() => {
+                    session.try_send(Up::Heartbeat(Heartbeat {}));
+                }
+                () = at(session.save_at) => {
+                    session.save_at = None;
+                    self.save().await;
+                }
+                () = leave.stopped(), if session.leaving.is_none() => {
+                    session.leaving = Some(mono_now() + LEAVE_LIMIT);
+                    session.try_send(Up::Leave(Leave {}));
+                    self.forget_all();
+                }
+                () = at(session.leaving) => return Closed::Left,
+            }
+        }
+    }
+
+    fn message(&mut self, session: &mut Session, message: Down) {
+        match message {
+            Down::Welcome(_) => {}
+            Down::Desired(_) if session.leaving.is_some() => {}
+            Down::Desired(desired) => self.desired(desired),
+            Down::Claimed(work) => self.claimed(&work),
+            Down::Refused(work) => self.refused(&work),
+            Down::Kept(kept) => {
+                if let Some(work) = &kept.work {
+                    self.kept(work, &kept.resume);
+                    session.save_at.get_or_insert_with(|| mono_now() + SAVE_EVERY);
+                }
+            }
+        }
+    }
+}
+
+impl Session {
+    /// Sends unless too much waits already: the agent must go on listening.
+    fn try_send(&self, message: Up) {
+        if self.connection.up.try_send(CellUp { message: Some(message) }).is_err() {
+            tracing::debug!("the server reads slowly");
+        }
+    }
+}
+
+/// Waits for a time that may never come.
+async fn at(time: Option<Instant>) {
+    match time {
+        Some(time) => runtime::sleep_until(time).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Whether trying again would not help.
+fn is_final(status: &Status) -> bool {
+    matches!(
+        status.code(),
+        Code::Unauthenticated | Code::PermissionDenied | Code::FailedPrecondition
+    )
+}

@@ -1,0 +1,126 @@
+//! What everything in one agent uses.
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use api::Client;
+use drivers::process::{Config, ProcessDriver};
+use drivers::{Driver, Handle, Isolation, Network};
+use runtime::{Random, Tasks};
+use tokio::sync::Semaphore;
+
+use crate::error::CellError;
+use crate::image::Images;
+use crate::layers::Layers;
+use crate::limits::{CACHED_LAYER_BYTES, MAX_CREATES, MAX_DOWNLOADS, OWN_NETWORK_PORT};
+use crate::link::{Fence, Link};
+use crate::options::Options;
+use crate::ports::{Port, Ports};
+
+/// What everything in one agent uses.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) options: Options,
+    pub(crate) drivers: Vec<Arc<dyn Driver>>,
+    pub(crate) client: Client,
+    pub(crate) tasks: Tasks,
+    pub(crate) link: Link,
+    pub(crate) fence: Fence,
+    pub(crate) ports: Ports,
+    pub(crate) images: Images,
+    pub(crate) downloads: Arc<Semaphore>,
+    pub(crate) creates: Semaphore,
+}
+
+/// How an instance is reached.
+#[derive(Debug)]
+pub(crate) struct Place {
+    pub(crate) address: SocketAddr,
+    /// Kept as long as the instance is there.
+    _port: Option<Port>,
+}
+
+impl Shared {
+    pub(crate) fn new(
+        options: Options,
+        client: Client,
+        link: Link,
+        tasks: Tasks,
+    ) -> Result<Self, CellError> {
+        let layers = options.dir.join("layers");
+        let opened = Layers::open(&layers, CACHED_LAYER_BYTES, tasks.clone());
+        let opened = opened.map_err(|source| CellError::Data { path: layers, source })?;
+        let downloads = Arc::new(Semaphore::new(MAX_DOWNLOADS));
+        let drivers = usable(&options, &tasks)?;
+        Ok(Self {
+            images: Images::new(client.clone(), opened, Arc::clone(&downloads)),
+            ports: Ports::new(options.ports.clone(), &Random::system()),
+            creates: Semaphore::new(MAX_CREATES),
+            fence: Fence::default(),
+            options,
+            drivers,
+            client,
+            tasks,
+            link,
+            downloads,
+        })
+    }
+
+    /// The driver of new containers.
+    pub(crate) fn driver(&self) -> &Arc<dyn Driver> {
+        self.drivers.first().expect("a cell has a driver")
+    }
+
+    /// A place for a new instance; `None` when no port is free.
+    pub(crate) fn place(&self, driver: &dyn Driver, handle: &Handle) -> Option<Place> {
+        match driver.network(handle) {
+            Network::Host => self.ports.take().map(|port| self.on_host(port)),
+            Network::Own(address) => Some(own(address)),
+        }
+    }
+
+    /// The place an instance has that another agent made.
+    pub(crate) fn place_again(&self, driver: &dyn Driver, handle: &Handle, port: u16) -> Place {
+        match driver.network(handle) {
+            Network::Host => self.on_host(self.ports.keep(port)),
+            Network::Own(address) => own(address),
+        }
+    }
+
+    fn on_host(&self, port: Port) -> Place {
+        Place { address: SocketAddr::new(self.options.address, port.number), _port: Some(port) }
+    }
+
+    pub(crate) fn cache(&self, key: &str) -> PathBuf {
+        self.options.dir.join("caches").join(key)
+    }
+}
+
+fn own(address: IpAddr) -> Place {
+    Place { address: SocketAddr::new(address, OWN_NETWORK_PORT), _port: None }
+}
+
+fn usable(options: &Options, tasks: &Tasks) -> Result<Vec<Arc<dyn Driver>>, CellError> {
+    let mut drivers = options.drivers.clone();
+    if drivers.is_empty() {
+        let config = Config::new(options.dir.join("containers"));
+        drivers.push(Arc::new(ProcessDriver::open(&config, tasks.clone())?));
+    }
+    let mut reasons = Vec::new();
+    drivers.retain(|driver| {
+        let capabilities = driver.capabilities();
+        let reason =
+            capabilities.unavailable.map(|reason| format!("{}: {reason}", capabilities.name));
+        let works = reason.is_none();
+        reasons.extend(reason);
+        works
+    });
+    if drivers.is_empty() {
+        return Err(CellError::NoDriver(reasons.join("; ")));
+    }
+    if drivers.iter().any(|driver| driver.capabilities().isolation == Isolation::None) {
+        tracing::warn!("containers are not isolated from this machine: run only what you trust");
+    }
+    Ok(drivers)
+}

@@ -1,0 +1,112 @@
+//! Tasks: claimed, carried out once, reported, forgotten.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::AtomicU32;
+use std::time::Duration;
+
+use model::{MAX_TASK_RESULT, TaskSpec};
+use runtime::{Stop, mono_now};
+use tokio::sync::oneshot;
+
+use crate::actions::Executor;
+use crate::actor::Actor;
+use crate::error::{Context as _, Failure};
+use crate::health::Length;
+use crate::limits::{REJECT_PAUSE, TASK_GRACE};
+use crate::prepare;
+use crate::report::TaskReport;
+use crate::transfer;
+use crate::work::Want;
+
+/// Why a task is ended before its time.
+enum Cut {
+    Unwanted(Want),
+    Late,
+}
+
+/// Claims a task and carries it out once `claimed` says that the claim is durable. If that never
+/// comes, nothing was started.
+pub(crate) async fn run(actor: &Actor, spec: &TaskSpec, claimed: oneshot::Receiver<()>) {
+    actor.reporter.claim().await;
+    let want = tokio::select! {
+        biased;
+        want = actor.unwanted() => want,
+        claimed = claimed => match claimed {
+            Ok(()) => Want::Run,
+            Err(_) => Want::Forget,
+        },
+    };
+    match want {
+        Want::Run => carry_out(actor, spec).await,
+        Want::Stop => actor.reporter.end(&TaskReport::Cancelled).await,
+        Want::Forget => {}
+    }
+}
+
+/// Gives a task back that has no room here.
+pub(crate) async fn reject(actor: &Actor, reason: &str) {
+    runtime::sleep(REJECT_PAUSE).await;
+    actor.reporter.end(&TaskReport::Reject { reason: reason.to_owned() }).await;
+}
+
+async fn carry_out(actor: &Actor, spec: &TaskSpec) {
+    let limit = Duration::from_millis(spec.timeout_ms);
+    let stop = Stop::new();
+    let report = {
+        let work = work(actor, spec, &stop);
+        tokio::pin!(work);
+        let cut = tokio::select! {
+            biased;
+            want = actor.unwanted() => Cut::Unwanted(want),
+            done = &mut work => {
+                let report = done.map_or_else(
+                    |failure| TaskReport::Failed { reason: failure.reason },
+                    |result| TaskReport::Succeeded { result },
+                );
+                return finish(actor, Some(report)).await;
+            }
+            () = runtime::sleep(limit) => Cut::Late,
+        };
+        stop.stop();
+        // What runs is ended gracefully; how it ends does not matter any more.
+        drop(work.await);
+        match cut {
+            Cut::Unwanted(Want::Run | Want::Stop) => Some(TaskReport::Cancelled),
+            Cut::Unwanted(Want::Forget) => None,
+            Cut::Late => {
+                let reason = format!("exceeded {} timeout", Length(limit));
+                Some(TaskReport::Failed { reason })
+            }
+        }
+    };
+    finish(actor, report).await;
+}
+
+async fn work(actor: &Actor, spec: &TaskSpec, stop: &Stop) -> Result<Option<String>, Failure> {
+    let properties = BTreeMap::new();
+    let prepare =
+        prepare::container(&actor.shared, &actor.driver, actor.key, (&spec.container, properties));
+    let prepared = stop.or_stop(prepare).await;
+    let prepared = prepared.unwrap_or_else(|| Err(Failure::new("was interrupted")))?;
+    if actor.shared.fence.is_closed(mono_now()) {
+        return Err(Failure::new("the server was out of reach when it was about to start"));
+    }
+    let mut env = prepared.env;
+    env.insert("SHORE_TASK_ID".to_owned(), actor.key.id_text());
+    let executor = Executor { actor, env, dir: prepared.dir, started: AtomicU32::new(0) };
+    executor.run(&spec.action, stop).await?;
+    let Some(file) = &spec.result_file else { return Ok(None) };
+    let text = transfer::read_text(actor, file, MAX_TASK_RESULT);
+    text.map(Some).context(|| format!("its result {file} cannot be read"))
+}
+
+/// Ends what is left, ships the last lines, reports, and removes the container.
+async fn finish(actor: &Actor, report: Option<TaskReport>) {
+    let grace = if report.is_some() { Duration::ZERO } else { TASK_GRACE };
+    actor.stop(grace).await;
+    actor.flush().await;
+    if let Some(report) = report {
+        actor.reporter.end(&report).await;
+    }
+    actor.remove().await;
+}

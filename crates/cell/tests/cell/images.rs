@@ -1,0 +1,53 @@
+//! Containers made from images.
+
+use model::Digest;
+use serde_json::json;
+
+use crate::bench::{Bench, instance, instance_work, process};
+use crate::instances::ready;
+use crate::server::{Blobs, Server};
+use crate::tasks::{archive, gzip};
+
+fn image(blobs: &Blobs, layers: &[Vec<u8>]) -> Digest {
+    let config = json!({"config": {"Env": ["FROM=image", "PATH=/own/bin:/bin"], "WorkingDir": "/workspace"}});
+    let config = blobs.put(config.to_string());
+    let layers: Vec<_> =
+        layers.iter().map(|layer| json!({"digest": blobs.put(layer.clone())})).collect();
+    blobs.put(json!({"config": {"digest": config}, "layers": layers}).to_string())
+}
+
+#[tokio::test]
+async fn layers_are_fetched_once_and_laid_over_each_other() {
+    let (bench, mut server) = (Bench::new(), Server::start().await);
+    let lower = gzip(&archive(&[("workspace/run", "#!/bin/sh\necho old\n"), ("workspace/x", "")]));
+    let script = "#!/bin/sh\npwd; ls; echo $FROM $PATH\nexec sleep 1000\n";
+    let upper = archive(&[("workspace/run", script), ("workspace/.wh.x", "")]);
+    let image = image(&server.blobs, &[lower, upper]);
+    let agent = bench.start(&server);
+    let mut stream = server.accept().await;
+    let mut spec = process(&["/workspace/run"], None);
+    spec.container.image = Some(image);
+    stream.desire(true, vec![instance(1, &spec), instance(2, &spec), instance(3, &spec)]).await;
+    for _ in 0..3 {
+        stream.line("image /own/bin:/bin:/opt/agent/bin").await;
+        let at = stream.seen.iter().position(|line| line.starts_with("image ")).expect("is there");
+        stream.seen.remove(at);
+    }
+    assert_eq!(stream.seen.iter().filter(|line| *line == "run").count(), 3, "{:#?}", stream.seen);
+    assert!(stream.seen.iter().any(|line| line.ends_with("root/workspace")));
+    let reads = server.blobs.reads();
+    let layers = bench.dir.path().join("layers");
+    assert_eq!(std::fs::read_dir(layers).expect("lists").count(), 2);
+    assert!(reads.len() <= 8, "the layers are read once: {reads:?}");
+    agent.stop().await;
+    drop(stream);
+    let agent = bench.start(&server);
+    let mut stream = server.accept().await;
+    stream.desire(true, vec![instance(4, &spec)]).await;
+    ready(&mut stream).await;
+    let reads = server.blobs.reads();
+    assert_eq!(reads.len(), 2, "only manifest and configuration: {reads:?}");
+    stream.gone(&instance_work(4, 1)).await;
+    bench.until_empty().await;
+    agent.stop().await;
+}

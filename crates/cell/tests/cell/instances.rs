@@ -1,0 +1,205 @@
+//! Instances: healthy, crashing, stopping.
+
+use std::time::Duration;
+
+use api::proto::cell_up::Message as Up;
+use model::{Check, CheckKind};
+use runtime::mono_now;
+use serde_json::{Value, json};
+use tokio::io::AsyncWriteExt as _;
+
+use crate::bench::{Bench, http_check, instance, instance_work, process, stopped, web};
+use crate::server::{Server, Stream};
+
+/// The address of an instance that starts and becomes ready.
+pub(crate) async fn ready(stream: &mut Stream) -> String {
+    let (_, started) = stream.report().await;
+    assert_eq!(started["report"], "started", "{:?}", stream.seen);
+    stream.expect(json!({"report": "ready", "ready": true})).await;
+    started["address"].as_str().expect("an address").to_owned()
+}
+
+fn crashed(reason: &str) -> Value {
+    json!({"report": "crashed", "reason": reason, "never_healthy": false})
+}
+
+#[tokio::test]
+async fn an_instance_becomes_ready_fast_and_stops_gracefully() {
+    let (bench, mut server) = (Bench::new(), Server::start().await);
+    let agent = bench.start(&server);
+    let mut stream = server.accept().await;
+    stream.desire(true, Vec::new()).await;
+    let mut times = Vec::new();
+    for id in 1..=20 {
+        let begin = mono_now();
+        let wanted = instance(id, &web(Some(http_check())));
+        stream.desire(false, vec![wanted.clone()]).await;
+        ready(&mut stream).await;
+        times.push(mono_now() - begin);
+        stream.desire(false, vec![stopped(&wanted)]).await;
+        stream.expect(json!({"report": "gone"})).await;
+        stream.gone(&instance_work(id, 1)).await;
+    }
+    times.sort_unstable();
+    println!("desired to ready: median {:?}, worst {:?}", times[10], times[19]);
+    assert!(times[10] < Duration::from_millis(60), "{times:?}");
+    bench.until_empty().await;
+    agent.stop().await;
+}
+
+#[tokio::test]
+async fn an_instance_knows_who_it_is() {
+    let (bench, mut server) = (Bench::new(), Server::start().await);
+    let agent = bench.start(&server);
+    let mut stream = server.accept().await;
+    let mut spec = process(&["/usr/bin/env"], None);
+    spec.container.env.insert("OWN".into(), "value".into());
+    stream.desire(true, vec![instance(1, &spec)]).await;
+    let address = ready(&mut stream).await;
+    stream.expect(crashed("exited with status 0")).await;
+    let port = address.rsplit_once(':').expect("a port").1;
+    for line in [
+        &format!("PORT={port}"),
+        "SHORE_APP=shop",
+        "SHORE_PROJECT=acme",
+        "SHORE_WORKSPACE=production",
+        "SHORE_PROCESS=web",
+        "SHORE_INSTANCE_INDEX=0",
+        "SHORE_INSTANCE_ID=ins_00000000000000000000000001",
+        "SHORE_DEPLOYMENT=7",
+        "CNB_LAYERS_DIR=/layers",
+        "OWN=value",
+    ] {
+        assert!(stream.seen.iter().any(|seen| seen == line), "{line}: {:#?}", stream.seen);
+    }
+    agent.stop().await;
+}
+
+#[tokio::test]
+async fn the_last_lines_come_before_the_crash() {
+    let (bench, mut server) = (Bench::new(), Server::start().await);
+    let agent = bench.start(&server);
+    let mut stream = server.accept().await;
+    let text = "i=0; while [ $i -lt 5000 ]; do echo line $i; i=$((i+1)); done; printf end; exit 3";
+    stream.desire(true, vec![instance(1, &process(&["/bin/sh", "-c", text], None))]).await;
+    ready(&mut stream).await;
+    stream.expect(crashed("exited with status 3")).await;
+    let lines: Vec<&String> = stream.seen.iter().filter(|line| !line.starts_with('{')).collect();
+    assert_eq!(lines.len(), 5_001);
+    assert!(lines.iter().take(5_000).enumerate().all(|(at, line)| **line == format!("line {at}")));
+    assert_eq!(stream.seen.get(stream.seen.len() - 2).map(String::as_str), Some("end"));
+    bench.until_empty().await;
+    agent.stop().await;
+}
+
+#[tokio::test]
+async fn what_cannot_start_says_why() {
+    let (bench, mut server) = (Bench::new(), Server::start().await);
+    let agent = bench.start(&server);
+    let mut stream = server.accept().await;
+    stream.desire(true, vec![instance(1, &process(&["/no/such"], None))]).await;
+    let (_, report) = stream.report().await;
+    assert_eq!(report["report"], "crashed");
+    let reason = report["reason"].as_str().unwrap_or_default();
+    assert!(reason.contains("cannot start \"/no/such\": no such command"), "{reason}");
+    assert!(bench.containers().is_empty());
+    let mut spec = web(None);
+    spec.container.image = Some(model::Digest::of(b"no such image"));
+    stream.desire(false, vec![instance(2, &spec)]).await;
+    let (_, report) = stream.report().await;
+    let reason = report["reason"].as_str().unwrap_or_default();
+    assert!(reason.contains("cannot get image sha256:"), "{reason}");
+    agent.stop().await;
+}
+
+#[tokio::test]
+async fn a_deaf_instance_is_never_healthy() {
+    let (bench, mut server) = (Bench::new(), Server::start().await);
+    let agent = bench.start(&server);
+    let mut stream = server.accept().await;
+    let check = Check { kind: CheckKind::Tcp, start_timeout_ms: 300, ..http_check() };
+    stream.desire(true, vec![instance(1, &process(&["/bin/sleep", "1000"], Some(check)))]).await;
+    let (_, started) = stream.report().await;
+    let address = started["address"].as_str().expect("an address");
+    let port = address.rsplit_once(':').expect("a port").1;
+    let reason =
+        format!("was never healthy in 300 ms; last check: connection refused on port {port}");
+    stream.expect(json!({"report": "crashed", "reason": reason, "never_healthy": true})).await;
+    assert!(bench.containers().is_empty(), "it is removed first");
+    agent.stop().await;
+}
+
+#[tokio::test]
+async fn an_instance_that_fails_its_checks_crashes() {
+    let (bench, mut server) = (Bench::new(), Server::start().await);
+    let agent = bench.start(&server);
+    let mut stream = server.accept().await;
+    stream.desire(true, vec![instance(1, &web(Some(http_check())))]).await;
+    let address = ready(&mut stream).await;
+    let mut break_it = tokio::net::TcpStream::connect(&address).await.expect("connects");
+    break_it.write_all(b"GET /fail HTTP/1.1\r\n\r\n").await.expect("asks");
+    stream.expect(json!({"report": "ready", "ready": false})).await;
+    let port = address.rsplit_once(':').expect("a port").1;
+    let reason = format!(
+        "became unhealthy: 2 checks in a row failed, the last: GET / on port {port} answered 500"
+    );
+    stream.expect(crashed(&reason)).await;
+    bench.until_empty().await;
+    agent.stop().await;
+}
+
+#[tokio::test]
+async fn a_graceful_stop_lets_the_app_say_goodbye() {
+    let (bench, mut server) = (Bench::new(), Server::start().await);
+    let agent = bench.start(&server);
+    let mut stream = server.accept().await;
+    let text = "trap 'echo bye; exit 0' TERM; echo up; while :; do sleep 0.05; done";
+    let wanted = instance(1, &process(&["/bin/sh", "-c", text], None));
+    stream.desire(true, vec![wanted.clone()]).await;
+    ready(&mut stream).await;
+    stream.line("up").await;
+    stream.desire(false, vec![stopped(&wanted)]).await;
+    stream.expect(json!({"report": "gone"})).await;
+    // The shell tells standard error that its `sleep` was terminated too.
+    stream.seen.retain(|line| line != "Terminated");
+    let last = stream.seen.len();
+    assert_eq!(stream.seen.get(last - 2..).expect("two"), ["bye", r#"{"report":"gone"}"#]);
+    assert!(bench.containers().is_empty(), "gone means that nothing is left");
+    agent.stop().await;
+}
+
+#[tokio::test]
+async fn what_ignores_a_stop_is_killed() {
+    let (bench, mut server) = (Bench::new(), Server::start().await);
+    let agent = bench.start(&server);
+    let mut stream = server.accept().await;
+    let text = "trap '' TERM; echo up; while :; do sleep 0.05; done";
+    let mut spec = process(&["/bin/sh", "-c", text], None);
+    spec.stop_grace_ms = 100;
+    let wanted = instance(1, &spec);
+    stream.desire(true, vec![wanted.clone()]).await;
+    ready(&mut stream).await;
+    stream.line("up").await;
+    stream.desire(false, vec![stopped(&wanted)]).await;
+    stream.expect(json!({"report": "gone"})).await;
+    // Stopping what is not there is an end, too.
+    stream.desire(false, vec![stopped(&instance(9, &spec))]).await;
+    stream.expect(json!({"report": "gone"})).await;
+    agent.stop().await;
+}
+
+#[tokio::test]
+async fn a_cell_that_leaves_ends_everything() {
+    let (bench, mut server) = (Bench::new(), Server::start().await);
+    let agent = bench.start(&server);
+    let mut stream = server.accept().await;
+    stream.desire(true, vec![instance(1, &web(Some(http_check())))]).await;
+    ready(&mut stream).await;
+    agent.leave.stop();
+    let left = runtime::timeout(crate::server::SOON, async {
+        while !matches!(stream.next().await, Up::Leave(_)) {}
+    });
+    assert!(left.await.is_some());
+    bench.until_empty().await;
+    agent.stop().await;
+}

@@ -1,0 +1,196 @@
+//! Agents and servers that go away and come back.
+
+use std::collections::BTreeSet;
+
+use api::proto::cell_down::Message as Down;
+
+use crate::bench::{
+    Bench, http_check, instance, instance_work, process, sh, task, task_spec, task_work, web,
+};
+use crate::instances::ready;
+use crate::server::Server;
+
+#[tokio::test]
+async fn a_restarted_agent_takes_over_what_runs() {
+    let (bench, mut server) = (Bench::new(), Server::start().await);
+    let agent = bench.start(&server);
+    let mut stream = server.accept().await;
+    let first = stream.hello.hello.clone().expect("a hello").id;
+    let wanted = instance(1, &web(Some(http_check())));
+    stream.desire(true, vec![wanted.clone()]).await;
+    let address = ready(&mut stream).await;
+    let pid = bench.pid();
+    agent.stop().await;
+    assert_eq!(bench.pid(), pid);
+    drop(stream);
+    let agent = bench.start(&server);
+    let mut stream = server.accept().await;
+    assert_eq!(stream.hello.hello.clone().expect("a hello").id, first, "the cell keeps its id");
+    assert_eq!(stream.hello.holds, [instance_work(1, 1)]);
+    stream.desire(true, vec![wanted]).await;
+    stream.line(&format!(r#"{{"report":"started","address":"{address}"}}"#)).await;
+    stream.line(r#"{"report":"ready","ready":true}"#).await;
+    assert_eq!(bench.pid(), pid, "nothing was restarted");
+    assert_eq!(bench.containers().len(), 1);
+    stream.gone(&instance_work(1, 1)).await;
+    bench.until_empty().await;
+    agent.stop().await;
+}
+
+#[tokio::test]
+async fn what_ended_without_an_agent_is_reported_with_its_last_lines() {
+    let (bench, mut server) = (Bench::new(), Server::start().await);
+    let agent = bench.start(&server);
+    let mut stream = server.accept().await;
+    let go = bench.dir.path().join("go");
+    let text =
+        format!("echo up; while [ ! -e {} ]; do sleep 0.01; done; echo last; exit 9", go.display());
+    let wanted = instance(1, &process(&["/bin/sh", "-c", &text], None));
+    stream.desire(true, vec![wanted.clone()]).await;
+    ready(&mut stream).await;
+    stream.line("up").await;
+    agent.stop().await;
+    drop(stream);
+    std::fs::write(&go, "").expect("writes");
+    let exit = bench.root().with_file_name("processes").join("web/exit.json");
+    crate::bench::until("it ended", || exit.exists()).await;
+    let agent = bench.start(&server);
+    let mut stream = server.accept().await;
+    assert_eq!(stream.hello.holds, [instance_work(1, 1)]);
+    stream.desire(true, vec![wanted]).await;
+    stream
+        .line(r#"{"report":"crashed","reason":"exited with status 9","never_healthy":false}"#)
+        .await;
+    assert!(stream.seen.contains(&"last".to_owned()), "{:?}", stream.seen);
+    assert!(!stream.seen.contains(&r#"{"report":"ready","ready":true}"#.to_owned()));
+    agent.stop().await;
+}
+
+#[tokio::test]
+async fn leftovers_are_removed() {
+    let (bench, mut server) = (Bench::new(), Server::start().await);
+    let agent = bench.start(&server);
+    let mut stream = server.accept().await;
+    let sleep = process(&["/bin/sleep", "1000"], None);
+    let nap = task_spec(sh("echo up; sleep 1000"));
+    stream.desire(true, vec![task(1, &nap), instance(2, &sleep)]).await;
+    let reports: BTreeSet<String> =
+        [stream.report().await, stream.report().await, stream.report().await]
+            .into_iter()
+            .map(|(_, report)| report["report"].to_string())
+            .collect();
+    assert_eq!(reports.len(), 3, "{reports:?}");
+    stream.send(Down::Claimed(task_work(1, 1))).await;
+    stream.line("up").await;
+    agent.stop().await;
+    drop(stream);
+    std::fs::create_dir_all(bench.dir.path().join("containers/damaged/root")).expect("makes");
+    assert_eq!(bench.containers().len(), 3);
+    let agent = bench.start(&server);
+    let stream = server.accept().await;
+    assert_eq!(stream.hello.holds, [instance_work(2, 1)], "a task cannot be resumed");
+    assert_eq!(bench.containers().len(), 1, "nothing else is left before the server is asked");
+    stream.desire(true, Vec::new()).await;
+    bench.until_empty().await;
+    agent.stop().await;
+}
+
+#[tokio::test]
+async fn an_earlier_epoch_makes_room_for_the_next() {
+    let (bench, mut server) = (Bench::new(), Server::start().await);
+    let agent = bench.start(&server);
+    let mut stream = server.accept().await;
+    let mut wanted = instance(1, &web(Some(http_check())));
+    stream.desire(true, vec![wanted.clone()]).await;
+    let first = ready(&mut stream).await;
+    wanted.work = Some(instance_work(1, 2));
+    stream.desire(false, vec![wanted]).await;
+    let second = ready(&mut stream).await;
+    assert_ne!(first, second);
+    crate::bench::until("one is left", || bench.containers().len() == 1).await;
+    assert!(bench.containers()[0].ends_with("-2"));
+    stream.desire(true, Vec::new()).await;
+    bench.until_empty().await;
+    agent.stop().await;
+}
+
+#[tokio::test]
+async fn logs_survive_agents_and_connections() {
+    let (bench, mut server) = (Bench::new(), Server::start().await);
+    let mut agent = bench.start(&server);
+    let text = "i=0; while :; do echo n $i; i=$((i+1)); sleep 0.005; done";
+    let wanted = instance(1, &process(&["/bin/sh", "-c", text], None));
+    let mut lines = Vec::new();
+    for round in 0..6 {
+        let mut stream = server.accept().await;
+        stream.desire(true, vec![wanted.clone()]).await;
+        let until = format!("n {}", (round + 1) * 50);
+        stream.line(&until).await;
+        lines.extend(stream.seen.iter().filter(|line| line.starts_with("n ")).cloned());
+        if round % 2 == 0 {
+            // What was sent and not acknowledged is sent again.
+            drop(stream);
+        } else {
+            agent.stop().await;
+            drop(stream);
+            agent = bench.start(&server);
+        }
+    }
+    agent.stop().await;
+    let numbers: Vec<u32> =
+        lines.iter().filter_map(|line| line.strip_prefix("n ")?.parse().ok()).collect();
+    let distinct: BTreeSet<u32> = numbers.iter().copied().collect();
+    assert!(distinct.iter().copied().eq(0..u32::try_from(distinct.len()).expect("few")), "a gap");
+    // Whatever was on its way when a connection broke may come twice.
+    assert!(numbers.len() - distinct.len() < 100, "{} twice", numbers.len() - distinct.len());
+}
+
+#[tokio::test]
+async fn a_silent_server_does_not_block_the_app() {
+    let (bench, mut server) = (Bench::new(), Server::start().await);
+    let agent = bench.start(&server);
+    let mut stream = server.accept().await;
+    stream.keep = false;
+    let done = bench.dir.path().join("done");
+    let text =
+        format!("yes $(printf %0200d 0) | head -c 30000000; touch {}; sleep 1000", done.display());
+    let wanted = instance(1, &process(&["/bin/sh", "-c", &text], None));
+    stream.desire(true, vec![wanted.clone()]).await;
+    ready(&mut stream).await;
+    crate::bench::until("the app wrote everything", || done.exists()).await;
+    drop(stream);
+    let mut stream = server.accept().await;
+    stream.desire(true, vec![wanted]).await;
+    let told = async {
+        while !stream.seen.iter().any(|line| line.ends_with("bytes of output were dropped")) {
+            stream.next().await;
+        }
+    };
+    assert!(runtime::timeout(crate::server::SOON, told).await.is_some(), "the gap is told");
+    agent.stop().await;
+}
+
+#[tokio::test]
+async fn a_stranger_is_told_so() {
+    let (bench, mut server) = (Bench::new(), Server::start().await);
+    let tasks = runtime::Tasks::new(runtime::Stop::new());
+    let mut options =
+        cell::Options::new("x".parse().expect("a name"), bench.dir.path(), crate::bench::TESTBED);
+    options.drivers = vec![std::sync::Arc::new(bench.driver(&tasks))];
+    let mut token = crate::server::token();
+    token.secret = [9; 32];
+    let endpoint = api::Endpoint::new(&server.url, token).expect("a good address");
+    let refused = cell::Cell::run(options.clone(), endpoint.clone(), tasks.clone()).await;
+    assert!(matches!(refused, Err(cell::CellError::Refused(_))), "{refused:?}");
+    // Two agents in one directory would fight.
+    let agent = bench.start(&server);
+    let _stream = server.accept().await;
+    let refused = Box::pin(async {
+        while !matches!(
+            cell::Cell::run(options.clone(), endpoint.clone(), tasks.clone()).await,
+            Err(cell::CellError::InUse(_))
+        ) {}
+    });
+    assert!(runtime::timeout(crate::server::SOON, refused).await.is_some());
+    agent.stop().await;
+}

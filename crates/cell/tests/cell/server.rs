@@ -1,0 +1,259 @@
+//! A server that does what a test tells it to.
+
+use std::collections::BTreeMap;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use api::proto::cell_down::Message as Down;
+use api::proto::cell_up::Message as Up;
+use api::proto::components_server::{Components, ComponentsServer};
+use api::proto::{
+    CellDown, CellHello, CellUp, Desired, DesiredWork, LogKept, RouterDown, RouterUp, RunnerDown,
+    RunnerUp, Welcome, Work,
+};
+use axum::Router;
+use axum::body::Bytes;
+use axum::extract::{Path, State};
+use axum::http::StatusCode;
+use axum::routing::get;
+use futures_util::Stream as FutureStream;
+use model::{Digest, JoinToken, TokenId};
+use runtime::{Stop, Tasks};
+use serde_json::{Value, json};
+use tokio::net::TcpListener;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status, Streaming};
+
+pub(crate) const SOON: Duration = Duration::from_secs(20);
+
+#[derive(Debug, Default, Clone)]
+pub(crate) struct Blobs {
+    bytes: Arc<Mutex<BTreeMap<String, Bytes>>>,
+    reads: Arc<Mutex<Vec<String>>>,
+}
+
+impl Blobs {
+    pub(crate) fn put(&self, bytes: impl Into<Bytes>) -> Digest {
+        let bytes = bytes.into();
+        let digest = Digest::of(&bytes);
+        self.map().insert(digest.to_string(), bytes);
+        digest
+    }
+
+    pub(crate) fn get(&self, digest: Digest) -> Option<Bytes> {
+        self.map().get(&digest.to_string()).cloned()
+    }
+
+    pub(crate) fn damage(&self, digest: Digest, bytes: &'static [u8]) {
+        self.map().insert(digest.to_string(), Bytes::from_static(bytes));
+    }
+
+    pub(crate) fn reads(&self) -> Vec<String> {
+        std::mem::take(&mut self.reads.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn map(&self) -> std::sync::MutexGuard<'_, BTreeMap<String, Bytes>> {
+        self.bytes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+async fn read(blobs: State<Blobs>, Path(digest): Path<String>) -> Result<Bytes, StatusCode> {
+    blobs.reads.lock().unwrap_or_else(PoisonError::into_inner).push(digest.clone());
+    blobs.map().get(&digest).cloned().ok_or(StatusCode::NOT_FOUND)
+}
+
+async fn write(
+    blobs: State<Blobs>,
+    path: Option<Path<String>>,
+    body: Bytes,
+) -> (StatusCode, String) {
+    let digest = Digest::of(&body);
+    if path.is_some_and(|Path(wanted)| wanted != digest.to_string()) {
+        return (StatusCode::CONFLICT, "{}".to_owned());
+    }
+    let stored = json!({"digest": digest, "bytes": body.len()});
+    blobs.put(body);
+    (StatusCode::OK, stored.to_string())
+}
+
+type Answer<T> = Pin<Box<dyn FutureStream<Item = Result<T, Status>> + Send>>;
+
+struct Service(mpsc::Sender<Stream>);
+
+#[tonic::async_trait]
+impl Components for Service {
+    type RunnerStream = Answer<RunnerDown>;
+    type CellStream = Answer<CellDown>;
+    type RouterStream = Answer<RouterDown>;
+
+    async fn runner(
+        &self,
+        _: Request<Streaming<RunnerUp>>,
+    ) -> Result<Response<Self::RunnerStream>, Status> {
+        Err(Status::unimplemented("runner"))
+    }
+
+    async fn router(
+        &self,
+        _: Request<Streaming<RouterUp>>,
+    ) -> Result<Response<Self::RouterStream>, Status> {
+        Err(Status::unimplemented("router"))
+    }
+
+    async fn cell(
+        &self,
+        request: Request<Streaming<CellUp>>,
+    ) -> Result<Response<Self::CellStream>, Status> {
+        let bearer = request.metadata().get("authorization").and_then(|value| value.to_str().ok());
+        if bearer != Some(format!("Bearer {}", token()).as_str()) {
+            return Err(Status::unauthenticated("who are you?"));
+        }
+        let (down, receiver) = mpsc::channel(64);
+        let up = request.into_inner();
+        let stream = Stream { hello: CellHello::default(), up, down, seen: Vec::new(), keep: true };
+        self.0.send(stream).await.map_err(|_| Status::unavailable("the test is over"))?;
+        Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
+    }
+}
+
+pub(crate) fn token() -> JoinToken {
+    JoinToken { id: TokenId(1), secret: [1; 32], ca: None }
+}
+
+#[derive(Debug)]
+pub(crate) struct Server {
+    pub(crate) url: String,
+    pub(crate) blobs: Blobs,
+    streams: mpsc::Receiver<Stream>,
+    tasks: Tasks,
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.tasks.stop().stop();
+    }
+}
+
+impl Server {
+    pub(crate) async fn start() -> Self {
+        let blobs = Blobs::default();
+        let (sender, streams) = mpsc::channel(4);
+        let service = ComponentsServer::new(Service(sender))
+            .max_decoding_message_size(api::MAX_MESSAGE)
+            .max_encoding_message_size(api::MAX_MESSAGE);
+        let http = Router::new()
+            .route("/v1/blobs", axum::routing::post(write))
+            .route("/v1/blobs/{digest}", get(read).put(write))
+            .with_state(blobs.clone());
+        let app = tonic::service::Routes::new(service).into_axum_router().merge(http);
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("binds");
+        let url = format!("http://{}", listener.local_addr().expect("has an address"));
+        let tasks = Tasks::new(Stop::new());
+        let stop = tasks.stop().clone();
+        tasks.spawn_ok("server", async move {
+            stop.or_stop(axum::serve(listener, app).into_future()).await;
+        });
+        Self { url, blobs, streams, tasks }
+    }
+
+    /// The next connection of a cell, welcomed.
+    pub(crate) async fn accept(&mut self) -> Stream {
+        let stream = runtime::timeout(SOON, self.streams.recv()).await.expect("a cell connects");
+        let mut stream = stream.expect("the service runs");
+        let first = runtime::timeout(SOON, stream.up.message()).await.expect("says something");
+        match first.expect("is whole").and_then(|first| first.message) {
+            Some(Up::Hello(hello)) => stream.hello = hello,
+            other => unreachable!("the first message is {other:?}"),
+        }
+        let welcome = Welcome { version: "test".to_owned(), protocol: 1 };
+        stream.send(Down::Welcome(welcome)).await;
+        stream
+    }
+}
+
+/// One connection of a cell.
+#[derive(Debug)]
+pub(crate) struct Stream {
+    pub(crate) hello: CellHello,
+    up: Streaming<CellUp>,
+    down: mpsc::Sender<Result<CellDown, Status>>,
+    /// Everything reported and logged, in order: `{"report":..}` or a line of text.
+    pub(crate) seen: Vec<String>,
+    /// Whether log lines are acknowledged.
+    pub(crate) keep: bool,
+}
+
+impl Stream {
+    pub(crate) async fn send(&self, message: Down) {
+        let message = CellDown { message: Some(message) };
+        self.down.send(Ok(message)).await.expect("the cell listens");
+    }
+
+    pub(crate) async fn desire(&self, full: bool, work: Vec<DesiredWork>) {
+        self.send(Down::Desired(Desired { full, work, gone: Vec::new() })).await;
+    }
+
+    pub(crate) async fn gone(&self, work: &Work) {
+        let gone = vec![work.clone()];
+        self.send(Down::Desired(Desired { full: false, work: Vec::new(), gone })).await;
+    }
+
+    /// The next report; log lines before it are acknowledged.
+    pub(crate) async fn report(&mut self) -> (Work, Value) {
+        runtime::timeout(SOON, async {
+            loop {
+                match self.next().await {
+                    Up::Report(report) => {
+                        let json = serde_json::from_slice(&report.report_json).expect("is JSON");
+                        return (report.work.expect("names its work"), json);
+                    }
+                    Up::Heartbeat(_) | Up::Log(_) => {}
+                    other => unreachable!("unexpected {other:?}"),
+                }
+            }
+        })
+        .await
+        .unwrap_or_else(|| unreachable!("no report; seen: {:#?}", self.seen))
+    }
+
+    /// The next report, which must be this one.
+    pub(crate) async fn expect(&mut self, wanted: Value) {
+        let (_, report) = self.report().await;
+        assert_eq!(report, wanted, "seen: {:#?}", self.seen);
+    }
+
+    /// Reads log lines until one of them is `line`.
+    pub(crate) async fn line(&mut self, line: &str) {
+        let read = async {
+            while !self.seen.iter().any(|seen| seen == line) {
+                self.next().await;
+            }
+        };
+        let read = runtime::timeout(SOON, read).await;
+        assert!(read.is_some(), "no line {line:?}; seen: {:#?}", self.seen);
+    }
+
+    /// The next message. Log lines are kept.
+    pub(crate) async fn next(&mut self) -> Up {
+        let message = self.up.message().await.expect("the stream is whole");
+        let message = message.and_then(|message| message.message).expect("the stream goes on");
+        match &message {
+            Up::Log(log) => {
+                let text =
+                    |line: &api::proto::LogLine| String::from_utf8_lossy(&line.text).into_owned();
+                self.seen.extend(log.lines.iter().map(text));
+                if self.keep {
+                    let kept = LogKept { work: log.work.clone(), resume: log.resume.clone() };
+                    self.send(Down::Kept(kept)).await;
+                }
+            }
+            Up::Report(report) => {
+                self.seen.push(String::from_utf8_lossy(&report.report_json).into_owned());
+            }
+            _ => {}
+        }
+        message
+    }
+}

@@ -1,0 +1,259 @@
+//! Tasks: at most once, with everything their actions can do.
+
+use std::collections::BTreeMap;
+use std::io::Write as _;
+
+use api::proto::cell_down::Message as Down;
+use flate2::Compression;
+use flate2::write::GzEncoder;
+use model::{Action, Digest, TaskSpec, UploadMode};
+use serde_json::json;
+
+use crate::bench::{Bench, sh, stopped, task, task_spec, task_work, until};
+use crate::server::{Server, Stream};
+
+pub(crate) fn archive(files: &[(&str, &str)]) -> Vec<u8> {
+    let mut tar = tar::Builder::new(Vec::new());
+    for (name, text) in files {
+        let mut header = tar::Header::new_gnu();
+        header.set_size(text.len() as u64);
+        header.set_mode(0o755);
+        tar.append_data(&mut header, name, text.as_bytes()).expect("packs");
+    }
+    tar.into_inner().expect("packs")
+}
+
+pub(crate) fn gzip(bytes: &[u8]) -> Vec<u8> {
+    let mut gzip = GzEncoder::new(Vec::new(), Compression::fast());
+    gzip.write_all(bytes).expect("compresses");
+    gzip.finish().expect("compresses")
+}
+
+/// Offers a task and confirms its claim.
+async fn begin(stream: &mut Stream, spec: &TaskSpec) {
+    stream.desire(true, vec![task(1, spec)]).await;
+    stream.expect(json!({"report": "claim"})).await;
+    stream.send(Down::Claimed(task_work(1, 1))).await;
+}
+
+/// Runs one task to its end and gives its last report.
+async fn outcome(spec: &TaskSpec) -> (serde_json::Value, Vec<String>) {
+    let (bench, mut server) = (Bench::new(), Server::start().await);
+    let agent = bench.start(&server);
+    let mut stream = server.accept().await;
+    begin(&mut stream, spec).await;
+    let (_, report) = stream.report().await;
+    bench.until_empty().await;
+    agent.stop().await;
+    (report, stream.seen)
+}
+
+#[tokio::test]
+async fn a_task_downloads_runs_uploads_and_leaves_a_result() {
+    let (bench, mut server) = (Bench::new(), Server::start().await);
+    let source = server.blobs.put(gzip(&archive(&[("main.sh", "echo made by $WHO > out\n")])));
+    let plain = server.blobs.put("just bytes");
+    let serial = vec![
+        Action::Parallel {
+            actions: vec![
+                Action::Download { blob: source, to: "/src".into(), unpack: true },
+                Action::Download { blob: plain, to: "/in/plain".into(), unpack: false },
+            ],
+        },
+        Action::Run {
+            argv: vec!["/bin/sh".into(), "main.sh".into()],
+            env: BTreeMap::from([("WHO".into(), "me".into())]),
+            dir: Some("/src".into()),
+        },
+        sh("mkdir -p \"$SHORE_ROOT/blobs\"; cd \"$SHORE_ROOT/blobs\"; \
+            echo $CNB_APP_DIR $PATH; cp ../in/plain x; mv x $(sha256sum x | cut -c1-64); \
+            printf 'new' > y; mv y $(sha256sum y | cut -c1-64)"),
+        Action::Upload { from: "/src/out".into(), mode: UploadMode::File },
+        Action::Upload { from: "/blobs".into(), mode: UploadMode::DigestNamed },
+    ];
+    let mut spec = task_spec(Action::Serial { actions: serial });
+    spec.result_file = Some("/src/out".into());
+    let agent = bench.start(&server);
+    let mut stream = server.accept().await;
+    begin(&mut stream, &spec).await;
+    stream.expect(json!({"report": "succeeded", "result": "made by me\n"})).await;
+    assert_eq!(stream.seen[1], "/workspace /usr/local/bin:/usr/bin:/bin:/opt/agent/bin");
+    assert!(server.blobs.get(Digest::of(b"made by me\n")).is_some());
+    assert!(server.blobs.get(Digest::of(b"new")).is_some());
+    stream.gone(&task_work(1, 1)).await;
+    bench.until_empty().await;
+    agent.stop().await;
+}
+
+#[tokio::test]
+async fn failures_say_what_failed() {
+    let cases = [
+        (sh("echo oops >&2; exit 20"), "run `sh` exited with status 20"),
+        (sh("kill -9 $$"), "run `sh` was killed by signal 9"),
+        (
+            Action::Run { argv: vec!["/no/such".into()], env: BTreeMap::new(), dir: None },
+            "run `such`: no such command (or its interpreter is missing)",
+        ),
+        (Action::Timeout { inner: Box::new(sh("sleep 1000")), ms: 200 }, "exceeded 200 ms timeout"),
+        (
+            Action::Parallel { actions: vec![sh("exit 1"), sh("true"), sh("exit 2")] },
+            "run `sh` exited with status 1; run `sh` exited with status 2",
+        ),
+    ];
+    for (action, reason) in cases {
+        let (report, seen) = outcome(&task_spec(action)).await;
+        assert_eq!(report, json!({"report": "failed", "reason": reason}), "{seen:?}");
+    }
+    let (_, seen) = outcome(&task_spec(sh("echo out; echo oops >&2; printf last; exit 1"))).await;
+    let mut lines = seen.get(1..4).expect("three lines").to_vec();
+    lines.sort_unstable();
+    assert_eq!(lines, ["last", "oops", "out"], "all lines come before the report");
+}
+
+#[tokio::test]
+async fn a_task_ends_in_time() {
+    let mut spec = task_spec(sh("trap 'echo asked; exit 0' TERM; while :; do sleep 0.05; done"));
+    spec.timeout_ms = 300;
+    let (report, seen) = outcome(&spec).await;
+    assert_eq!(report, json!({"report": "failed", "reason": "exceeded 300 ms timeout"}));
+    assert!(seen.contains(&"asked".to_owned()), "{seen:?}");
+}
+
+#[tokio::test]
+async fn failures_can_be_ignored() {
+    let action = Action::Serial {
+        actions: vec![Action::Try { inner: Box::new(sh("exit 3")) }, sh("echo on")],
+    };
+    let (report, seen) = outcome(&task_spec(action)).await;
+    assert_eq!(report, json!({"report": "succeeded", "result": null}));
+    assert!(seen.contains(&"on".to_owned()), "{seen:?}");
+}
+
+#[tokio::test]
+async fn damaged_and_missing_bytes_are_failures() {
+    let (bench, mut server) = (Bench::new(), Server::start().await);
+    let damaged = server.blobs.put("what it was");
+    server.blobs.damage(damaged, b"what it is");
+    let agent = bench.start(&server);
+    let mut stream = server.accept().await;
+    let missing = Digest::of(b"nobody has this");
+    for (number, blob) in [(1, damaged), (2, missing)] {
+        let action = Action::Download { blob, to: "/x".into(), unpack: false };
+        stream.desire(false, vec![task(number, &task_spec(action))]).await;
+        stream.expect(json!({"report": "claim"})).await;
+        stream.send(Down::Claimed(task_work(number, 1))).await;
+        let (_, report) = stream.report().await;
+        let reason = report["reason"].as_str().unwrap_or_default();
+        assert!(reason.starts_with("download to /x: "), "{report}");
+    }
+    agent.stop().await;
+}
+
+#[tokio::test]
+async fn a_cancelled_task_is_ended_gracefully() {
+    let (bench, mut server) = (Bench::new(), Server::start().await);
+    let spec = task_spec(sh("trap 'echo bye; exit 0' TERM; echo up; while :; do sleep 0.05; done"));
+    let agent = bench.start(&server);
+    let mut stream = server.accept().await;
+    begin(&mut stream, &spec).await;
+    stream.line("up").await;
+    stream.desire(false, vec![stopped(&task(1, &spec))]).await;
+    stream.expect(json!({"report": "cancelled"})).await;
+    assert!(stream.seen.contains(&"bye".to_owned()), "{:?}", stream.seen);
+    bench.until_empty().await;
+    agent.stop().await;
+}
+
+#[tokio::test]
+async fn a_refused_claim_starts_nothing() {
+    let (bench, mut server) = (Bench::new(), Server::start().await);
+    let agent = bench.start(&server);
+    let mut stream = server.accept().await;
+    let spec = task_spec(sh("touch /tmp/never; echo started"));
+    stream.desire(true, vec![task(1, &spec)]).await;
+    stream.expect(json!({"report": "claim"})).await;
+    stream.send(Down::Refused(task_work(1, 1))).await;
+    // A late confirmation of what was refused must not start it either.
+    stream.send(Down::Claimed(task_work(1, 1))).await;
+    // What runs through after it shows that nothing of it came first.
+    stream.desire(false, vec![task(2, &task_spec(sh("echo second")))]).await;
+    stream.expect(json!({"report": "claim"})).await;
+    stream.send(Down::Claimed(task_work(2, 1))).await;
+    stream.expect(json!({"report": "succeeded", "result": null})).await;
+    assert!(!stream.seen.contains(&"started".to_owned()), "{:?}", stream.seen);
+    bench.until_empty().await;
+    agent.stop().await;
+}
+
+#[tokio::test]
+async fn a_claim_is_void_with_its_connection() {
+    let (bench, mut server) = (Bench::new(), Server::start().await);
+    let agent = bench.start(&server);
+    let mut stream = server.accept().await;
+    let spec = task_spec(sh("echo started"));
+    stream.desire(true, vec![task(1, &spec)]).await;
+    stream.expect(json!({"report": "claim"})).await;
+    drop(stream);
+    let mut stream = server.accept().await;
+    assert_eq!(stream.hello.holds, [], "what was not started is not held");
+    stream.send(Down::Claimed(task_work(1, 1))).await;
+    assert!(bench.containers().is_empty());
+    // Offered once more, it is claimed once more.
+    begin(&mut stream, &spec).await;
+    stream.expect(json!({"report": "succeeded", "result": null})).await;
+    assert_eq!(stream.seen.iter().filter(|line| *line == "started").count(), 1);
+    agent.stop().await;
+}
+
+#[tokio::test]
+async fn an_end_that_was_not_heard_is_told_again() {
+    let (bench, mut server) = (Bench::new(), Server::start().await);
+    let agent = bench.start(&server);
+    let mut stream = server.accept().await;
+    let go = bench.dir.path().join("go");
+    let wait = format!("echo up; while [ ! -e {} ]; do sleep 0.01; done", go.display());
+    let spec = task_spec(sh(&wait));
+    begin(&mut stream, &spec).await;
+    stream.line("up").await;
+    drop(stream);
+    std::fs::write(&go, "").expect("writes");
+    let mut stream = server.accept().await;
+    assert_eq!(stream.hello.holds, [task_work(1, 1)]);
+    stream.desire(true, vec![task(1, &spec)]).await;
+    stream.expect(json!({"report": "succeeded", "result": null})).await;
+    drop(stream);
+    let mut stream = server.accept().await;
+    assert_eq!(stream.hello.holds, [task_work(1, 1)]);
+    stream.desire(true, vec![task(1, &spec)]).await;
+    stream.expect(json!({"report": "succeeded", "result": null})).await;
+    stream.gone(&task_work(1, 1)).await;
+    stream.desire(false, vec![stopped(&task(1, &spec))]).await;
+    // The cell knows nothing of it any more.
+    stream.expect(json!({"report": "cancelled"})).await;
+    drop(stream);
+    assert_eq!(server.accept().await.hello.holds, []);
+    agent.stop().await;
+}
+
+#[tokio::test]
+async fn caches_outlive_their_containers() {
+    let (bench, mut server) = (Bench::new(), Server::start().await);
+    let agent = bench.start(&server);
+    let mut stream = server.accept().await;
+    let mut spec =
+        task_spec(sh("cat \"$SHORE_ROOT/var/cache/n\"; echo x >> \"$SHORE_ROOT/var/cache/n\""));
+    spec.container.caches.insert("deps".into(), "/var/cache".into());
+    for number in 1..=3 {
+        stream.desire(false, vec![task(number, &spec)]).await;
+        stream.expect(json!({"report": "claim"})).await;
+        stream.send(Down::Claimed(task_work(number, 1))).await;
+        stream.expect(json!({"report": "succeeded", "result": null})).await;
+    }
+    until("the caches hold", || {
+        std::fs::read_to_string(bench.dir.path().join("caches/deps/n"))
+            .is_ok_and(|n| n == "x\nx\nx\n")
+    })
+    .await;
+    bench.until_empty().await;
+    agent.stop().await;
+}
