@@ -1,0 +1,220 @@
+//! An all-in-one server in a directory of its own.
+
+use std::io::{BufRead as _, BufReader};
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use serde_json::Value;
+use tempfile::TempDir;
+
+use crate::{Failure, wait_for};
+
+/// How long a start may take.
+const START_LIMIT: Duration = Duration::from_secs(20);
+/// How long a stop may take.
+const STOP_LIMIT: Duration = Duration::from_secs(30);
+
+/// Where an all-in-one server listens.
+#[derive(Debug, Clone, Copy)]
+pub struct Ports {
+    /// The server.
+    pub api: u16,
+    /// The router.
+    pub http: u16,
+    /// git over SSH.
+    pub ssh: u16,
+}
+
+impl Ports {
+    /// Three ports that are free now.
+    pub fn free() -> Result<Self, Failure> {
+        let bind = || TcpListener::bind("127.0.0.1:0").map_err(|error| error.to_string());
+        let held = [bind()?, bind()?, bind()?];
+        let port = |socket: &TcpListener| {
+            socket.local_addr().map(|address| address.port()).map_err(|error| error.to_string())
+        };
+        Ok(Self { api: port(&held[0])?, http: port(&held[1])?, ssh: port(&held[2])? })
+    }
+}
+
+/// What a command printed and how it ended.
+#[derive(Debug, Clone)]
+pub struct Ran {
+    /// The exit code; -1 for a signal.
+    pub code: i32,
+    /// Standard output.
+    pub out: String,
+    /// Standard error.
+    pub err: String,
+}
+
+impl Ran {
+    /// The output of a command that had to succeed.
+    pub fn ok(self, what: &str) -> Result<String, Failure> {
+        if self.code == 0 {
+            return Ok(self.out);
+        }
+        Err(format!("{what} ended with {}:\n{}{}", self.code, self.out, self.err))
+    }
+
+    /// The output of a command that had to fail.
+    pub fn failed(self, what: &str) -> Result<String, Failure> {
+        if self.code != 0 {
+            return Ok(self.out + &self.err);
+        }
+        Err(format!("{what} should have failed:\n{}{}", self.out, self.err))
+    }
+}
+
+/// Runs a command to its end.
+pub(crate) fn run(command: &mut Command) -> Result<Ran, Failure> {
+    let output = command.stdin(Stdio::null()).output();
+    let output = output.map_err(|error| format!("{command:?} cannot be started: {error}"))?;
+    Ok(Ran {
+        code: output.status.code().unwrap_or(-1),
+        out: String::from_utf8_lossy(&output.stdout).into_owned(),
+        err: String::from_utf8_lossy(&output.stderr).into_owned(),
+    })
+}
+
+/// The `shore` program beside this one, where cargo builds both.
+pub fn shore_binary() -> Result<PathBuf, Failure> {
+    let own = std::env::current_exe().map_err(|error| error.to_string())?;
+    let dirs = own.ancestors().skip(1).take(3);
+    let found = dirs.map(|dir| dir.join("shore")).find(|path| path.is_file());
+    found.ok_or_else(|| "there is no `shore` beside this program: build it first".to_owned())
+}
+
+/// An all-in-one server. It is ended when this is dropped.
+#[derive(Debug)]
+pub struct Dev {
+    shore: PathBuf,
+    home: TempDir,
+    /// Where it listens.
+    pub ports: Ports,
+    child: Option<Child>,
+}
+
+impl Dev {
+    /// Starts `shore dev` in a fresh directory and waits until it is ready.
+    pub fn start(shore: &Path) -> Result<Self, Failure> {
+        let home = tempfile::Builder::new().prefix("shore-test-").tempdir();
+        let home = home.map_err(|error| error.to_string())?;
+        let mut dev = Self { shore: shore.to_owned(), home, ports: Ports::free()?, child: None };
+        dev.launch()?;
+        Ok(dev)
+    }
+
+    /// Starts it again after it ended, on the same data.
+    pub fn launch(&mut self) -> Result<(), Failure> {
+        let log = std::fs::File::options()
+            .append(true)
+            .create(true)
+            .open(self.log_file())
+            .map_err(|error| error.to_string())?;
+        let ports = self.ports;
+        let mut command = self.command(&["dev", "--json"]);
+        command.args(["--port", &ports.api.to_string(), "--http-port", &ports.http.to_string()]);
+        command.args(["--ssh-port", &ports.ssh.to_string()]);
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log);
+        let mut child = command.spawn().map_err(|error| error.to_string())?;
+        let out = child.stdout.take().ok_or("shore dev has no output")?;
+        self.child = Some(child);
+        let mut line = String::new();
+        BufReader::new(out).read_line(&mut line).map_err(|error| error.to_string())?;
+        if !line.contains("\"ready\"") {
+            return Err(format!("shore dev did not start:\n{}", self.log()));
+        }
+        // The first line is all it says; its pipe may close.
+        let api = self.ports.api;
+        let up = || std::net::TcpStream::connect(("127.0.0.1", api)).ok();
+        wait_for("the server's port", START_LIMIT, up).map(|_| ())
+    }
+
+    fn log_file(&self) -> PathBuf {
+        self.home.path().join("shore-dev.log")
+    }
+
+    /// What the roles said of themselves.
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.log_file()).unwrap_or_default()
+    }
+
+    /// A directory for the test's own files.
+    pub fn home(&self) -> &Path {
+        self.home.path()
+    }
+
+    /// Where everything is kept.
+    pub fn data(&self) -> PathBuf {
+        self.home.path().join("data/longshore")
+    }
+
+    /// The process number of the all-in-one server.
+    pub fn pid(&self) -> Option<u32> {
+        self.child.as_ref().map(Child::id)
+    }
+
+    fn command(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(&self.shore);
+        command
+            .args(args)
+            .env("XDG_DATA_HOME", self.home.path().join("data"))
+            .env("XDG_CONFIG_HOME", self.home.path().join("config"))
+            .env("NO_COLOR", "1");
+        command
+    }
+
+    /// Runs `shore ARGS` as a person in another terminal would.
+    pub fn shore(&self, args: &[&str]) -> Result<Ran, Failure> {
+        run(self.command(args).current_dir(self.home.path()))
+    }
+
+    /// Runs `shore ARGS --json` and reads the first line.
+    pub fn json(&self, args: &[&str]) -> Result<Value, Failure> {
+        let mut all = args.to_vec();
+        all.push("--json");
+        let out = self.shore(&all)?.ok(&format!("shore {}", args.join(" ")))?;
+        let line = out.lines().next().unwrap_or("null");
+        serde_json::from_str(line).map_err(|error| format!("{line}: {error}"))
+    }
+
+    /// Sends a signal by number; nothing happens when it has ended.
+    pub fn signal(&self, signal: &str) -> Result<(), Failure> {
+        let Some(pid) = self.pid() else { return Ok(()) };
+        run(Command::new("kill").args([signal, &pid.to_string()])).map(|_| ())
+    }
+
+    /// Ends it as `kill -9` does.
+    pub fn kill(&mut self) -> Result<(), Failure> {
+        let Some(mut child) = self.child.take() else { return Ok(()) };
+        child.kill().map_err(|error| error.to_string())?;
+        child.wait().map(|_| ()).map_err(|error| error.to_string())
+    }
+
+    /// Ctrl-C; waits until it ended and says how.
+    pub fn stop(&mut self) -> Result<(), Failure> {
+        self.signal("-INT")?;
+        let Some(mut child) = self.child.take() else { return Ok(()) };
+        let ended = wait_for("shore dev to end", STOP_LIMIT, || child.try_wait().ok().flatten());
+        let ended = match ended {
+            Ok(status) => status,
+            Err(late) => {
+                child.kill().map_err(|error| error.to_string())?;
+                return Err(late);
+            }
+        };
+        if ended.success() { Ok(()) } else { Err(format!("shore dev ended with {ended}")) }
+    }
+}
+
+impl Drop for Dev {
+    fn drop(&mut self) {
+        if self.child.is_some() {
+            // Ctrl-C first, so that no container is left behind.
+            self.stop().unwrap_or_default();
+        }
+    }
+}

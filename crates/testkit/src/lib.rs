@@ -1,0 +1,33 @@
+//! Uses the product as a person would: starts `shore dev`, runs commands, pushes with the real git
+//! and ssh, asks for pages. For end-to-end tests and measurements; never shipped.
+
+mod dev;
+mod git;
+mod http;
+mod load;
+
+pub use dev::{Dev, Ports, Ran, shore_binary};
+pub use git::Repo;
+pub use http::{Page, get};
+pub use load::{Load, Loaded};
+
+/// Why a step of a person's did not work, for the one who reads the test's output.
+pub type Failure = String;
+
+/// Waits until `done` gives something, looking again after short pauses.
+pub fn wait_for<T>(
+    what: &str,
+    limit: std::time::Duration,
+    mut done: impl FnMut() -> Option<T>,
+) -> Result<T, Failure> {
+    let started = runtime::mono_now();
+    loop {
+        if let Some(found) = done() {
+            return Ok(found);
+        }
+        if started.elapsed() > limit {
+            return Err(format!("waited {limit:?} for {what}"));
+        }
+        runtime::pause_thread(std::time::Duration::from_millis(2));
+    }
+}
