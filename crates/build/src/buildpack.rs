@@ -1,12 +1,14 @@
 //! What a buildpack is: it says whether it wants a source, and builds layers and process types.
 
-use std::io::{ErrorKind, Write};
+use std::io::{ErrorKind, Read as _, Write};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use crate::error::{BuildError, Context as _};
+use crate::image::{Limits, unpack};
 use crate::lifecycle::LayerCache;
 use crate::procfile::Entry;
-use crate::tool::require;
+use crate::tool::{Call, require};
 use crate::words::Line;
 use crate::{Env, Paths, find_program};
 
@@ -285,6 +287,41 @@ impl BuildContext<'_> {
             key: Some(key.to_owned()),
             reused: Some(reused),
         })
+    }
+
+    /// What `program` says its version is. The answer is kept until the program's file changes;
+    /// a script may say something else each time, so it is always asked.
+    pub(crate) fn version_of(&self, program: &Path, args: &[&str]) -> Result<String, BuildError> {
+        let real = program.canonicalize().building("find", program)?;
+        let metadata = std::fs::metadata(&real).building("read", &real)?;
+        let mut start = [0; 2];
+        let script = std::fs::File::open(&real).and_then(|mut file| file.read_exact(&mut start));
+        let script = script.is_err() || start == *b"#!";
+        let (size, seconds) = (metadata.len(), metadata.mtime());
+        let identity = format!("{} {size} {seconds}.{}", real.display(), metadata.mtime_nsec());
+        let name = program.file_name().unwrap_or_default().to_string_lossy();
+        let kept = self.cache_dir()?.join(format!("{name}.version"));
+        if !script
+            && let Ok(text) = std::fs::read_to_string(&kept)
+            && let Some((known, version)) = text.split_once('\n')
+            && known == identity
+        {
+            return Ok(version.to_owned());
+        }
+        let app = self.app();
+        let version = Call { program, args, dir: &app, env: &self.env, hint: "" }.ask()?;
+        std::fs::write(&kept, format!("{identity}\n{version}")).building("write", &kept)?;
+        Ok(version)
+    }
+
+    /// Puts the files of a layer of an earlier build where they were.
+    pub(crate) fn restore(&self, cached: &Cached) -> Result<(), BuildError> {
+        let root = self.paths.root.real("/");
+        let blob = self.cache.read(&cached.diff_id).building("read a cached layer for", &root)?;
+        unpack(blob, &root, Limits::default())
+            .map_err(std::io::Error::other)
+            .building("unpack a cached layer in", &root)
+            .map(|_| ())
     }
 
     /// Checks that the programs the Procfile names by path are there, and, as nothing is

@@ -10,15 +10,23 @@
 //! `Procfile` adds process types and replaces those of the same name. `SHORE_BUILDPACK` in the
 //! build environment asks only the one it names.
 
+mod node;
 mod procfile_only;
 mod python;
+mod rust;
 mod static_site;
 
 use crate::Buildpack;
 
 /// All of them, in order.
 pub fn all() -> &'static [&'static dyn Buildpack] {
-    &[&python::Python, &static_site::StaticSite, &procfile_only::ProcfileOnly]
+    &[
+        &python::Python,
+        &node::Node,
+        &rust::Rust,
+        &static_site::StaticSite,
+        &procfile_only::ProcfileOnly,
+    ]
 }
 
 /// Their ids, in order.

@@ -114,7 +114,10 @@ pub fn create(paths: &Paths, env: &Env, out: &mut dyn Write) -> Result<BuildResu
     }
     let procfile = read_procfile(&app)?;
     let buildpack = detect(paths, &procfile, out)?;
-    let mut cache = LayerCache::open(&paths.cache_dir().join("layers"));
+    let cache_dir = paths.cache_dir();
+    let waiting = || writeln!(out, "-----> Waiting for another build of this app");
+    let lock = LayerCache::lock(&cache_dir, waiting).building("lock the cache", &cache_dir)?;
+    let mut cache = LayerCache::open(&cache_dir.join("layers"));
     let mut context = BuildContext {
         paths,
         procfile: &procfile,
@@ -127,7 +130,9 @@ pub fn create(paths: &Paths, env: &Env, out: &mut dyn Write) -> Result<BuildResu
     let built = buildpack.build(&mut context)?;
     let processes = processes(&built, &procfile)?;
     let metadata = metadata(buildpack, &built, &processes);
-    export::export(paths, &built, &metadata, &mut cache, out)
+    let result = export::export(paths, &built, &metadata, &mut cache, out);
+    drop(lock);
+    result
 }
 
 fn read_procfile(app: &Path) -> Result<Vec<Entry>, BuildError> {

@@ -89,6 +89,15 @@ impl Call<'_> {
         self.wait(command, reader, out)
     }
 
+    /// Runs it; errors go to `out`, and what it prints goes to `file`.
+    pub(crate) fn run_into(&self, file: &Path, out: &mut dyn Write) -> Result<(), BuildError> {
+        let printed = std::fs::File::create(file).building("make", file)?;
+        let (reader, writer) = io::pipe().building("start", self.program)?;
+        let mut command = self.command();
+        command.stdout(printed).stderr(writer);
+        self.wait(command, reader, out)
+    }
+
     fn wait(
         &self,
         mut command: Command,

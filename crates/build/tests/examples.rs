@@ -203,3 +203,15 @@ fn output_is_not_held_back() {
     running.output.read_line(&mut line).expect("a line");
     assert!(line.starts_with("listening on"), "{line}");
 }
+
+#[test]
+fn node_web() {
+    check("node-web", "node", Some(0));
+}
+
+#[test]
+fn rust_web() {
+    let built = check("rust-web", "rust", None);
+    let names: Vec<_> = built.result.layers.iter().map(|layer| layer.name.as_str()).collect();
+    assert_eq!(names, ["rust/programs", "app", "config"]);
+}

@@ -115,10 +115,12 @@ fn packages(
 ) -> Result<Layer, BuildError> {
     let app = context.app();
     let call = |args, hint| Call { program: python, args, dir: &app, env: &context.env, hint };
-    let version = call(&["-VV"], "").ask()?;
+    let version = context.version_of(python, &["-VV"])?;
     let included = included(&app, requirements)?;
-    let key = context.key(&[&version, requirements, &included]);
-    if let Some(layer) = context.reuse(PACKAGES, &key) {
+    // What is installed from the source itself changes with it.
+    let local = [requirements, &included].iter().any(|text| has_local(text));
+    let key = (!local).then(|| context.key(&[&version, requirements, &included]));
+    if let Some(layer) = key.as_ref().and_then(|key| context.reuse(PACKAGES, key)) {
         context.note("Packages are as in the last build")?;
         return Ok(layer);
     }
@@ -139,12 +141,7 @@ fn packages(
     let path = format!("{}/site-packages", context.layer_path(PACKAGES));
     write(&dir, "env/PYTHONPATH.prepend", &path)?;
     write(&dir, "env/PYTHONPATH.delim", ":")?;
-    Ok(Layer {
-        name: PACKAGES.to_owned(),
-        types: LayerTypes::LaunchCached,
-        key: Some(key),
-        reused: None,
-    })
+    Ok(Layer { name: PACKAGES.to_owned(), types: LayerTypes::LaunchCached, key, reused: None })
 }
 
 /// The texts of files that a requirements file points at, as they belong to its key.
@@ -164,6 +161,14 @@ fn included(app: &Path, requirements: &str) -> Result<String, BuildError> {
         seen.push(file);
     }
     Ok(texts)
+}
+
+/// Whether a requirement is a path.
+fn has_local(requirements: &str) -> bool {
+    requirements.lines().map(str::trim).any(|line| {
+        ["-e", "--editable", ".", "/", "file:"].iter().any(|start| line.starts_with(start))
+            || line.contains("@ file:")
+    })
 }
 
 fn files_in(requirements: &str) -> Vec<String> {
@@ -281,5 +286,9 @@ mod tests {
     fn files_a_requirements_file_points_at_are_found() {
         let text = "-r base.txt\n--constraint=c.txt\nflask\n -c  d.txt";
         assert_eq!(files_in(text), ["base.txt", "c.txt", "d.txt"]);
+        assert!(!has_local(text));
+        for local in ["-e .", "./lib", "a\nb @ file:///x", "../x"] {
+            assert!(has_local(local), "{local}");
+        }
     }
 }

@@ -9,6 +9,8 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use model::Digest;
+use rustix::fs::{FlockOperation, flock};
+use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
 use crate::buildpack::Cached;
@@ -51,6 +53,21 @@ impl LayerCache {
         Self { dir: dir.to_owned(), index }
     }
 
+    /// Waits until no other build uses the cache in `dir`, and keeps others waiting for as long
+    /// as the file that comes back is open. `waiting` is called when there is another.
+    pub(crate) fn lock(dir: &Path, waiting: impl FnOnce() -> io::Result<()>) -> io::Result<File> {
+        std::fs::create_dir_all(dir)?;
+        let file = File::create(dir.join("lock"))?;
+        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Err(Errno::WOULDBLOCK) => {
+                waiting()?;
+                flock(&file, FlockOperation::LockExclusive)?;
+            }
+            locked => locked?,
+        }
+        Ok(file)
+    }
+
     /// What the layer gave when it was made with this key, if its blob is there and sound.
     pub(crate) fn find(&self, layer: &str, key: &str) -> Option<Cached> {
         let keyed = self.index.layers.get(layer).filter(|keyed| keyed.key == key)?;
@@ -77,10 +94,21 @@ impl LayerCache {
         Ok(Some(Blob { digest: entry.digest, size: entry.size, diff_id: *diff_id }))
     }
 
+    /// The bytes of the blob with this content.
+    pub(crate) fn read(&self, diff_id: &Digest) -> io::Result<File> {
+        let entry = self.index.blobs.get(diff_id);
+        File::open(self.blob(&entry.ok_or(io::ErrorKind::NotFound)?.digest))
+    }
+
     /// Keeps a blob of `blobs`.
     pub(crate) fn keep(&mut self, blob: &Blob, blobs: &Path) -> io::Result<()> {
         std::fs::create_dir_all(&self.dir)?;
-        place(&blobs.join(blob.digest.hex()), &self.blob(&blob.digest))?;
+        let kept = self.blob(&blob.digest);
+        // What is there already may be damaged: it was not used.
+        match std::fs::remove_file(&kept) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => place(&blobs.join(blob.digest.hex()), &kept)?,
+        }
         self.index.blobs.insert(blob.diff_id, Entry { digest: blob.digest, size: blob.size });
         Ok(())
     }
