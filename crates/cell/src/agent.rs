@@ -40,6 +40,15 @@ struct Entry {
     window: Arc<Window>,
     /// Nothing of it is left here but the news of its end.
     over: bool,
+    /// Tells entries of the same work apart.
+    serial: u64,
+}
+
+/// Work that came to its end.
+#[derive(Debug)]
+pub(crate) struct Ended {
+    key: Key,
+    serial: u64,
 }
 
 pub(crate) struct Agent {
@@ -49,8 +58,17 @@ pub(crate) struct Agent {
     pub(crate) shared: Arc<Shared>,
     pub(crate) publish: watch::Sender<Option<Connection>>,
     entries: BTreeMap<Key, Entry>,
-    ended: (mpsc::Sender<Key>, mpsc::Receiver<Key>),
-    resume: Arc<ResumeFile>,
+    ended: (mpsc::Sender<Ended>, mpsc::Receiver<Ended>),
+    /// How many entries there were.
+    serial: u64,
+    resume: ResumeFile,
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        self.publish.send_replace(None);
+        self.save();
+    }
 }
 
 impl Cell {
@@ -59,10 +77,7 @@ impl Cell {
     pub async fn run(options: Options, endpoint: Endpoint, tasks: Tasks) -> Result<(), CellError> {
         let mut agent = Agent::new(options, endpoint, tasks)?;
         agent.adopt().await?;
-        let ran = agent.stay().await;
-        agent.publish.send_replace(None);
-        agent.save().await;
-        ran
+        Box::pin(agent.stay()).await
     }
 }
 
@@ -72,12 +87,12 @@ impl Agent {
         let capacity = options.capacity.unwrap_or_else(|| machine::capacity(&options.dir));
         let (publish, connection) = watch::channel(None);
         let client = Client::new(endpoint.clone())?;
-        let resume = Arc::new(ResumeFile::new(&options.dir));
+        let resume = ResumeFile::new(&options.dir);
         let shared = Arc::new(Shared::new(options, client, Link(connection), tasks)?);
         shared.fence.lost(mono_now());
         let ended = mpsc::channel(MAX_ENDED);
         let entries = BTreeMap::new();
-        Ok(Self { home, endpoint, capacity, shared, publish, entries, ended, resume })
+        Ok(Self { home, endpoint, capacity, shared, publish, entries, ended, serial: 0, resume })
     }
 
     async fn adopt(&mut self) -> Result<(), CellError> {
@@ -102,32 +117,52 @@ impl Agent {
         self.shared.tasks.spawn_ok("container log", async move {
             stop.or_stop(shipper).await;
         });
-        let entry =
-            Entry { want, claim: None, reporter: Arc::clone(&reporter), window, over: false };
+        self.serial += 1;
+        let entry = Entry {
+            want,
+            claim: None,
+            reporter: Arc::clone(&reporter),
+            window,
+            over: false,
+            serial: self.serial,
+        };
         self.entries.insert(key, entry);
         let shared = Arc::clone(&self.shared);
         Actor { shared, driver, key, handle: key.handle(), want: wanted, reporter, journal }
     }
 
+    /// Starts what takes care of the entry that was made last.
     fn spawn(&self, key: Key, work: impl Future<Output = ()> + Send + 'static) {
         let (stop, ended) = (self.shared.tasks.stop().clone(), self.ended.0.clone());
+        let serial = self.serial;
         self.shared.tasks.spawn_ok("work", async move {
             if stop.or_stop(work).await.is_some() {
                 // The agent may have ended first.
-                ended.send(key).await.unwrap_or_default();
+                drop(ended.send(Ended { key, serial }).await);
             }
         });
     }
 
+    /// The same for an entry that takes no room.
+    fn spawn_end(&mut self, key: Key, work: impl Future<Output = ()> + Send + 'static) {
+        if let Some(entry) = self.entries.get_mut(&key) {
+            entry.stop();
+        }
+        self.spawn(key, work);
+    }
+
     /// The next work that came to its end.
-    pub(crate) async fn ended(&mut self) -> Key {
+    pub(crate) async fn ended(&mut self) -> Ended {
         poll_fn(|context| self.ended.1.poll_recv(context))
             .await
             .expect("the agent itself holds a sender")
     }
 
-    pub(crate) fn over(&mut self, key: Key) {
+    pub(crate) fn over(&mut self, Ended { key, serial }: Ended) {
         let Some(entry) = self.entries.get_mut(&key) else { return };
+        if entry.serial != serial {
+            return;
+        }
         entry.over = true;
         if *entry.want.borrow() == Want::Forget {
             self.entries.remove(&key);
@@ -144,11 +179,7 @@ impl Agent {
 
     /// The connection broke: a claim that was not answered is void.
     pub(crate) fn drop_claims(&mut self) {
-        for entry in self.entries.values_mut() {
-            if entry.claim.take().is_some() {
-                entry.want.send_replace(Want::Forget);
-            }
-        }
+        self.entries.retain(|_, entry| entry.claim.is_none());
     }
 
     pub(crate) fn claimed(&mut self, work: &Work) {
@@ -267,7 +298,7 @@ impl Agent {
                 let spec: TaskSpec = from_json("task spec", spec)?;
                 let actor = self.open(key, driver, position);
                 if full {
-                    self.spawn(key, async move { task::reject(&actor, FULL).await });
+                    self.spawn_end(key, async move { task::reject(&actor, FULL).await });
                     return Ok(());
                 }
                 let (claim, claimed) = oneshot::channel();
@@ -281,7 +312,7 @@ impl Agent {
                 let labels = item.labels.clone();
                 let actor = self.open(key, driver, position);
                 if full {
-                    self.spawn(key, async move { instance::reject(&actor, FULL).await });
+                    self.spawn_end(key, async move { instance::reject(&actor, FULL).await });
                     return Ok(());
                 }
                 self.spawn(key, async move { instance::run(&actor, &spec, &labels).await });
@@ -298,15 +329,14 @@ impl Agent {
     }
 
     /// Writes down where logs continue.
-    pub(crate) async fn save(&self) {
+    pub(crate) fn save(&self) {
         let positions: BTreeMap<String, Position> = self
             .entries
             .iter()
             .filter(|(key, _)| key.kind == Kind::Instance)
             .map(|(key, entry)| (key.to_string(), entry.window.position()))
             .collect();
-        let file = Arc::clone(&self.resume);
-        if let Err(error) = self.shared.tasks.blocking(move || file.write(&positions)).await {
+        if let Err(error) = self.resume.write(&positions) {
             tracing::warn!(%error, "cannot write down where logs continue");
         }
     }
@@ -328,8 +358,8 @@ impl Agent {
         self.forget_all();
         let end = async {
             while !self.is_idle() {
-                let key = self.ended().await;
-                self.over(key);
+                let ended = self.ended().await;
+                self.over(ended);
             }
         };
         if runtime::timeout(LEAVE_LIMIT, end).await.is_none() {

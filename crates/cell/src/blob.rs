@@ -16,7 +16,7 @@ use tokio::io::AsyncReadExt as _;
 use tokio::sync::mpsc;
 use tokio_util::io::{StreamReader, SyncIoBridge};
 
-use crate::error::{Context as _, Failure};
+use crate::error::Failure;
 use crate::limits::{FETCH_ATTEMPTS, RECONNECT};
 
 /// Pieces of an archive that wait to be unpacked.
@@ -99,7 +99,7 @@ where
 }
 
 /// Decompresses what begins as gzip does; everything else stays as it is. For blocking code.
-pub(crate) fn plain(input: Input) -> io::Result<Box<dyn Read + Send>> {
+fn plain(input: Input) -> io::Result<Box<dyn Read + Send>> {
     let mut input = SyncIoBridge::new(input);
     let mut head = [0; 2];
     let mut have = 0;
@@ -145,14 +145,4 @@ fn decompress(input: Input, sender: &mpsc::Sender<io::Result<Bytes>>) {
         // Nobody minds when the reader went away first.
         drop(sender.blocking_send(Err(error)));
     }
-}
-
-/// Reads a blob's JSON.
-pub(crate) async fn read_json<T: serde::de::DeserializeOwned>(
-    client: &Client,
-    digest: Digest,
-    limit: usize,
-) -> Result<T, Failure> {
-    let bytes = read_whole(client, digest, limit).await?;
-    serde_json::from_slice(&bytes).map_err(Failure::new).context(|| format!("read {digest}"))
 }

@@ -4,40 +4,15 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use api::Client;
+use build::image::{Config, Manifest};
 use futures_util::future::try_join_all;
 use model::Digest;
-use serde::Deserialize;
 use tokio::sync::Semaphore;
 
 use crate::blob;
 use crate::error::{Context as _, Failure};
 use crate::layers::{Layers, Slot};
 use crate::limits::{MAX_IMAGE_JSON, MAX_KNOWN_IMAGES};
-
-#[derive(Debug, Deserialize)]
-struct Manifest {
-    config: Descriptor,
-    #[serde(default)]
-    layers: Vec<Descriptor>,
-}
-
-#[derive(Debug, Deserialize)]
-struct Descriptor {
-    digest: Digest,
-}
-
-#[derive(Debug, Default, Deserialize)]
-struct Configuration {
-    #[serde(default)]
-    config: Option<RunConfiguration>,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(rename_all = "PascalCase", default)]
-struct RunConfiguration {
-    env: Option<Vec<String>>,
-    working_dir: Option<String>,
-}
 
 /// What an image says about how it is run, and which layers it has.
 #[derive(Debug)]
@@ -94,22 +69,15 @@ impl Images {
     }
 
     async fn fetch(&self, digest: Digest) -> Result<Facts, Failure> {
-        let manifest: Manifest = blob::read_json(&self.client, digest, MAX_IMAGE_JSON)
+        let manifest = blob::read_whole(&self.client, digest, MAX_IMAGE_JSON).await?;
+        let manifest = Manifest::parse(&manifest).map_err(Failure::new)?;
+        let config = blob::read_whole(&self.client, manifest.config.digest, MAX_IMAGE_JSON)
             .await
-            .context(|| "its manifest".to_owned())?;
-        let config: Configuration =
-            blob::read_json(&self.client, manifest.config.digest, MAX_IMAGE_JSON)
-                .await
-                .context(|| "its configuration".to_owned())?;
-        let config = config.config.unwrap_or_default();
-        let pairs = config.env.unwrap_or_default();
-        let pair = |text: &String| {
-            let (name, value) = text.split_once('=')?;
-            Some((name.to_owned(), value.to_owned()))
-        };
+            .context(|| "its configuration".to_owned())?;
+        let config = Config::parse(&config).map_err(Failure::new)?;
         Ok(Facts {
-            env: pairs.iter().filter_map(pair).collect(),
-            dir: config.working_dir.filter(|dir| !dir.is_empty()),
+            env: config.env(),
+            dir: Some(config.run.working_dir).filter(|dir| !dir.is_empty()),
             layers: manifest.layers.iter().map(|layer| layer.digest).collect(),
         })
     }

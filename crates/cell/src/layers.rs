@@ -1,32 +1,26 @@
 //! Unpacked image layers, kept on disk for the next container.
 //!
-//! ```text
-//! <dir>/<64 hex digits>/tree/    a layer's files, whiteouts and all
-//! <dir>/<64 hex digits>/bytes    how large it is; its time says when it was last used
-//! <dir>/.new-...                 what is being unpacked
-//! ```
+//! Beside each layer's directory a file `<64 hex digits>.bytes` says how large it is; the time of
+//! that file says when the layer was last used.
 
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
-use std::os::fd::AsFd as _;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
 use api::Client;
-use drivers::{Input, archive};
+use build::image::{ImageError, LayerStore, Limits};
 use model::Digest;
-use runtime::{Random, Tasks};
+use runtime::Tasks;
 use rustix::fs::{AtFlags, CWD, Timespec, Timestamps, UTIME_NOW, utimensat};
 use tokio::sync::{OnceCell, Semaphore};
+use tokio_util::io::SyncIoBridge;
 
 use crate::blob;
 use crate::error::Failure;
-use crate::tree;
-
-const TREE: &str = "tree";
-const BYTES: &str = "bytes";
 
 /// The layers there are. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -35,6 +29,7 @@ pub(crate) struct Layers(Arc<Inner>);
 #[derive(Debug)]
 struct Inner {
     dir: PathBuf,
+    store: LayerStore,
     limit: u64,
     tasks: Tasks,
     table: Mutex<Table>,
@@ -59,27 +54,30 @@ pub(crate) struct Slot(OnceCell<Unpacked>);
 
 #[derive(Debug)]
 struct Unpacked {
-    tree: PathBuf,
+    path: PathBuf,
     bytes: u64,
 }
 
 impl Slot {
     /// The layer's files.
-    pub(crate) fn tree(&self) -> Option<&Path> {
-        self.0.get().map(|unpacked| unpacked.tree.as_path())
+    pub(crate) fn path(&self) -> Option<&Path> {
+        self.0.get().map(|unpacked| unpacked.path.as_path())
     }
 }
 
 impl Layers {
     /// Opens the directory, with what an earlier agent left there.
     pub(crate) fn open(dir: &Path, limit: u64, tasks: Tasks) -> io::Result<Self> {
-        fs::create_dir_all(dir)?;
+        let store = LayerStore::open(dir).map_err(io::Error::other)?;
         let mut found = Vec::new();
         for entry in fs::read_dir(dir)? {
-            let path = entry?.path();
-            match known(&path) {
-                Some(layer) => found.push(layer),
-                None => tree::remove(&path)?,
+            let entry = entry?;
+            let name = entry.file_name();
+            let name = name.to_string_lossy();
+            if let Some((digest, path)) = named(&name, &store) {
+                found.push(known(dir, digest, path)?);
+            } else if name.starts_with(DRAFT) {
+                fs::remove_dir_all(entry.path())?;
             }
         }
         found.sort_unstable_by_key(|(used, digest, _)| (*used, *digest));
@@ -89,7 +87,8 @@ impl Layers {
             let slot = Arc::new(Slot(OnceCell::new_with(Some(unpacked))));
             table.layers.insert(digest, Entry { slot, used: table.uses });
         }
-        Ok(Self(Arc::new(Inner { dir: dir.to_owned(), limit, tasks, table: Mutex::new(table) })))
+        let table = Mutex::new(table);
+        Ok(Self(Arc::new(Inner { dir: dir.to_owned(), store, limit, tasks, table })))
     }
 
     /// A layer, fetched when it is not here yet. Whoever asks for the same one shares the work.
@@ -115,12 +114,46 @@ impl Layers {
     }
 }
 
-fn known(path: &Path) -> Option<(SystemTime, Digest, Unpacked)> {
-    let digest = format!("sha256:{}", path.file_name()?.to_str()?).parse().ok()?;
-    let file = path.join(BYTES);
-    let used = file.metadata().ok()?.modified().ok()?;
-    let bytes = fs::read_to_string(file).ok()?.parse().ok()?;
-    Some((used, digest, Unpacked { tree: path.join(TREE), bytes }))
+/// How names of layers begin that are being unpacked.
+const DRAFT: &str = ".new-";
+
+fn named(name: &str, store: &LayerStore) -> Option<(Digest, PathBuf)> {
+    let digest = format!("sha256:{name}").parse().ok()?;
+    Some((digest, store.find(&digest)?))
+}
+
+fn size_file(dir: &Path, digest: Digest) -> PathBuf {
+    dir.join(format!("{}.bytes", digest.hex()))
+}
+
+fn known(dir: &Path, digest: Digest, path: PathBuf) -> io::Result<(SystemTime, Digest, Unpacked)> {
+    let file = size_file(dir, digest);
+    let told = fs::read_to_string(&file).ok().and_then(|text| text.parse().ok());
+    let bytes = match told {
+        Some(bytes) => bytes,
+        // The agent died before it wrote that down.
+        None => measure(&path, &file)?,
+    };
+    let used = file.metadata()?.modified()?;
+    Ok((used, digest, Unpacked { path, bytes }))
+}
+
+/// Counts the bytes below `path` and writes them down.
+fn measure(path: &Path, file: &Path) -> io::Result<u64> {
+    let mut bytes = 0;
+    let mut waiting = vec![path.to_owned()];
+    while let Some(dir) = waiting.pop() {
+        for entry in fs::read_dir(dir)? {
+            let entry = entry?;
+            if entry.file_type()?.is_dir() {
+                waiting.push(entry.path());
+            } else {
+                bytes += entry.metadata()?.blocks().saturating_mul(512);
+            }
+        }
+    }
+    fs::write(file, bytes.to_string())?;
+    Ok(bytes)
 }
 
 impl Inner {
@@ -142,7 +175,7 @@ impl Inner {
     fn touch(&self, digest: Digest) {
         let now = Timespec { tv_sec: 0, tv_nsec: UTIME_NOW };
         let times = Timestamps { last_access: now, last_modification: now };
-        let file = self.dir.join(digest.hex()).join(BYTES);
+        let file = size_file(&self.dir, digest);
         if let Err(error) = utimensat(CWD, &file, &times, AtFlags::empty()) {
             tracing::debug!(file = %file.display(), %error, "the use of a layer is not recorded");
         }
@@ -150,16 +183,14 @@ impl Inner {
 
     async fn fetch(&self, client: &Client, digest: Digest) -> Result<Unpacked, Failure> {
         let input = blob::read(client, digest).await?;
-        let at = self.dir.join(digest.hex());
-        let draft = self.dir.join(format!(".new-{:016x}", Random::system().next_u64()));
+        let (store, file) = (self.store.clone(), size_file(&self.dir, digest));
         // This goes on to its end even if nobody waits for it any more.
         self.tasks
             .blocking(move || {
-                let unpacked = unpack(input, &draft, &at);
-                if unpacked.is_err() {
-                    tree::remove(&draft)?;
-                }
-                unpacked
+                let input = SyncIoBridge::new(input);
+                let path = store.add(&digest, input, Limits::default()).map_err(failed)?;
+                let bytes = measure(&path, &file)?;
+                Ok(Unpacked { path, bytes })
             })
             .await
     }
@@ -173,7 +204,7 @@ impl Inner {
     /// Removes the layers that were not used for longest while there is too much.
     async fn evict(&self) {
         for path in self.take_oldest() {
-            if let Err(error) = self.tasks.blocking(move || tree::remove(&path)).await {
+            if let Err(error) = self.tasks.blocking(move || fs::remove_dir_all(&path)).await {
                 tracing::warn!(%error, "an old image layer cannot be removed");
             }
         }
@@ -192,33 +223,68 @@ impl Inner {
             let oldest = idle.min_by_key(|(_, entry)| entry.used).map(|(digest, _)| *digest);
             let Some(oldest) = oldest else { break };
             total -= table.layers.remove(&oldest).as_ref().map_or(0, bytes);
-            let trash = self.dir.join(format!(".old-{:016x}", Random::system().next_u64()));
+            let trash = self.dir.join(format!("{DRAFT}old-{}-{}", oldest.hex(), table.uses));
             match fs::rename(self.dir.join(oldest.hex()), &trash) {
                 Ok(()) => removed.push(trash),
                 Err(error) => tracing::warn!(%error, "an old image layer cannot be removed"),
             }
+            drop(fs::remove_file(size_file(&self.dir, oldest)));
         }
         removed
     }
 }
 
-fn unpack(input: Input, draft: &Path, at: &Path) -> Result<Unpacked, Failure> {
-    let tree = draft.join(TREE);
-    fs::create_dir_all(&tree)?;
-    let root = archive::open_root(&tree)?;
-    let mut plain = blob::plain(input).map_err(blob::broken)?;
-    let summary = archive::unpack(&mut plain, root.as_fd(), archive::Limits::default())
-        .map_err(interrupted)?;
-    // The digest is checked at the end of the stream.
-    io::copy(&mut plain, &mut io::sink()).map_err(blob::broken)?;
-    fs::write(draft.join(BYTES), summary.bytes.to_string())?;
-    tree::remove(at)?;
-    fs::rename(draft, at)?;
-    Ok(Unpacked { tree: at.join(TREE), bytes: summary.bytes })
+/// Reading may work the next time; a layer that breaks a rule always will.
+fn failed(error: ImageError) -> Failure {
+    let transient = matches!(
+        &error,
+        ImageError::Io { .. } | ImageError::Refused(drivers::DriverError::Io { .. })
+    );
+    Failure { transient, ..Failure::new(error) }
 }
 
-/// Reading may work the next time; an archive that breaks a rule always will.
-fn interrupted(error: drivers::DriverError) -> Failure {
-    let transient = matches!(error, drivers::DriverError::Io { .. });
-    Failure { transient, ..Failure::from(error) }
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use runtime::Stop;
+
+    fn add(layers: &Layers, name: &str, size: usize) -> Digest {
+        let mut tar = tar::Builder::new(Vec::new());
+        let mut header = tar::Header::new_gnu();
+        header.set_size(size as u64);
+        header.set_mode(0o644);
+        let content = vec![b'x'; size];
+        tar.append_data(&mut header, name, content.as_slice()).expect("packs");
+        let bytes = tar.into_inner().expect("packs");
+        let digest = Digest::of(&bytes);
+        let path = layers.0.store.add(&digest, bytes.as_slice(), Limits::default());
+        let path = path.expect("unpacks");
+        let bytes = measure(&path, &size_file(&layers.0.dir, digest)).expect("measures");
+        let slot = layers.0.slot(digest);
+        slot.0.set(Unpacked { path, bytes }).expect("is new");
+        digest
+    }
+
+    #[tokio::test]
+    async fn the_oldest_idle_layers_go_first_and_use_is_remembered() {
+        let dir = tempfile::tempdir().expect("makes a directory");
+        let open = |limit| Layers::open(dir.path(), limit, Tasks::new(Stop::new()));
+        let layers = open(u64::MAX).expect("opens");
+        let [a, b, c] = ["a", "b", "c"].map(|name| add(&layers, name, 8192));
+        runtime::sleep(std::time::Duration::from_millis(20)).await;
+        layers.0.touch(a);
+        drop(layers);
+        fs::create_dir(dir.path().join(".new-half")).expect("makes");
+        let layers = open(16384).expect("opens");
+        assert!(!dir.path().join(".new-half").exists());
+        let held = layers.0.slot(b);
+        layers.0.evict().await;
+        let left: Vec<Digest> = layers.0.table().layers.keys().copied().collect();
+        let mut wanted = vec![a, b];
+        wanted.sort_unstable();
+        assert_eq!(left, wanted, "{c} is gone");
+        assert!(held.path().is_some_and(Path::is_dir));
+        let names = fs::read_dir(dir.path()).expect("lists").flatten();
+        assert_eq!(names.filter(|entry| entry.path().is_dir()).count(), 2);
+    }
 }

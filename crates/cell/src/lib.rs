@@ -28,7 +28,6 @@ mod session;
 mod shared;
 mod task;
 mod transfer;
-mod tree;
 mod work;
 
 pub use agent::Cell;

@@ -67,3 +67,21 @@ impl Fence {
         lost.is_some_and(|lost| now.duration_since(lost) >= UNREACHABLE_LIMIT)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use runtime::mono_now;
+
+    #[test]
+    fn the_fence_closes_before_the_lease_ends() {
+        let (fence, now) = (Fence::default(), mono_now());
+        assert!(!fence.is_closed(now));
+        fence.lost(now);
+        fence.lost(now + UNREACHABLE_LIMIT);
+        assert!(!fence.is_closed(now + UNREACHABLE_LIMIT / 2));
+        assert!(fence.is_closed(now + UNREACHABLE_LIMIT));
+        fence.connected();
+        assert!(!fence.is_closed(now + UNREACHABLE_LIMIT));
+    }
+}

@@ -7,6 +7,7 @@ use std::os::fd::{AsFd as _, BorrowedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use build::image::{Sharing, materialise};
 use drivers::{Driver, Handle, Isolation, Limits, archive};
 use model::ContainerSpec;
 use rustix::fs::{AtFlags, CWD, linkat, symlinkat, unlinkat};
@@ -15,12 +16,13 @@ use rustix::io::Errno;
 use crate::error::{Context as _, Failure};
 use crate::image::Image;
 use crate::shared::Shared;
-use crate::tree;
 use crate::work::Key;
 
 /// Where containers find the platform's programs; all are the one executable.
 const LIFECYCLE: &str = "/cnb/lifecycle";
 const PROGRAMS: [&str; 3] = ["creator", "launcher", "static-server"];
+/// Where image layers hold installed packages.
+const PACKAGES: &str = "layers";
 const DEFAULT_PATH: &str = "/usr/local/bin:/usr/bin:/bin";
 const DEFAULT_VARIABLES: [(&str, &str); 2] =
     [("CNB_LAYERS_DIR", "/layers"), ("CNB_APP_DIR", "/workspace")];
@@ -116,10 +118,11 @@ impl Furniture {
     }
 
     fn put(&self) -> Result<(), Failure> {
-        for layer in &self.image.layers {
-            let layer = layer.tree().ok_or_else(|| Failure::new("an image layer is missing"))?;
-            tree::lay(layer, &self.root).context(|| "cannot copy the image".to_owned())?;
-        }
+        let layers = self.image.layers.iter();
+        let paths = layers.filter_map(|layer| layer.path().map(Path::to_owned));
+        materialise(&paths.collect::<Vec<_>>(), &self.root, &self.sharing())
+            .map_err(Failure::new)
+            .context(|| "cannot copy the image".to_owned())?;
         let root = archive::open_root(&self.root)?;
         let lifecycle = archive::open_below(root.as_fd(), LIFECYCLE, true)?;
         for program in PROGRAMS {
@@ -134,6 +137,12 @@ impl Furniture {
                 .context(|| format!("cannot make cache {path}"))?;
         }
         Ok(())
+    }
+
+    /// Installed packages are not written to in place, so they need no copy where nothing keeps
+    /// containers apart anyway. An app's own files are always its own.
+    fn sharing(&self) -> Sharing {
+        if self.isolated { Sharing::Copy } else { Sharing::LinkBelow(vec![PACKAGES.into()]) }
     }
 
     fn program(&self, dir: BorrowedFd<'_>, name: &str) -> io::Result<()> {

@@ -83,7 +83,7 @@ impl Agent {
             tokio::select! {
                 () = stop.stopped() => return,
                 () = leave.stopped() => return,
-                key = self.ended() => self.over(key),
+                ended = self.ended() => self.over(ended),
                 () = runtime::sleep_until(until) => return,
             }
         }
@@ -189,13 +189,13 @@ impl Agent {
                     Ok(None) => return Closed::Lost(Status::unavailable("the stream ended")),
                     Err(status) => return Closed::Lost(status),
                 },
-                key = self.ended() => self.over(key),
+                ended = self.ended() => self.over(ended),
                 _ = heartbeat.tick(), if session.leaving.is_none() => {
                     session.try_send(Up::Heartbeat(Heartbeat {}));
                 }
                 () = at(session.save_at) => {
                     session.save_at = None;
-                    self.save().await;
+                    self.save();
                 }
                 () = leave.stopped(), if session.leaving.is_none() => {
                     session.leaving = Some(mono_now() + LEAVE_LIMIT);

@@ -91,9 +91,8 @@ async fn work(actor: &Actor, spec: &TaskSpec, stop: &Stop) -> Result<Option<Stri
     if actor.shared.fence.is_closed(mono_now()) {
         return Err(Failure::new("the server was out of reach when it was about to start"));
     }
-    let mut env = prepared.env;
-    env.insert("SHORE_TASK_ID".to_owned(), actor.key.id_text());
-    let executor = Executor { actor, env, dir: prepared.dir, started: AtomicU32::new(0) };
+    let executor =
+        Executor { actor, env: prepared.env, dir: prepared.dir, started: AtomicU32::new(0) };
     executor.run(&spec.action, stop).await?;
     let Some(file) = &spec.result_file else { return Ok(None) };
     let text = transfer::read_text(actor, file, MAX_TASK_RESULT);

@@ -4,10 +4,11 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
 
-use drivers::archive;
+use drivers::{DriverError, archive};
 use futures_util::{StreamExt as _, TryStreamExt as _};
 use model::{Digest, UploadMode};
 use rustix::fs::{Dir, FileType, Mode, OFlags, openat};
+use tokio::io::AsyncWriteExt as _;
 use tokio_util::io::ReaderStream;
 
 use crate::actor::Actor;
@@ -20,6 +21,7 @@ const PIECE_BYTES: usize = 64 << 10;
 const READ: OFlags =
     OFlags::RDONLY.union(OFlags::NOFOLLOW).union(OFlags::NONBLOCK).union(OFlags::CLOEXEC);
 const CREATE: OFlags = OFlags::WRONLY
+    .union(OFlags::NONBLOCK)
     .union(OFlags::CREATE)
     .union(OFlags::TRUNC)
     .union(OFlags::NOFOLLOW)
@@ -37,15 +39,21 @@ pub(crate) async fn download(
         if unpack {
             let plain = blob::plain_stream(input, &actor.shared.tasks);
             let limits = archive::Limits::default();
-            actor.driver.copy_in(&actor.handle, to, plain, limits).await?;
-            return Ok(());
+            let unpacked = actor.driver.copy_in(&actor.handle, to, plain, limits).await;
+            return unpacked.map(|_| ()).map_err(interrupted);
         }
         let mut input = input;
         let mut file = tokio::fs::File::from_std(open(actor, to, CREATE)?);
         tokio::io::copy(&mut input, &mut file).await.map_err(blob::broken)?;
-        Ok(file.sync_data().await?)
+        Ok(file.flush().await?)
     })
     .await
+}
+
+/// Reading may work the next time; an archive that breaks a rule always will.
+fn interrupted(error: DriverError) -> Failure {
+    let transient = matches!(error, DriverError::Io { .. });
+    Failure { transient, ..Failure::from(error) }
 }
 
 /// Takes files out of the container.

@@ -9,11 +9,19 @@ use crate::server::{Blobs, Server};
 use crate::tasks::{archive, gzip};
 
 fn image(blobs: &Blobs, layers: &[Vec<u8>]) -> Digest {
-    let config = json!({"config": {"Env": ["FROM=image", "PATH=/own/bin:/bin"], "WorkingDir": "/workspace"}});
+    let run = json!({"Env": ["FROM=image", "PATH=/own/bin:/bin"], "WorkingDir": "/workspace"});
+    let rootfs = json!({"type": "layers", "diff_ids": []});
+    let config = json!({"architecture": "amd64", "os": "linux", "config": run, "rootfs": rootfs});
     let config = blobs.put(config.to_string());
-    let layers: Vec<_> =
-        layers.iter().map(|layer| json!({"digest": blobs.put(layer.clone())})).collect();
-    blobs.put(json!({"config": {"digest": config}, "layers": layers}).to_string())
+    let blob = |kind: &str, digest: Digest| {
+        let media_type = format!("application/vnd.oci.image.{kind}");
+        json!({"mediaType": media_type, "digest": digest, "size": 1})
+    };
+    let layers = layers.iter().map(|layer| blob("layer.v1.tar+gzip", blobs.put(layer.clone())));
+    let layers: Vec<_> = layers.collect();
+    let manifest =
+        json!({"schemaVersion": 2, "config": blob("config.v1+json", config), "layers": layers});
+    blobs.put(manifest.to_string())
 }
 
 #[tokio::test]
@@ -37,7 +45,8 @@ async fn layers_are_fetched_once_and_laid_over_each_other() {
     assert!(stream.seen.iter().any(|line| line.ends_with("root/workspace")));
     let reads = server.blobs.reads();
     let layers = bench.dir.path().join("layers");
-    assert_eq!(std::fs::read_dir(layers).expect("lists").count(), 2);
+    let unpacked = std::fs::read_dir(layers).expect("lists").flatten();
+    assert_eq!(unpacked.filter(|entry| entry.path().is_dir()).count(), 2);
     assert!(reads.len() <= 8, "the layers are read once: {reads:?}");
     agent.stop().await;
     drop(stream);
@@ -48,6 +57,6 @@ async fn layers_are_fetched_once_and_laid_over_each_other() {
     let reads = server.blobs.reads();
     assert_eq!(reads.len(), 2, "only manifest and configuration: {reads:?}");
     stream.gone(&instance_work(4, 1)).await;
-    bench.until_empty().await;
+    stream.meanwhile(bench.until_empty()).await;
     agent.stop().await;
 }

@@ -43,7 +43,7 @@ async fn an_instance_becomes_ready_fast_and_stops_gracefully() {
     times.sort_unstable();
     println!("desired to ready: median {:?}, worst {:?}", times[10], times[19]);
     assert!(times[10] < Duration::from_millis(60), "{times:?}");
-    bench.until_empty().await;
+    stream.meanwhile(bench.until_empty()).await;
     agent.stop().await;
 }
 
@@ -52,11 +52,11 @@ async fn an_instance_knows_who_it_is() {
     let (bench, mut server) = (Bench::new(), Server::start().await);
     let agent = bench.start(&server);
     let mut stream = server.accept().await;
-    let mut spec = process(&["/usr/bin/env"], None);
+    let mut spec = process(&["/bin/sh", "-c", "env; echo end; exec sleep 1000"], None);
     spec.container.env.insert("OWN".into(), "value".into());
     stream.desire(true, vec![instance(1, &spec)]).await;
     let address = ready(&mut stream).await;
-    stream.expect(crashed("exited with status 0")).await;
+    stream.line("end").await;
     let port = address.rsplit_once(':').expect("a port").1;
     for line in [
         &format!("PORT={port}"),
@@ -80,7 +80,7 @@ async fn the_last_lines_come_before_the_crash() {
     let (bench, mut server) = (Bench::new(), Server::start().await);
     let agent = bench.start(&server);
     let mut stream = server.accept().await;
-    let text = "i=0; while [ $i -lt 5000 ]; do echo line $i; i=$((i+1)); done; printf end; exit 3";
+    let text = "sleep 0.1; i=0; while [ $i -lt 5000 ]; do echo line $i; i=$((i+1)); done; printf end; exit 3";
     stream.desire(true, vec![instance(1, &process(&["/bin/sh", "-c", text], None))]).await;
     ready(&mut stream).await;
     stream.expect(crashed("exited with status 3")).await;
@@ -88,7 +88,7 @@ async fn the_last_lines_come_before_the_crash() {
     assert_eq!(lines.len(), 5_001);
     assert!(lines.iter().take(5_000).enumerate().all(|(at, line)| **line == format!("line {at}")));
     assert_eq!(stream.seen.get(stream.seen.len() - 2).map(String::as_str), Some("end"));
-    bench.until_empty().await;
+    stream.meanwhile(bench.until_empty()).await;
     agent.stop().await;
 }
 
@@ -109,6 +109,11 @@ async fn what_cannot_start_says_why() {
     let (_, report) = stream.report().await;
     let reason = report["reason"].as_str().unwrap_or_default();
     assert!(reason.contains("cannot get image sha256:"), "{reason}");
+    // Even a success is no way to end for something that is to run.
+    stream.desire(false, vec![instance(3, &process(&["/bin/true"], None))]).await;
+    let crash = crashed("exited with status 0");
+    let told = async { while stream.report().await.1 != crash {} };
+    assert!(runtime::timeout(crate::server::SOON, told).await.is_some());
     agent.stop().await;
 }
 
@@ -144,7 +149,7 @@ async fn an_instance_that_fails_its_checks_crashes() {
         "became unhealthy: 2 checks in a row failed, the last: GET / on port {port} answered 500"
     );
     stream.expect(crashed(&reason)).await;
-    bench.until_empty().await;
+    stream.meanwhile(bench.until_empty()).await;
     agent.stop().await;
 }
 
@@ -200,6 +205,6 @@ async fn a_cell_that_leaves_ends_everything() {
         while !matches!(stream.next().await, Up::Leave(_)) {}
     });
     assert!(left.await.is_some());
-    bench.until_empty().await;
+    stream.meanwhile(bench.until_empty()).await;
     agent.stop().await;
 }

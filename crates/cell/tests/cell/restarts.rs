@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use api::proto::cell_down::Message as Down;
 
 use crate::bench::{
-    Bench, http_check, instance, instance_work, process, sh, task, task_spec, task_work, web,
+    Bench, http_check, instance, instance_work, process, sh, task, task_spec, task_work, until, web,
 };
 use crate::instances::ready;
 use crate::server::Server;
@@ -33,7 +33,7 @@ async fn a_restarted_agent_takes_over_what_runs() {
     assert_eq!(bench.pid(), pid, "nothing was restarted");
     assert_eq!(bench.containers().len(), 1);
     stream.gone(&instance_work(1, 1)).await;
-    bench.until_empty().await;
+    stream.meanwhile(bench.until_empty()).await;
     agent.stop().await;
 }
 
@@ -53,7 +53,7 @@ async fn what_ended_without_an_agent_is_reported_with_its_last_lines() {
     drop(stream);
     std::fs::write(&go, "").expect("writes");
     let exit = bench.root().with_file_name("processes").join("web/exit.json");
-    crate::bench::until("it ended", || exit.exists()).await;
+    until("it ended", || exit.exists()).await;
     let agent = bench.start(&server);
     let mut stream = server.accept().await;
     assert_eq!(stream.hello.holds, [instance_work(1, 1)]);
@@ -87,11 +87,11 @@ async fn leftovers_are_removed() {
     std::fs::create_dir_all(bench.dir.path().join("containers/damaged/root")).expect("makes");
     assert_eq!(bench.containers().len(), 3);
     let agent = bench.start(&server);
-    let stream = server.accept().await;
+    let mut stream = server.accept().await;
     assert_eq!(stream.hello.holds, [instance_work(2, 1)], "a task cannot be resumed");
     assert_eq!(bench.containers().len(), 1, "nothing else is left before the server is asked");
     stream.desire(true, Vec::new()).await;
-    bench.until_empty().await;
+    stream.meanwhile(bench.until_empty()).await;
     agent.stop().await;
 }
 
@@ -107,10 +107,10 @@ async fn an_earlier_epoch_makes_room_for_the_next() {
     stream.desire(false, vec![wanted]).await;
     let second = ready(&mut stream).await;
     assert_ne!(first, second);
-    crate::bench::until("one is left", || bench.containers().len() == 1).await;
+    stream.meanwhile(until("one is left", || bench.containers().len() == 1)).await;
     assert!(bench.containers()[0].ends_with("-2"));
     stream.desire(true, Vec::new()).await;
-    bench.until_empty().await;
+    stream.meanwhile(bench.until_empty()).await;
     agent.stop().await;
 }
 
@@ -153,11 +153,11 @@ async fn a_silent_server_does_not_block_the_app() {
     stream.keep = false;
     let done = bench.dir.path().join("done");
     let text =
-        format!("yes $(printf %0200d 0) | head -c 30000000; touch {}; sleep 1000", done.display());
+        format!("yes $(printf %0200d 0) | head -c 60000000; touch {}; sleep 1000", done.display());
     let wanted = instance(1, &process(&["/bin/sh", "-c", &text], None));
     stream.desire(true, vec![wanted.clone()]).await;
     ready(&mut stream).await;
-    crate::bench::until("the app wrote everything", || done.exists()).await;
+    until("the app wrote everything", || done.exists()).await;
     drop(stream);
     let mut stream = server.accept().await;
     stream.desire(true, vec![wanted]).await;
@@ -166,7 +166,8 @@ async fn a_silent_server_does_not_block_the_app() {
             stream.next().await;
         }
     };
-    assert!(runtime::timeout(crate::server::SOON, told).await.is_some(), "the gap is told");
+    let told = runtime::timeout(crate::server::SOON, told).await;
+    assert!(told.is_some(), "the gap is told; {} lines", stream.seen.len());
     agent.stop().await;
 }
 

@@ -235,10 +235,26 @@ impl Stream {
         assert!(read.is_some(), "no line {line:?}; seen: {:#?}", self.seen);
     }
 
-    /// The next message. Log lines are kept.
+    /// Goes on keeping log lines until `work` is done.
+    pub(crate) async fn meanwhile(&mut self, work: impl Future<Output = ()>) {
+        tokio::pin!(work);
+        loop {
+            tokio::select! {
+                () = &mut work => return,
+                message = self.try_next() => if message.is_none() {
+                    return work.await;
+                },
+            }
+        }
+    }
+
     pub(crate) async fn next(&mut self) -> Up {
-        let message = self.up.message().await.expect("the stream is whole");
-        let message = message.and_then(|message| message.message).expect("the stream goes on");
+        self.try_next().await.expect("the stream goes on")
+    }
+
+    /// The next message. Log lines are kept.
+    async fn try_next(&mut self) -> Option<Up> {
+        let message = self.up.message().await.ok()??.message?;
         match &message {
             Up::Log(log) => {
                 let text =
@@ -246,7 +262,8 @@ impl Stream {
                 self.seen.extend(log.lines.iter().map(text));
                 if self.keep {
                     let kept = LogKept { work: log.work.clone(), resume: log.resume.clone() };
-                    self.send(Down::Kept(kept)).await;
+                    let kept = CellDown { message: Some(Down::Kept(kept)) };
+                    self.down.send(Ok(kept)).await.ok()?;
                 }
             }
             Up::Report(report) => {
@@ -254,6 +271,6 @@ impl Stream {
             }
             _ => {}
         }
-        message
+        Some(message)
     }
 }

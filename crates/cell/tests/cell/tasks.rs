@@ -43,7 +43,7 @@ async fn outcome(spec: &TaskSpec) -> (serde_json::Value, Vec<String>) {
     let mut stream = server.accept().await;
     begin(&mut stream, spec).await;
     let (_, report) = stream.report().await;
-    bench.until_empty().await;
+    stream.meanwhile(bench.until_empty()).await;
     agent.stop().await;
     (report, stream.seen)
 }
@@ -81,7 +81,7 @@ async fn a_task_downloads_runs_uploads_and_leaves_a_result() {
     assert!(server.blobs.get(Digest::of(b"made by me\n")).is_some());
     assert!(server.blobs.get(Digest::of(b"new")).is_some());
     stream.gone(&task_work(1, 1)).await;
-    bench.until_empty().await;
+    stream.meanwhile(bench.until_empty()).await;
     agent.stop().await;
 }
 
@@ -160,7 +160,7 @@ async fn a_cancelled_task_is_ended_gracefully() {
     stream.desire(false, vec![stopped(&task(1, &spec))]).await;
     stream.expect(json!({"report": "cancelled"})).await;
     assert!(stream.seen.contains(&"bye".to_owned()), "{:?}", stream.seen);
-    bench.until_empty().await;
+    stream.meanwhile(bench.until_empty()).await;
     agent.stop().await;
 }
 
@@ -181,7 +181,7 @@ async fn a_refused_claim_starts_nothing() {
     stream.send(Down::Claimed(task_work(2, 1))).await;
     stream.expect(json!({"report": "succeeded", "result": null})).await;
     assert!(!stream.seen.contains(&"started".to_owned()), "{:?}", stream.seen);
-    bench.until_empty().await;
+    stream.meanwhile(bench.until_empty()).await;
     agent.stop().await;
 }
 
@@ -254,6 +254,6 @@ async fn caches_outlive_their_containers() {
             .is_ok_and(|n| n == "x\nx\nx\n")
     })
     .await;
-    bench.until_empty().await;
+    stream.meanwhile(bench.until_empty()).await;
     agent.stop().await;
 }
