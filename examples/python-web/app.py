@@ -54,9 +54,12 @@ class Server(ThreadingHTTPServer):
         self.lock = threading.Lock()
         self.connections = set()
 
-    def process_request_thread(self, request, client_address):
+    def process_request(self, request, client_address):
         with self.lock:
             self.connections.add(request)
+        super().process_request(request, client_address)
+
+    def process_request_thread(self, request, client_address):
         try:
             super().process_request_thread(request, client_address)
         finally:
