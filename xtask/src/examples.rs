@@ -5,7 +5,7 @@ use std::net::TcpStream;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
-use crate::{Failure, cargo, root};
+use crate::{Failure, build_shore, root};
 
 /// Every example, and how to know its page.
 const EXAMPLES: [(&str, &str); 5] = [
@@ -17,10 +17,7 @@ const EXAMPLES: [(&str, &str); 5] = [
 ];
 
 pub(crate) fn run() -> Result<(), Failure> {
-    cargo(&["build", "--package", "cli", "--quiet"])?;
-    let target = std::env::var_os("CARGO_TARGET_DIR");
-    let target = target.map_or_else(|| root().join("target"), std::path::PathBuf::from);
-    let shore = target.join("debug/shore");
+    let shore = build_shore()?;
     for (index, (name, word)) in EXAMPLES.iter().enumerate() {
         let port = 17_420 + 10 * u16::try_from(index).unwrap_or(0);
         example(&shore, name, word, port)?;

@@ -1,9 +1,11 @@
 //! Developer commands.
 //!
 //! - `cargo xtask test` runs everything that is tested.
+//! - `cargo xtask e2e git-push` uses the product through the real git and ssh.
 //! - `cargo xtask examples` brings every example up with `shore up` and asks each for a page.
 #![expect(clippy::print_stderr, reason = "a developer's command talks to its terminal")]
 
+mod e2e;
 mod examples;
 
 use std::path::Path;
@@ -17,7 +19,8 @@ fn main() -> ExitCode {
     let done = match name.as_str() {
         "test" => test(),
         "examples" => examples::run(),
-        _ => Err(format!("unknown command `{name}`: there are test and examples")),
+        "e2e" => e2e::run(),
+        _ => Err(format!("unknown command `{name}`: there are test, e2e and examples")),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
@@ -55,5 +58,14 @@ fn test() -> Result<(), Failure> {
     } else {
         cargo(&["test", "--workspace", "--quiet"])?;
     }
-    examples::run()
+    examples::run()?;
+    e2e::run()
+}
+
+/// Builds the program and tells where it is.
+pub(crate) fn build_shore() -> Result<std::path::PathBuf, Failure> {
+    cargo(&["build", "--package", "cli", "--quiet"])?;
+    let target = std::env::var_os("CARGO_TARGET_DIR");
+    let target = target.map_or_else(|| root().join("target"), std::path::PathBuf::from);
+    Ok(target.join("debug/shore"))
 }

@@ -53,7 +53,7 @@ fn described() -> OpenApiRouter<Server> {
         .routes(routes!(jobs::get_job))
         .routes(routes!(jobs::cancel_job))
         .routes(routes!(events::job_events))
-        .routes(routes!(events::instance_log))
+        .routes(routes!(events::deployment_logs))
         .routes(routes!(blobs::create_blob))
         .routes(routes!(blobs::get_blob, blobs::put_blob))
         .routes(routes!(work::create_task))

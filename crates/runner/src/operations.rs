@@ -273,13 +273,6 @@ async fn wait_healthy(
     context: &Context,
     mut deployment: DeploymentView,
 ) -> Result<(DeploymentView, String), JobError> {
-    let instances: Vec<_> = deployment
-        .processes
-        .iter()
-        .flat_map(|process| {
-            process.instances.iter().map(|it| (process.name.clone(), it.index, it.id))
-        })
-        .collect();
     while deployment.state == "starting" {
         let path = format!("/v1/deployments/{}?wait_ms={WAIT_MS}", deployment.id);
         deployment = context.or_cancel(context.client.get(&path)).await?;
@@ -290,9 +283,7 @@ async fn wait_healthy(
         let detail = format!("deployment {}: {count} {plural} healthy", deployment.number);
         return Ok((deployment, detail));
     }
-    for (process, index, id) in instances {
-        last_lines(context, &format!("{process}.{index}"), id).await;
-    }
+    last_lines(context, deployment.id).await;
     let reason = deployment.reason.unwrap_or_else(|| format!("it is {}", deployment.state));
     Err(JobError::Failed(format!(
         "deployment {} failed: {reason}; what ran before still serves",
@@ -300,13 +291,14 @@ async fn wait_healthy(
     )))
 }
 
-/// Shows what an instance that failed said last.
-async fn last_lines(context: &Context, name: &str, id: model::InstanceId) {
-    let path = format!("/v1/instances/{id}/events?follow=false&tail={LAST_LINES}");
+/// Shows what the instances of a deployment that failed said last.
+async fn last_lines(context: &Context, id: DeploymentId) {
+    let path = format!("/v1/deployments/{id}/logs?tail={LAST_LINES}");
     let Ok(events) = context.client.events(&path, None).await else { return };
     let mut events = Box::pin(events);
     while let Some(Ok(event)) = events.next().await {
         if let Ok(line) = serde_json::from_str::<LogLine>(&event.data) {
+            let name = line.stream.unwrap_or_default();
             context.line(LogSource::Stderr, format!("{name}| {}", line.text)).await;
         }
     }

@@ -13,9 +13,10 @@ use crate::command::Refusal;
 use crate::records::{Cell, Deployment, Instance, Process, Task};
 use crate::tables::{Core, RowKey};
 
-/// An instance id that follows from its process and index.
-fn instance_id(process: ProcessId, index: u32) -> InstanceId {
-    InstanceId(process.0 ^ (u128::from(index) + 1) << 32)
+/// An instance id that follows from its process and index: it stays the same over restarts, and
+/// its log can be found when its row is gone.
+pub const fn instance_id(process: ProcessId, index: u32) -> InstanceId {
+    InstanceId(process.0 ^ ((index as u128 + 1) << 32))
 }
 
 fn request(limits: &Limits, group: u128) -> Request {

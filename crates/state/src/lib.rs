@@ -31,6 +31,7 @@ pub use command::{
     Attempt, CellCommand, Command, Held, InstanceReport, JobCommand, NewJob, NewKey, NewToken,
     Refusal, Reply, TaskReport, WorkCommand,
 };
+pub use converge::instance_id;
 pub use jobs::{ACK_TIMEOUT, JOB_LEASE, MAX_DEPENDENCIES, MAX_FINISHED_JOBS, MAX_QUEUED_JOBS};
 pub use records::{
     App, Build, Cell, Deployment, Instance, Job, JobSpec, Key, Process, ProcessTemplate, Project,

@@ -103,15 +103,23 @@ impl Repo {
         self.commit(path)
     }
 
+    /// Cuts the connection of a push: ends git and ssh as `kill -9` does.
+    pub fn cut(push: &mut Child) -> Result<(), Failure> {
+        run(Command::new("kill").args(["-KILL", "--", &format!("-{}", push.id())]))?;
+        push.wait().map(|_| ()).map_err(|error| error.to_string())
+    }
+
     /// Pushes main and waits.
     pub fn push(&self) -> Result<Ran, Failure> {
         self.git(&["push", "--quiet", "shore", "main"])
     }
 
-    /// Starts a push and does not wait.
+    /// Starts a push, in a process group of its own, and does not wait.
     pub fn push_in_background(&self) -> Result<Child, Failure> {
+        use std::os::unix::process::CommandExt as _;
         let mut command = self.command(&["push", "shore", "main"]);
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command.process_group(0);
         command.spawn().map_err(|error| format!("git cannot be started: {error}"))
     }
 }

@@ -12,10 +12,10 @@ use axum::response::sse::{Event, KeepAlive};
 use futures_util::Stream;
 use http::HeaderMap;
 use logbuf::{Batch, EntryRef, Group, Item, LogBuffer, Merge, Read, Start};
-use model::{DeploymentId, InstanceId, JobId, LogSource, Name, Time};
+use model::{AppId, DeploymentId, InstanceId, JobId, LogSource, Name, Time};
 use serde::{Deserialize, Serialize};
 use server::{Action, Server, views};
-use state::{App, Deployment, Instance, Job, Process};
+use state::{App, Deployment, Job, Process, State as Control};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 
@@ -235,26 +235,27 @@ pub(crate) async fn task_events(
     }))
 }
 
-/// One instance's log.
-#[utoipa::path(get, path = "/v1/instances/{instance}/events", params(LogQuery),
+/// What the instances of one deployment said so far, merged by time; also of those that are gone.
+#[utoipa::path(get, path = "/v1/deployments/{deployment}/logs", params(LogQuery),
     responses((status = 200, content_type = "text/event-stream", body = LogLine)))]
-pub(crate) async fn instance_log(
+pub(crate) async fn deployment_logs(
     server: State<Server>,
     caller: Caller,
     Path(text): Path<String>,
     Query(query): Query<LogQuery>,
-    headers: HeaderMap,
 ) -> Result<Events, ApiError> {
-    let id: InstanceId = id(&text)?;
-    let missing = || ApiError::not_found("instance", id);
-    let project = server.read(move |state| {
-        let deployment = state.get::<Deployment>(state.get::<Instance>(id)?.deployment)?;
-        state.get::<App>(deployment.app).map(|app| app.project)
+    let id: DeploymentId = id(&text)?;
+    let missing = || ApiError::not_found("deployment", id);
+    let found = server.read(move |state| {
+        let row = state.get::<Deployment>(id)?;
+        let app = state.get::<App>(row.app)?;
+        Some((app.id, app.project, row.workspace.clone()))
     });
-    caller.require_on(Action::Read, project.await?.ok_or_else(missing)?, missing)?;
-    let from = resume(&headers)?;
-    let log = server.log(&id.to_string())?;
-    Ok(events(&server, move |sink| async move { follow_log(log, query, from, &sink).await }))
+    let (app, project, workspace) = found.await?.ok_or_else(missing)?;
+    caller.require_on(Action::Read, project, missing)?;
+    let query = LogQuery { follow: Some(false), ..query };
+    let follower = AppFollower::new(&server, (app, workspace, Some(id)), query, BTreeMap::new());
+    Ok(events(&server, move |sink| follower.run(sink)))
 }
 
 /// The lines of everything an app runs in a workspace, merged by time.
@@ -270,15 +271,7 @@ pub(crate) async fn app_logs(
     let row = app!(server, caller, Action::Read, path);
     let place = workspace(query.workspace.as_deref())?;
     let from = last_event_id(&headers).map(positions).unwrap_or_default();
-    let follower = AppFollower {
-        server: server.0.clone(),
-        app: row.id,
-        workspace: place,
-        query,
-        merge: Merge::new(),
-        names: BTreeMap::new(),
-        at: from,
-    };
+    let follower = AppFollower::new(&server, (row.id, place, None), query, from);
     Ok(events(&server, move |sink| follower.run(sink)))
 }
 
@@ -294,8 +287,10 @@ fn positions(id: &str) -> BTreeMap<InstanceId, u64> {
 
 struct AppFollower {
     server: Server,
-    app: model::AppId,
+    app: AppId,
     workspace: Name,
+    /// Only this deployment; else those that run, and the newest.
+    deployment: Option<DeploymentId>,
     query: LogQuery,
     merge: Merge<InstanceId>,
     names: BTreeMap<InstanceId, String>,
@@ -303,6 +298,17 @@ struct AppFollower {
 }
 
 impl AppFollower {
+    fn new(
+        server: &Server,
+        (app, workspace, deployment): (AppId, Name, Option<DeploymentId>),
+        query: LogQuery,
+        at: BTreeMap<InstanceId, u64>,
+    ) -> Self {
+        let server = server.clone();
+        let (merge, names) = (Merge::new(), BTreeMap::new());
+        Self { server, app, workspace, deployment, query, merge, names, at }
+    }
+
     async fn run(mut self, sink: Sink) -> Result<(), Gone> {
         self.look().await;
         loop {
@@ -358,8 +364,8 @@ impl AppFollower {
 
     /// Follows instances that came since the last look.
     async fn look(&mut self) {
-        let (app, place) = (self.app, self.workspace.clone());
-        let found = self.server.read(move |state| instances(state, app, &place)).await;
+        let (app, place, only) = (self.app, self.workspace.clone(), self.deployment);
+        let found = self.server.read(move |state| instances(state, app, &place, only)).await;
         for (id, name) in found.unwrap_or_default() {
             if self.names.contains_key(&id) {
                 continue;
@@ -373,22 +379,26 @@ impl AppFollower {
     }
 }
 
-/// The instances of every deployment that runs, with the names people know them by.
-fn instances(state: &state::State, app: model::AppId, place: &Name) -> Vec<(InstanceId, String)> {
-    let current = state.deployments_of(app).filter(|row| {
-        row.workspace == *place && (row.state.wants_instances() || is_newest(state, app, row.id))
+/// The instances of the chosen deployment, else of those that run and of the newest, with the names
+/// people know them by.
+fn instances(
+    state: &Control,
+    app: AppId,
+    place: &Name,
+    only: Option<DeploymentId>,
+) -> Vec<(InstanceId, String)> {
+    let here = || state.deployments_of(app).filter(|row| row.workspace == *place);
+    let newest = here().last().map(|row| row.id);
+    let chosen = here().filter(|row| match only {
+        Some(only) => row.id == only,
+        None => row.state.wants_instances() || Some(row.id) == newest,
     });
-    let processes = current
-        .flat_map(|row| &row.processes)
-        .filter_map(|id| state.get::<Process>(*id))
-        .collect::<Vec<_>>();
-    let rows = processes.iter().flat_map(|process| {
-        let named = |row: Instance| (row.id, format!("{}.{}", process.name, row.index));
-        state.instances_of(process).into_iter().map(named)
+    let processes =
+        chosen.flat_map(|row| &row.processes).filter_map(|id| state.get::<Process>(*id));
+    let named = processes.flat_map(|process| {
+        let name =
+            |index| (state::instance_id(process.id, index), format!("{}.{index}", process.name));
+        (0..process.instances).map(name).collect::<Vec<_>>()
     });
-    rows.collect()
-}
-
-fn is_newest(state: &state::State, app: model::AppId, id: DeploymentId) -> bool {
-    state.deployments_of(app).last().is_some_and(|row| row.id == id)
+    named.collect()
 }
