@@ -51,6 +51,7 @@ class Server(ThreadingHTTPServer):
     def __init__(self, address):
         super().__init__(address, Handler)
         self.stopping = False
+        self.nobody_waits = False
         self.lock = threading.Lock()
         self.connections = set()
 
@@ -66,14 +67,24 @@ class Server(ThreadingHTTPServer):
             with self.lock:
                 self.connections.discard(request)
 
+    def handle_timeout(self):
+        self.nobody_waits = True
+
     def drain(self, seconds):
-        """Stops reading, which ends idle connections, and waits for answers under way."""
-        deadline = time.monotonic() + seconds
-        while time.monotonic() < deadline:
+        """Takes who waits already, then ends idle connections and waits for answers under way."""
+        self.timeout = 0
+        for _ in range(self.request_queue_size):
+            if not self.nobody_waits:
+                self.handle_request()
+        self.socket.close()
+        begin = time.monotonic()
+        while time.monotonic() < begin + seconds:
             with self.lock:
                 if not self.connections:
                     return
-                for connection in self.connections:
+                # A request may still be on its way to a new connection.
+                idle = self.connections if time.monotonic() > begin + 0.1 else ()
+                for connection in idle:
                     try:
                         connection.shutdown(socket.SHUT_RD)
                     except OSError:
@@ -93,7 +104,6 @@ def main():
     signal.signal(signal.SIGINT, stop)
     print(f"listening on {port}")
     server.serve_forever(poll_interval=0.05)
-    server.socket.close()
     server.drain(5)
 
 
