@@ -113,11 +113,11 @@ impl Executor<'_> {
         let (driver, handle) = (&self.actor.driver, &self.actor.handle);
         let Some(exit) = stop.or_stop(driver.wait(handle, &id)).await else {
             driver.stop(handle, Target::One(id), TASK_GRACE).await?;
-            reading.end().await;
+            self.actor.finish(reading).await;
             return Err(interrupted().within(format!("run `{name}`")));
         };
         let exit = exit?;
-        reading.end().await;
+        self.actor.finish(reading).await;
         if exit.success() {
             return Ok(());
         }

@@ -7,7 +7,7 @@ use drivers::{Driver, Exit, Handle, Outcome, ProcessId, Target};
 use runtime::{Backoff, Random};
 use tokio::sync::{oneshot, watch};
 
-use crate::limits::{OUTPUT_LIMIT, RECONNECT, REMOVE_ATTEMPTS};
+use crate::limits::{RECONNECT, REMOVE_ATTEMPTS};
 use crate::lines::Position;
 use crate::logs::Journal;
 use crate::report::Reporter;
@@ -29,15 +29,6 @@ pub(crate) struct Actor {
 /// Resolves when the output of a process was read to its end.
 #[derive(Debug)]
 pub(crate) struct Reading(oneshot::Receiver<()>);
-
-impl Reading {
-    /// Waits for the end, though not for ever: what a process left behind may keep it open.
-    pub(crate) async fn end(self) {
-        if runtime::timeout(OUTPUT_LIMIT, self.0).await.is_none() {
-            tracing::warn!("the output of an ended process does not end");
-        }
-    }
-}
 
 impl Actor {
     /// Waits until the work is not to go on.
@@ -66,6 +57,11 @@ impl Actor {
             Err(error) => self.journal.say(format!("the output cannot be read: {error}")).await,
         }
         Reading(reading)
+    }
+
+    /// Waits until the output of an ended process was read.
+    pub(crate) async fn finish(&self, reading: Reading) {
+        self.journal.patiently(&self.shared.options.leave, reading.0).await;
     }
 
     /// Ends everything in the container.

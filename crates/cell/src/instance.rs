@@ -226,7 +226,7 @@ impl Running<'_> {
         let Self { actor, notes, place, reading } = self;
         let grace = if matches!(end, End::Exited(_)) { Duration::ZERO } else { notes.grace };
         actor.stop(grace).await;
-        reading.end().await;
+        actor.finish(reading).await;
         actor.flush().await;
         let crashed = |reason, never_healthy| InstanceReport::Crashed { reason, never_healthy };
         let report = match end {

@@ -41,10 +41,8 @@ pub(crate) const MAX_UNKEPT: usize = 8;
 pub(crate) const MAX_PIECES: usize = 16;
 /// The longest line; longer ones are cut.
 pub(crate) const MAX_LINE: usize = 64 << 10;
-/// How long a connected server may take to acknowledge the last lines of a container.
+/// How long a connected server may acknowledge nothing while the last lines of a container wait.
 pub(crate) const FLUSH_LIMIT: Duration = Duration::from_secs(10);
-/// How long the output of an ended process may still be read.
-pub(crate) const OUTPUT_LIMIT: Duration = Duration::from_secs(10);
 /// How often the places where logs continue are written down.
 pub(crate) const SAVE_EVERY: Duration = Duration::from_secs(1);
 /// The largest image manifest or configuration.

@@ -75,6 +75,12 @@ impl Window {
         self.lock().position
     }
 
+    /// Changes whenever lines are sent or acknowledged.
+    fn progress(&self) -> (u64, usize) {
+        let inner = self.lock();
+        (inner.last, inner.messages.len())
+    }
+
     fn is_full(&self) -> bool {
         self.lock().messages.len() >= MAX_UNKEPT
     }
@@ -108,6 +114,7 @@ enum Piece {
 pub(crate) struct Journal {
     pieces: mpsc::Sender<Piece>,
     link: Link,
+    window: Arc<Window>,
 }
 
 impl Journal {
@@ -123,14 +130,14 @@ impl Journal {
             link: link.clone(),
             connection: None,
             position: window.position(),
-            window,
+            window: Arc::clone(&window),
             lines: VecDeque::new(),
             bytes: 0,
             next_position: None,
             due: mono_now(),
             flushing: Vec::new(),
         };
-        (Self { pieces, link: link.clone() }, shipper.run(receiver))
+        (Self { pieces, link: link.clone(), window }, shipper.run(receiver))
     }
 
     /// Adds a line of the platform's own.
@@ -146,18 +153,26 @@ impl Journal {
         drop(self.pieces.send(Piece::Lines { lines, position }).await);
     }
 
-    /// Waits until the server keeps every line. A server that is connected and does not answer
-    /// is not waited for, nor is one that is away when the cell leaves for good.
+    /// Waits until the server keeps every line so far.
     pub(crate) async fn flush(&self, leave: &Stop) {
-        let (done, mut flushed) = oneshot::channel();
-        if self.pieces.send(Piece::Flush(done)).await.is_err() {
-            return;
+        let (done, flushed) = oneshot::channel();
+        if self.pieces.send(Piece::Flush(done)).await.is_ok() {
+            self.patiently(leave, flushed).await;
         }
-        while runtime::timeout(FLUSH_LIMIT, &mut flushed).await.is_none() {
-            if self.link.current().is_some() || leave.is_stopped() {
-                tracing::warn!("the server does not acknowledge log lines");
+    }
+
+    /// Waits for `done`, but not for a server that is connected and does not acknowledge
+    /// anything, nor for one that is away when the cell leaves for good.
+    pub(crate) async fn patiently(&self, leave: &Stop, mut done: oneshot::Receiver<()>) {
+        let mut before = self.window.progress();
+        while runtime::timeout(FLUSH_LIMIT, &mut done).await.is_none() {
+            let now = self.window.progress();
+            let away = self.link.current().is_none() && !leave.is_stopped();
+            if !away && now == before {
+                tracing::warn!("the last log lines are not acknowledged");
                 return;
             }
+            before = now;
         }
     }
 

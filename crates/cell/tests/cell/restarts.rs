@@ -172,6 +172,32 @@ async fn a_silent_server_does_not_block_the_app() {
 }
 
 #[tokio::test]
+async fn a_crash_while_the_server_is_away_comes_after_all_lines() {
+    let (bench, mut server) = (Bench::new(), Server::start().await);
+    let agent = bench.start(&server);
+    let mut stream = server.accept().await;
+    stream.keep = false;
+    // More than fits into what may be unacknowledged.
+    let text = "i=0; while [ $i -lt 20000 ]; do echo line $i; i=$((i+1)); done; kill -9 $$";
+    let wanted = instance(1, &process(&["/bin/sh", "-c", text], None));
+    stream.desire(true, vec![wanted.clone()]).await;
+    stream.line("line 100").await;
+    drop(stream);
+    let exit = bench.root().with_file_name("processes").join("web/exit.json");
+    until("it ended", || exit.exists()).await;
+    let mut stream = server.accept().await;
+    assert_eq!(stream.hello.holds, [instance_work(1, 1)]);
+    stream.desire(true, vec![wanted]).await;
+    let crash = r#"{"report":"crashed","reason":"was killed by signal 9","never_healthy":false}"#;
+    stream.line(crash).await;
+    let lines: Vec<String> =
+        stream.seen.iter().filter(|line| line.starts_with("line ")).cloned().collect();
+    assert_eq!(lines, (0..20_000).map(|at| format!("line {at}")).collect::<Vec<_>>());
+    assert_eq!(stream.seen.last().map(String::as_str), Some(crash));
+    agent.stop().await;
+}
+
+#[tokio::test]
 async fn a_stranger_is_told_so() {
     let (bench, mut server) = (Bench::new(), Server::start().await);
     let tasks = runtime::Tasks::new(runtime::Stop::new());
