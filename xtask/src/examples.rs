@@ -1,9 +1,10 @@
 //! Brings every example up as a person would and asks it for a page.
 
-use std::io::{BufRead as _, BufReader, Read as _, Write as _};
-use std::net::TcpStream;
+use std::io::{BufRead as _, BufReader};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+
+use testkit::{Page, Ports, get};
 
 use crate::{Failure, build_shore, root};
 
@@ -18,45 +19,44 @@ const EXAMPLES: [(&str, &str); 5] = [
 
 pub(crate) fn run() -> Result<(), Failure> {
     let shore = build_shore()?;
-    for (index, (name, word)) in EXAMPLES.iter().enumerate() {
-        let port = 17_420 + 10 * u16::try_from(index).unwrap_or(0);
-        example(&shore, name, word, port)?;
+    for (name, word) in EXAMPLES {
+        example(&shore, name, word, Ports::free()?)?;
     }
     Ok(())
 }
 
-fn example(shore: &Path, name: &str, word: &str, port: u16) -> Result<(), Failure> {
+fn example(shore: &Path, name: &str, word: &str, ports: Ports) -> Result<(), Failure> {
     let home = std::env::temp_dir().join(format!("shore-example-{name}-{}", std::process::id()));
     let mut child = Command::new(shore)
         .arg("up")
         .arg(root().join("examples").join(name))
-        .args(["--json", "--port", &port.to_string()])
-        .args(["--http-port", &(port + 1).to_string(), "--ssh-port", &(port + 2).to_string()])
+        .args(["--json", "--port", &ports.api.to_string()])
+        .args(["--http-port", &ports.http.to_string(), "--ssh-port", &ports.ssh.to_string()])
         .env("XDG_DATA_HOME", home.join("data"))
         .env("XDG_CONFIG_HOME", home.join("config"))
         .stdout(Stdio::piped())
         .spawn()
         .map_err(|error| format!("{} cannot be started: {error}", shore.display()))?;
-    let page = page(&mut child, name, port + 1);
+    let page = page(&mut child, name, ports.http);
     let stopped = stop(&mut child);
     drop(std::fs::remove_dir_all(&home));
     let page = page?;
     stopped?;
-    if !page.starts_with("HTTP/1.1 200") || !page.to_lowercase().contains(word) {
-        return Err(format!("{name} answered something else:\n{page}"));
+    if page.status != 200 || !page.body.to_lowercase().contains(word) {
+        return Err(format!("{name} answered something else: {page:?}"));
     }
     eprintln!("ok: {name} answered with its page");
     Ok(())
 }
 
 /// Waits for the URL, then asks for it.
-fn page(child: &mut Child, name: &str, port: u16) -> Result<String, Failure> {
+fn page(child: &mut Child, name: &str, port: u16) -> Result<Page, Failure> {
     let out = child.stdout.take().ok_or("shore has no output")?;
     let mut seen = Vec::new();
     for line in BufReader::new(out).lines() {
         let line = line.map_err(|error| format!("shore's output ended: {error}"))?;
         if let Some(host) = host(&line) {
-            return get(&host, port).map_err(|error| format!("{name}: {error}"));
+            return get(port, &host, "/").map_err(|error| format!("{name}: {error}"));
         }
         seen.push(line);
     }
@@ -67,14 +67,6 @@ fn page(child: &mut Child, name: &str, port: u16) -> Result<String, Failure> {
 fn host(line: &str) -> Option<String> {
     let rest = line.split_once(r#""event":"value","name":"url","value":"http://"#)?.1;
     rest.split([':', '"']).next().map(str::to_owned)
-}
-
-fn get(host: &str, port: u16) -> std::io::Result<String> {
-    let mut stream = TcpStream::connect(("127.0.0.1", port))?;
-    write!(stream, "GET / HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n")?;
-    let mut page = Vec::new();
-    stream.read_to_end(&mut page)?;
-    Ok(String::from_utf8_lossy(&page).into_owned())
 }
 
 /// Ctrl-C, as a person would; everything must end by itself.

@@ -516,6 +516,10 @@ pub struct AttemptRef {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct CreateTask {
+    /// Its id, so that a repeated call makes no second one; a fresh one when absent.
+    #[serde(default)]
+    #[schema(value_type = Option<String>)]
+    pub id: Option<TaskId>,
     /// The attempt it works on.
     pub attempt: AttemptRef,
     /// What runs where.
@@ -541,6 +545,10 @@ pub struct ProcessTemplate {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RecordBuild {
+    /// Its id, so that a repeated call makes no second one; a fresh one when absent.
+    #[serde(default)]
+    #[schema(value_type = Option<String>)]
+    pub id: Option<BuildId>,
     /// The attempt it works on.
     pub attempt: AttemptRef,
     /// The source archive.
@@ -557,6 +565,10 @@ pub struct RecordBuild {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct StartDeployment {
+    /// Its id, so that a repeated call makes no second one; a fresh one when absent.
+    #[serde(default)]
+    #[schema(value_type = Option<String>)]
+    pub id: Option<DeploymentId>,
     /// The attempt it works on.
     pub attempt: AttemptRef,
     /// The build's number; the newest when absent.

@@ -148,6 +148,9 @@ async fn start(
     command.dir = spec.dir.clone().or(prepared.dir);
     command.env = prepared.env;
     command.env.insert("PORT".to_owned(), notes.port.to_string());
+    // Where routers reach it; an app that listens on all addresses may ignore it.
+    let host = || actor.shared.options.address.to_string();
+    command.env.entry("HOST".to_owned()).or_insert_with(host);
     command.env.insert("SHORE_INSTANCE_ID".to_owned(), actor.key.id_text());
     command.env.insert("SHORE_PROCESS".to_owned(), name.to_owned());
     for (label, variable) in LABELS {

@@ -38,6 +38,9 @@ pub struct Options {
     pub ports: RangeInclusive<u16>,
     /// Directories of programs that containers without isolation find, as in `PATH`.
     pub path: String,
+    /// Variables by which programs of the machine find what is theirs, such as `RUSTUP_HOME`; given
+    /// to containers without isolation.
+    pub tools: BTreeMap<String, String>,
     /// Fires when the cell is to leave for good: its work goes elsewhere and its containers end.
     pub leave: Stop,
 }
@@ -68,6 +71,7 @@ impl Options {
             address: Ipv4Addr::LOCALHOST.into(),
             ports: PORTS,
             path: String::new(),
+            tools: BTreeMap::new(),
             leave: Stop::new(),
         }
     }

@@ -85,6 +85,11 @@ fn environment(shared: &Shared, image: &Image, isolated: bool) -> BTreeMap<Strin
         path.push(':');
         path.push_str(&shared.options.path);
     }
+    if !isolated {
+        for (name, value) in &shared.options.tools {
+            env.entry(name.clone()).or_insert_with(|| value.clone());
+        }
+    }
     env
 }
 

@@ -34,6 +34,22 @@ pub(crate) fn path() -> String {
     var("PATH").unwrap_or_else(|| "/usr/local/bin:/usr/bin:/bin".to_owned())
 }
 
+/// Variables by which language tools that were installed into a home directory find their parts.
+/// Containers have another home.
+const TOOL_HOMES: [(&str, &str); 2] = [("RUSTUP_HOME", ".rustup"), ("PYENV_ROOT", ".pyenv")];
+
+/// Where language tools of this user keep their parts.
+pub(crate) fn tool_homes() -> std::collections::BTreeMap<String, String> {
+    let found = TOOL_HOMES.iter().filter_map(|(name, below_home)| {
+        let usual = || {
+            let dir = PathBuf::from(var("HOME")?).join(below_home);
+            dir.is_dir().then(|| dir.display().to_string())
+        };
+        Some(((*name).to_owned(), var(name).or_else(usual)?))
+    });
+    found.collect()
+}
+
 /// Everything, for a process that is told by its environment what to do.
 pub(crate) fn all() -> std::collections::BTreeMap<String, String> {
     std::env::vars_os()

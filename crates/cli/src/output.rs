@@ -170,14 +170,14 @@ pub(crate) fn inside_error(reason: &str) {
     err(&format!(" !     {}", reason.replace('\n', "\n !     ")));
 }
 
+/// A reader that went away misses what is printed; the work goes on.
 fn out(text: &str) {
-    anstream::println!("{text}");
-    // A reader that went away ends the program by the next write.
-    drop(anstream::stdout().flush());
+    let mut stdout = anstream::stdout();
+    writeln!(stdout, "{text}").and_then(|()| stdout.flush()).unwrap_or_default();
 }
 
 fn err(text: &str) {
-    anstream::eprintln!("{text}");
+    writeln!(anstream::stderr(), "{text}").unwrap_or_default();
 }
 
 /// Bytes as they are.

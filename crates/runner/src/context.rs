@@ -1,12 +1,21 @@
 //! What a running job has at hand: its client, its steps, its end.
 
+use std::time::Duration;
+
 use api::http_types::{AttemptRef, JobView};
 use api::proto::LogLine;
 use api::{Client, ClientError};
 use bytes::Bytes;
+use futures_util::future::BoxFuture;
 use model::{JobId, LogSource, Outcome, StepStatus, TerminalEvent};
-use runtime::{Clock as _, Stop, SystemClock, mono_now};
+use runtime::{Backoff, Clock as _, Ids, Random, Stop, SystemClock, mono_now};
 use tokio::sync::mpsc;
+
+/// How long a call is tried again while the server is away. Longer than its restart takes, shorter
+/// than people wait.
+const RETRY_FOR: Duration = Duration::from_mins(1);
+const RETRY_BASE: Duration = Duration::from_millis(50);
+const RETRY_CAP: Duration = Duration::from_secs(2);
 
 /// What a running job tells the stream.
 #[derive(Debug)]
@@ -67,6 +76,33 @@ impl Context {
             Some(done) => Ok(done?),
             None => Err(JobError::Cancelled),
         }
+    }
+
+    /// Calls the server; while it cannot be reached or cannot write, tries again for a while.
+    pub(crate) async fn call<'a, T>(
+        &'a self,
+        call: impl Fn(&'a Client) -> BoxFuture<'a, Result<T, ClientError>>,
+    ) -> Result<T, JobError> {
+        let random = Random::system();
+        let mut backoff = Backoff::new(RETRY_BASE, RETRY_CAP);
+        let began = mono_now();
+        loop {
+            match self.or_cancel(async { Ok::<_, JobError>(call(&self.client).await) }).await? {
+                Err(error) if error.is_transient() && began.elapsed() < RETRY_FOR => {
+                    let pause = async {
+                        runtime::sleep(backoff.next_delay(&random)).await;
+                        Ok::<_, JobError>(())
+                    };
+                    self.or_cancel(pause).await?;
+                }
+                done => return Ok(done?),
+            }
+        }
+    }
+
+    /// A fresh identifier, so that a repeated call is known to be one.
+    pub(crate) fn fresh_id() -> u128 {
+        Ids::new(Random::system()).fresh(&SystemClock)
     }
 
     async fn emit(&self, event: &TerminalEvent) {

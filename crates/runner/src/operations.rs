@@ -8,11 +8,11 @@ use api::http_types::{
     BuildView, CreateTask, DeploymentRef, DeploymentView, LogLine, ProcessTemplate, RecordBuild,
     Released, StartDeployment, TaskView,
 };
-use futures_util::StreamExt as _;
+use futures_util::{FutureExt as _, StreamExt as _};
 use manifest::{AppFile, CheckFile, DeployFile};
 use model::{
-    Action, Check, CheckKind, ContainerSpec, CrashPolicy, DeploymentId, Digest, Limits, LogSource,
-    Name, Operation, ProcessSpec, TaskId, TaskSpec, UploadMode,
+    Action, BuildId, Check, CheckKind, ContainerSpec, CrashPolicy, DeploymentId, Digest, Limits,
+    LogSource, Name, Operation, ProcessSpec, TaskId, TaskSpec, UploadMode,
 };
 use serde::Deserialize;
 
@@ -77,7 +77,8 @@ struct BuiltProcess {
 }
 
 async fn build(context: &mut Context, source: Digest) -> Result<BuildView, JobError> {
-    let file = context.or_cancel(source::project_file(&context.client, source)).await?;
+    let file = context.call(|client| source::archive(client, source).boxed()).await?;
+    let file = context.or_cancel(source::project_file(file)).await?;
     let app = context.job.app.clone().and_then(|name| file.apps.get(&name).cloned());
     let app = app.unwrap_or_default();
     context
@@ -89,13 +90,14 @@ async fn build(context: &mut Context, source: Digest) -> Result<BuildView, JobEr
                 JobError::Failed(format!("the build's result is unreadable: {error}"))
             })?;
             let record = RecordBuild {
+                id: Some(BuildId(Context::fresh_id())),
                 attempt: context.attempt(),
                 source,
                 image: result.image,
                 processes: templates(&app.deploy, result),
             };
             let build: BuildView =
-                context.or_cancel(context.client.post("/v1/builds", &record)).await?;
+                context.call(|client| client.post("/v1/builds", &record).boxed()).await?;
             let detail = format!("build {} is image {}", build.number, short(build.image));
             Ok((build, detail))
         })
@@ -134,8 +136,9 @@ async fn start_build(
         result_file: Some("/export/result.json".to_owned()),
         timeout_ms: app.build.timeout_ms.unwrap_or(BUILD_TIMEOUT_MS),
     };
-    let create = CreateTask { attempt: context.attempt(), spec };
-    context.or_cancel(context.client.post("/v1/tasks", &create)).await
+    let id = Some(TaskId(Context::fresh_id()));
+    let create = CreateTask { id, attempt: context.attempt(), spec };
+    context.call(|client| client.post("/v1/tasks", &create).boxed()).await
 }
 
 /// Shows a task's log until it ends.
@@ -145,7 +148,7 @@ async fn follow_task(context: &Context, task: TaskView) -> Result<TaskView, JobE
     let mut said = None;
     loop {
         let path = format!("/v1/tasks/{id}/events");
-        let opened = context.or_cancel(context.client.events(&path, resume.as_deref())).await?;
+        let opened = context.call(|client| client.events(&path, resume.as_deref()).boxed()).await?;
         let mut events = Box::pin(opened);
         loop {
             let next = async { Ok::<_, JobError>(runtime::timeout(LOOK, events.next()).await) };
@@ -160,7 +163,7 @@ async fn follow_task(context: &Context, task: TaskView) -> Result<TaskView, JobE
             }
         }
         let path = format!("/v1/tasks/{id}?wait_ms={WAIT_MS}");
-        let task: TaskView = context.or_cancel(context.client.get(&path)).await?;
+        let task: TaskView = context.call(|client| client.get(&path).boxed()).await?;
         match task.reason {
             _ if task.state == "succeeded" => return Ok(task),
             Some(reason) if task.ended => return Err(JobError::Failed(reason)),
@@ -173,7 +176,7 @@ async fn follow_task(context: &Context, task: TaskView) -> Result<TaskView, JobE
 /// Says why a task still waits, each reason once.
 async fn say_why(context: &Context, id: TaskId, said: &mut Option<String>) -> Result<(), JobError> {
     let path = format!("/v1/tasks/{id}");
-    let task: TaskView = context.or_cancel(context.client.get(&path)).await?;
+    let task: TaskView = context.call(|client| client.get(&path).boxed()).await?;
     if !task.ended && task.reason.is_some() && task.reason != *said {
         context
             .say(format!("still {}: {}", task.state, task.reason.as_deref().unwrap_or("")))
@@ -247,9 +250,10 @@ fn check(file: Option<&CheckFile>) -> Check {
 async fn deploy(context: &mut Context, build: Option<u64>) -> Result<DeploymentView, JobError> {
     context
         .step("Deploy", async |context| {
-            let start = StartDeployment { attempt: context.attempt(), build };
-            let made = context.client.post("/v1/deployments", &start);
-            let made: DeploymentView = context.or_cancel(made).await?;
+            let id = Some(DeploymentId(Context::fresh_id()));
+            let start = StartDeployment { id, attempt: context.attempt(), build };
+            let made: DeploymentView =
+                context.call(|client| client.post("/v1/deployments", &start).boxed()).await?;
             wait_healthy(context, made).await
         })
         .await
@@ -262,8 +266,8 @@ async fn restart(
     context
         .step("Start", async |context| {
             let it = DeploymentRef { attempt: context.attempt(), deployment };
-            let made = context.client.post("/v1/deployments/restart", &it);
-            let made: DeploymentView = context.or_cancel(made).await?;
+            let made: DeploymentView =
+                context.call(|client| client.post("/v1/deployments/restart", &it).boxed()).await?;
             wait_healthy(context, made).await
         })
         .await
@@ -275,7 +279,7 @@ async fn wait_healthy(
 ) -> Result<(DeploymentView, String), JobError> {
     while deployment.state == "starting" {
         let path = format!("/v1/deployments/{}?wait_ms={WAIT_MS}", deployment.id);
-        deployment = context.or_cancel(context.client.get(&path)).await?;
+        deployment = context.call(|client| client.get(&path).boxed()).await?;
     }
     if deployment.state == "ready" {
         let count: u32 = deployment.processes.iter().map(|process| process.wanted).sum();
@@ -309,7 +313,7 @@ async fn release(context: &mut Context, deployment: DeploymentId) -> Result<(), 
         .step("Release", async |context| {
             let it = DeploymentRef { attempt: context.attempt(), deployment };
             let released: Released =
-                context.or_cancel(context.client.post("/v1/releases", &it)).await?;
+                context.call(|client| client.post("/v1/releases", &it).boxed()).await?;
             if !released.applied {
                 context.say("not every router has the new routes yet").await;
             }

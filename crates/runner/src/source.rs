@@ -2,8 +2,10 @@
 
 use std::io::{BufRead as _, BufReader, Read as _};
 
-use api::Client;
-use futures_util::TryStreamExt as _;
+use api::{Client, ClientError};
+use bytes::Bytes;
+use futures_util::StreamExt as _;
+use futures_util::stream::BoxStream;
 use manifest::{FILE_NAME, MAX_FILE, ProjectFile};
 use model::Digest;
 use tokio_util::io::{StreamReader, SyncIoBridge};
@@ -15,10 +17,16 @@ const GZIP: [u8; 2] = [0x1f, 0x8b];
 /// Most entries looked at for the project file.
 const MAX_ENTRIES: usize = 1_000_000;
 
+type Content = BoxStream<'static, std::io::Result<Bytes>>;
+
+/// Opens an archive in the blob store.
+pub(crate) async fn archive(client: &Client, source: Digest) -> Result<Content, ClientError> {
+    Ok(client.get_blob(source).await?.boxed())
+}
+
 /// The project file of an archive; an empty one when there is none.
-pub(crate) async fn project_file(client: &Client, source: Digest) -> Result<ProjectFile, JobError> {
-    let stream = client.get_blob(source).await?;
-    let reader = SyncIoBridge::new(StreamReader::new(Box::pin(stream.into_stream())));
+pub(crate) async fn project_file(archive: Content) -> Result<ProjectFile, JobError> {
+    let reader = SyncIoBridge::new(StreamReader::new(archive));
     let text = runtime::blocking(move || find(reader)).await;
     match text.map_err(|error| JobError::Failed(format!("the source cannot be read: {error}")))? {
         Some(text) => manifest::parse(&text).map_err(|error| JobError::Failed(error.to_string())),

@@ -27,6 +27,8 @@ const MAX_EVENTS: usize = 1_024;
 const MAX_UP: usize = 256;
 /// Lines sent at once.
 const MAX_LINES: usize = 256;
+/// Lines of a job that the server has not confirmed; then the jobs wait.
+const MAX_UNCONFIRMED: usize = 4_096;
 const RECONNECT_BASE: Duration = Duration::from_millis(100);
 const RECONNECT_CAP: Duration = Duration::from_secs(3);
 
@@ -62,10 +64,16 @@ struct Held {
     /// The job as the server showed it, until the acknowledgement is durable.
     offered: Option<Box<api::http_types::JobView>>,
     cancel: Stop,
-    /// Lines sent so far.
-    lines: u64,
+    /// Lines the server has confirmed.
+    confirmed: u64,
+    /// Lines after those, which are sent again after a reconnect.
+    lines: VecDeque<LogLine>,
+    /// How many of them were sent on this connection.
+    sent: usize,
     /// How it ended, until the server has confirmed it.
     ended: Option<Outcome>,
+    /// Whether that was sent on this connection.
+    end_sent: bool,
 }
 
 struct Runner {
@@ -166,7 +174,10 @@ impl Runner {
                     }
                     None => return Ok(()),
                 },
-                Some(event) = happened.recv() => self.events(event, happened, &up).await?,
+                Some(event) = happened.recv(), if self.takes_more() => {
+                    self.take(event, happened);
+                    self.say(&up).await?;
+                }
                 () = runtime::sleep_until(beat) => {
                     beat = mono_now() + HEARTBEAT;
                     for (job, held) in &self.held {
@@ -192,14 +203,11 @@ impl Runner {
 
     async fn welcome(&mut self, up: &mpsc::Sender<RunnerUp>) -> Result<(), Status> {
         self.held.retain(|_, held| held.offered.is_none());
-        let ended: Vec<_> = self
-            .held
-            .iter()
-            .filter_map(|(job, held)| Some((*job, held.epoch, held.ended.clone()?)))
-            .collect();
-        for (job, epoch, outcome) in ended {
-            complete(up, job, epoch, &outcome).await?;
+        for held in self.held.values_mut() {
+            held.sent = 0;
+            held.end_sent = false;
         }
+        self.say(up).await?;
         self.offer_capacity(up).await
     }
 
@@ -223,6 +231,13 @@ impl Runner {
                 }
                 self.forget(&attempt)?;
                 self.offer_capacity(up).await
+            }
+            Down::Kept(kept) => {
+                let Some(attempt) = kept.attempt else { return Ok(()) };
+                if let Some(held) = self.held.get_mut(&attempt.job_id()?) {
+                    held.confirm(kept.lines);
+                }
+                self.say(up).await
             }
             Down::Cancel(cancel) => {
                 let Some(attempt) = cancel.attempt else { return Ok(()) };
@@ -253,8 +268,11 @@ impl Runner {
             epoch: attempt.epoch,
             offered: Some(Box::new(view)),
             cancel: Stop::new(),
-            lines: 0,
+            confirmed: 0,
+            lines: VecDeque::new(),
+            sent: 0,
             ended: None,
+            end_sent: false,
         };
         self.held.insert(job, held);
         send(up, Up::Ack(attempt)).await
@@ -281,63 +299,66 @@ impl Runner {
         Ok(())
     }
 
-    /// Sends what jobs said, as many lines at once as there are.
-    async fn events(
-        &mut self,
-        first: (JobId, u32, JobEvent),
-        happened: &mut Happened,
-        up: &mpsc::Sender<RunnerUp>,
-    ) -> Result<(), Status> {
-        let mut events = VecDeque::from([first]);
-        while events.len() < MAX_LINES {
-            let Ok(next) = happened.try_recv() else { break };
-            events.push_back(next);
+    /// Whether what jobs say can still be kept until the server confirms it.
+    fn takes_more(&self) -> bool {
+        self.held.values().all(|held| held.lines.len() < MAX_UNCONFIRMED)
+    }
+
+    /// Keeps what jobs said.
+    fn take(&mut self, first: (JobId, u32, JobEvent), happened: &mut Happened) {
+        let mut next = Some(first);
+        let mut taken = 0;
+        while let Some((job, epoch, event)) = next {
+            if let Some(held) = self.held.get_mut(&job).filter(|held| held.epoch == epoch) {
+                match event {
+                    JobEvent::Line(line) => held.lines.push_back(line),
+                    JobEvent::Ended(outcome) => held.ended = Some(outcome),
+                }
+            }
+            taken += 1;
+            next = if taken < MAX_LINES { happened.try_recv().ok() } else { None };
         }
-        while let Some((job, epoch, event)) = events.pop_front() {
-            let Some(held) = self.held.get_mut(&job).filter(|held| held.epoch == epoch) else {
-                continue;
-            };
-            match event {
-                JobEvent::Line(line) => {
-                    let mut lines = vec![line];
-                    while let Some((_, _, JobEvent::Line(line))) =
-                        events.pop_front_if(|(other, _, event)| {
-                            *other == job && matches!(event, JobEvent::Line(_))
-                        })
-                    {
-                        lines.push(line);
-                    }
-                    log(up, (job, epoch), held, lines).await?;
-                }
-                JobEvent::Ended(outcome) => {
-                    held.ended = Some(outcome.clone());
-                    complete(up, job, epoch, &outcome).await?;
-                }
+    }
+
+    /// Sends what was not sent on this connection: lines first, then how the job ended.
+    async fn say(&mut self, up: &mpsc::Sender<RunnerUp>) -> Result<(), Status> {
+        for (job, held) in &mut self.held {
+            let attempt = Attempt::of(*job, held.epoch);
+            while held.sent < held.lines.len() {
+                let lines: Vec<_> =
+                    held.lines.iter().skip(held.sent).take(MAX_LINES).cloned().collect();
+                let first = held.confirmed + held.sent as u64;
+                held.sent += lines.len();
+                let attempt = Some(attempt.clone());
+                send(up, Up::Log(JobLog { attempt, first, lines })).await?;
+            }
+            if let (Some(outcome), false) = (&held.ended, held.end_sent) {
+                held.end_sent = true;
+                complete(up, attempt, outcome).await?;
             }
         }
         Ok(())
     }
 }
 
-async fn log(
-    up: &mpsc::Sender<RunnerUp>,
-    (job, epoch): (JobId, u32),
-    held: &mut Held,
-    lines: Vec<LogLine>,
-) -> Result<(), Status> {
-    let first = held.lines;
-    held.lines += lines.len() as u64;
-    send(up, Up::Log(JobLog { attempt: Some(Attempt::of(job, epoch)), first, lines })).await
+impl Held {
+    /// The server has so many lines.
+    fn confirm(&mut self, lines: u64) {
+        let new = usize::try_from(lines.saturating_sub(self.confirmed)).unwrap_or(usize::MAX);
+        let new = new.min(self.lines.len());
+        self.lines.drain(..new);
+        self.sent = self.sent.saturating_sub(new);
+        self.confirmed += new as u64;
+    }
 }
 
 async fn complete(
     up: &mpsc::Sender<RunnerUp>,
-    job: JobId,
-    epoch: u32,
+    attempt: Attempt,
     outcome: &Outcome,
 ) -> Result<(), Status> {
     let outcome_json = json(outcome)?;
-    send(up, Up::Complete(Complete { attempt: Some(Attempt::of(job, epoch)), outcome_json })).await
+    send(up, Up::Complete(Complete { attempt: Some(attempt), outcome_json })).await
 }
 
 async fn send(up: &mpsc::Sender<RunnerUp>, message: Up) -> Result<(), Status> {

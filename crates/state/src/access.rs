@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use model::{AppId, KeyId, MAX_INSTANCES, Name, ProjectId, Time, TokenId, validate_env};
+use model::{AppId, KeyId, MAX_INSTANCES, Name, ProjectId, Role, Time, TokenId, validate_env};
 
 use crate::command::{NewKey, NewToken, Refusal, Reply};
 use crate::records::{App, Deployment, Key, Process, Project, Token};
@@ -163,6 +163,11 @@ impl Core {
         checked_label(&new.label)?;
         if let Some(project) = new.project {
             self.project(project)?;
+            if matches!(new.role, Role::Runner | Role::Cell | Role::Router) {
+                let message =
+                    format!("a {} serves every project: leave the project out", new.role.name());
+                return Err(Refusal::Invalid(message));
+            }
         }
         self.put(Token {
             id: new.id,

@@ -50,6 +50,10 @@ impl Core {
                 self.put(Cell { lease_until: Some(now.after(CELL_LEASE)), ..cell });
                 Ok(Reply::Done)
             }
+            CellCommand::Over { id, epoch, report } => {
+                self.connected(id, epoch)?;
+                self.cell_command(now, *report)
+            }
             CellCommand::Leave { id, epoch } => {
                 let cell = self.connected(id, epoch)?;
                 self.lose_cell(now, &cell, "its cell was shut down")?;

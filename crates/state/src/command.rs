@@ -244,6 +244,16 @@ pub enum CellCommand {
         /// The connection.
         epoch: u32,
     },
+    /// A report that counts only while this connection is the cell's current one: what an earlier
+    /// connection still had under way must not be applied after a newer one said what it holds.
+    Over {
+        /// The cell.
+        id: CellId,
+        /// The connection.
+        epoch: u32,
+        /// The report.
+        report: Box<Self>,
+    },
     /// The cell leaves on purpose: its work goes elsewhere at once.
     Leave {
         /// The cell.

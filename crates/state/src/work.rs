@@ -54,6 +54,10 @@ impl Core {
         match command {
             WorkCommand::CreateTask { id, attempt, spec } => {
                 let job = attempt.map(|attempt| self.running(attempt)).transpose()?;
+                if let Some(known) = self.get::<Task>(id).cloned() {
+                    // The answer to the first call was lost on its way.
+                    return same(known.job == job.map(|job| job.id), Reply::Task(known));
+                }
                 spec.validate().map_err(|error| Refusal::Invalid(error.to_string()))?;
                 self.put(Task {
                     id,
@@ -74,6 +78,9 @@ impl Core {
             WorkCommand::RecordBuild { id, attempt, source, image, processes } => {
                 check_processes(&processes)?;
                 let (job, mut app) = self.job_and_app(attempt)?;
+                if let Some(known) = self.get::<Build>(id).cloned() {
+                    return same(known.app == app.id, Reply::Build(known));
+                }
                 app.builds += 1;
                 let build = Build {
                     id,
@@ -201,6 +208,9 @@ impl Core {
         build: Option<u64>,
     ) -> Result<Reply, Refusal> {
         let (job, mut app) = self.job_and_app(attempt)?;
+        if let Some(known) = self.get::<Deployment>(id).cloned() {
+            return same(known.job == Some(job.id), Reply::Deployment(known));
+        }
         let found = match build {
             Some(number) => self.builds_of(app.id).find(|row| row.number == number),
             None => self.builds_of(app.id).next_back(),
@@ -348,6 +358,11 @@ impl Core {
             self.delete::<Build>(id);
         }
     }
+}
+
+/// The answer to a call that is repeated, unless its id belongs to somebody else's work.
+fn same(is: bool, reply: Reply) -> Result<Reply, Refusal> {
+    if is { Ok(reply) } else { Err(Refusal::Conflict("this id is taken".to_owned())) }
 }
 
 fn check_processes(processes: &[ProcessTemplate]) -> Result<(), Refusal> {

@@ -122,6 +122,9 @@ fn compile(
     let mut env = context.env.clone();
     env.insert("CARGO_TARGET_DIR".to_owned(), target.to_string_lossy().into_owned());
     env.insert("CARGO_TERM_COLOR".to_owned(), "never".to_owned());
+    // Crates that were fetched stay for the next build.
+    let home = || cache.join("home").to_string_lossy().into_owned();
+    env.entry("CARGO_HOME".to_owned()).or_insert_with(home);
     if manifest.get("profile").and_then(|profile| profile.get("release")).is_none() {
         env.entry("CARGO_PROFILE_RELEASE_STRIP".to_owned()).or_insert_with(|| "debuginfo".into());
     }

@@ -59,6 +59,7 @@ pub(crate) fn runner(
 pub(crate) fn cell(dir: &Path, name: Name) -> Result<cell::Options> {
     let mut options = cell::Options::new(name, dir, platform_exe()?);
     options.path = env::path();
+    options.tools = env::tool_homes();
     Ok(options)
 }
 

@@ -50,7 +50,7 @@ impl ApiError {
     /// The caller is not known.
     pub fn unauthorized() -> Self {
         let message = "a valid token is needed: it is missing, unknown, expired or revoked";
-        let hint = "log in with `shore context set URL --token TOKEN`";
+        let hint = "log in with `shore context set NAME --server URL --token TOKEN`";
         Self::new(StatusCode::UNAUTHORIZED, "unauthorized", message.to_owned(), hint)
     }
 

@@ -15,7 +15,7 @@ use logbuf::{Batch, EntryRef, Group, Item, LogBuffer, Merge, Read, Start};
 use model::{AppId, DeploymentId, InstanceId, JobId, LogSource, Name, Time};
 use serde::{Deserialize, Serialize};
 use server::{Action, Server, views};
-use state::{App, Deployment, Job, Process, State as Control};
+use state::{App, Deployment, Job, Process, State as Control, Task};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 
@@ -180,8 +180,16 @@ pub(crate) async fn job_events(
     }
     let (server_, job) = (server.0.clone(), row.id);
     Ok(events(&server, move |sink| async move {
-        let changes = follow_job(&server_, job, query.follow(), &sink);
-        let lines = follow_log(log, query.clone(), from, &sink);
+        let changes = async {
+            let followed = follow_job(&server_, job, query.follow(), &sink).await;
+            // Whoever sees the end first ends the log: its followers must not wait for an event
+            // that was missed.
+            if let Ok(true) = followed {
+                log.end().unwrap_or_default();
+            }
+            followed.map(|_| ())
+        };
+        let lines = follow_log(log.clone(), query.clone(), from, &sink);
         let (changes, lines) = tokio::join!(changes, lines);
         changes.and(lines)?;
         match job_view(&server_, job).await {
@@ -196,11 +204,12 @@ async fn job_view(server: &Server, id: JobId) -> Option<api::http_types::JobView
     view.await.ok().flatten()
 }
 
-async fn follow_job(server: &Server, id: JobId, follow: bool, sink: &Sink) -> Result<(), Gone> {
+/// Shows a job whenever it changes; whether it ended.
+async fn follow_job(server: &Server, id: JobId, follow: bool, sink: &Sink) -> Result<bool, Gone> {
     let mut changes = server.subscribe();
     let mut shown = None;
     loop {
-        let Some(view) = job_view(server, id).await else { return Ok(()) };
+        let Some(view) = job_view(server, id).await else { return Ok(true) };
         let ended = view.ended;
         // Heartbeats change nothing that is shown.
         if shown.as_ref() != Some(&view) {
@@ -208,10 +217,10 @@ async fn follow_job(server: &Server, id: JobId, follow: bool, sink: &Sink) -> Re
             shown = Some(view);
         }
         if ended || !follow {
-            return Ok(());
+            return Ok(ended);
         }
         if let Err(tokio::sync::broadcast::error::RecvError::Closed) = changes.recv().await {
-            return Ok(());
+            return Ok(false);
         }
     }
 }
@@ -229,8 +238,23 @@ pub(crate) async fn task_events(
     let id = work::task(&server, caller, Action::Read, &text).await?;
     let from = resume(&headers)?;
     let log = server.log(&id.to_string())?;
+    let server_ = server.0.clone();
     Ok(events(&server, move |sink| async move {
-        follow_log(log, query, from, &sink).await?;
+        let lines = follow_log(log.clone(), query, from, &sink);
+        let ended = async {
+            let over = server_.wait_for(move |state| {
+                let task = state.get::<Task>(id);
+                task.is_none_or(|task| task.state.is_terminal()).then_some(())
+            });
+            if over.await.is_ok() {
+                log.end().unwrap_or_default();
+            }
+            std::future::pending::<()>().await;
+        };
+        tokio::select! {
+            followed = lines => followed?,
+            () = ended => {}
+        }
         sink.send("end", None, &()).await
     }))
 }

@@ -54,8 +54,8 @@ pub(crate) async fn create_task(
     caller: Caller,
     Body(create): Body<CreateTask>,
 ) -> ApiResult<TaskView> {
-    let CreateTask { attempt: at, spec } = create;
-    let id = TaskId(server.fresh_id());
+    let CreateTask { id, attempt: at, spec } = create;
+    let id = id.unwrap_or_else(|| TaskId(server.fresh_id()));
     let command = WorkCommand::CreateTask { id, attempt: Some(attempt(at)), spec };
     let Reply::Task(task) = do_work(&server, caller, command).await? else {
         return Err(unexpected());
@@ -126,7 +126,7 @@ pub(crate) async fn record_build(
     caller: Caller,
     Body(record): Body<RecordBuild>,
 ) -> ApiResult<BuildView> {
-    let RecordBuild { attempt: at, source, image, processes } = record;
+    let RecordBuild { id, attempt: at, source, image, processes } = record;
     if !server.blobs().exists(image.0).await? {
         return Err(ApiError::not_found("image", image));
     }
@@ -134,7 +134,7 @@ pub(crate) async fn record_build(
         .into_iter()
         .map(|it| ProcessTemplate { name: it.name, spec: it.spec, instances: it.instances })
         .collect();
-    let id = BuildId(server.fresh_id());
+    let id = id.unwrap_or_else(|| BuildId(server.fresh_id()));
     let command = WorkCommand::RecordBuild { id, attempt: attempt(at), source, image, processes };
     let Reply::Build(build) = do_work(&server, caller, command).await? else {
         return Err(unexpected());
@@ -156,7 +156,7 @@ pub(crate) async fn start_deployment(
     caller: Caller,
     Body(start): Body<StartDeployment>,
 ) -> ApiResult<DeploymentView> {
-    let id = DeploymentId(server.fresh_id());
+    let id = start.id.unwrap_or_else(|| DeploymentId(server.fresh_id()));
     let command = WorkCommand::Deploy { id, attempt: attempt(start.attempt), build: start.build };
     do_work(&server, caller, command).await?;
     deployment_view(&server, id).await

@@ -1,6 +1,6 @@
 //! Showing a job to the one who pushed.
 
-use logbuf::{Read, Start};
+use logbuf::{LogBuffer, Read, Start};
 use model::{JobId, JobState, LogSource, TerminalEvent};
 use server::Server;
 use state::Job;
@@ -13,18 +13,20 @@ const BATCH: usize = 256;
 /// Shows a job until it ends; its failure as a reason with a hint.
 pub(crate) async fn job(server: &Server, job: JobId, say: &mut Say) -> Result<(), String> {
     let log = server.log(&job.to_string()).map_err(|error| error.to_string())?;
-    let mut reader = log.reader(Start::Oldest);
-    loop {
-        match reader.next_batch(BATCH).await.map_err(|error| error.to_string())? {
-            Read::Batch(batch) => {
-                for entry in batch.iter() {
-                    let text = String::from_utf8_lossy(entry.data);
-                    say.line(&rendered(LogSource::from_code(entry.source), &text)).await;
-                }
-            }
-            Read::Skipped { count, .. } => say.line(&format!("({count} lines skipped)")).await,
-            Read::Ended => break,
+    let over = server.wait_for(move |state| {
+        let row = state.get::<Job>(job);
+        row.is_none_or(|job| job.state.is_terminal()).then_some(())
+    });
+    let ended = async {
+        if over.await.is_ok() {
+            // Whoever sees the end first ends the log.
+            log.end().unwrap_or_default();
         }
+        std::future::pending::<()>().await;
+    };
+    tokio::select! {
+        shown = lines(&log, say) => shown?,
+        () = ended => {}
     }
     let state = server
         .read(move |state| state.get::<Job>(job).map(|job| job.state.clone()))
@@ -36,6 +38,23 @@ pub(crate) async fn job(server: &Server, job: JobId, say: &mut Say) -> Result<()
             Err(format!("{reason}\nhint: mend it and push again; the branch was not moved"))
         }
         Some(_) | None => Err("the job is gone".to_owned()),
+    }
+}
+
+/// Shows a log to its end.
+async fn lines(log: &LogBuffer, say: &mut Say) -> Result<(), String> {
+    let mut reader = log.reader(Start::Oldest);
+    loop {
+        match reader.next_batch(BATCH).await.map_err(|error| error.to_string())? {
+            Read::Batch(batch) => {
+                for entry in batch.iter() {
+                    let text = String::from_utf8_lossy(entry.data);
+                    say.line(&rendered(LogSource::from_code(entry.source), &text)).await;
+                }
+            }
+            Read::Skipped { count, .. } => say.line(&format!("({count} lines skipped)")).await,
+            Read::Ended => return Ok(()),
+        }
     }
 }
 

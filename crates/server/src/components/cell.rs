@@ -118,7 +118,10 @@ impl Session {
                     Held::Task { id, .. } => id.to_string(),
                     Held::Instance { id, .. } => id.to_string(),
                 };
-                self.server.append_log(&stream, &lines);
+                // Only what the cell was told to run may write, and only into its own log.
+                if self.told.contains_key(&(work.kind, id_from(&work.id)?)) {
+                    self.server.append_log(&stream, &lines);
+                }
                 self.send(Down::Kept(LogKept { work: Some(work), resume })).await
             }
             Up::Report(Report { work: None, .. }) | Up::Log(CellLog { work: None, .. }) => {
@@ -140,6 +143,8 @@ impl Session {
                 (CellCommand::Instance { cell, instance: id, epoch, report }, false)
             }
         };
+        let report = Box::new(command);
+        let command = CellCommand::Over { id: cell, epoch: self.epoch, report };
         match self.server.apply(Command::Cell(command)).await {
             Ok(_) if claim => self.send(Down::Claimed(work)).await,
             Ok(_) => Ok(()),

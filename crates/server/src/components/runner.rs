@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use api::proto::runner_down::Message as Down;
 use api::proto::runner_up::Message as Up;
 use api::proto::{
-    Assignment, Attempt, Cancel, Complete, JobLog, RunnerDown, RunnerHello, RunnerUp, from_json,
-    json,
+    Assignment, Attempt, Cancel, Complete, JobKept, JobLog, RunnerDown, RunnerHello, RunnerUp,
+    from_json, json,
 };
 use model::{JobId, JobState, RunnerId};
 use state::{Command, Job, JobCommand, Reply, RowKey};
@@ -93,8 +93,10 @@ impl Session {
         let name = component_name(hello.hello.as_ref(), "runner")?;
         let holds = hello.holds.iter().map(attempt).collect::<Result<Vec<_>, _>>()?;
         for held in &holds {
-            let entry = Held { epoch: held.epoch, lines: 0, told_to_stop: false };
-            self.held.insert(held.job, entry);
+            // Only the runner that holds a job writes its log, so its length is what arrived.
+            let log = self.server.log(&held.job.to_string());
+            let lines = log.map_or(0, |log| log.range().end);
+            self.held.insert(held.job, Held { epoch: held.epoch, lines, told_to_stop: false });
         }
         let RunnerHello { labels, only_own, .. } = hello;
         let labels = labels.into_iter().collect();
@@ -126,7 +128,7 @@ impl Session {
                 Ok(_) => Ok(()),
                 refused => self.confirm(refused, it, Down::Revoked).await,
             },
-            Up::Log(log) => self.log(&log),
+            Up::Log(log) => self.log(log).await,
             Up::Complete(Complete { attempt: Some(it), outcome_json }) => {
                 let outcome = from_json("outcome", &outcome_json)?;
                 let done = self.apply(JobCommand::Complete(attempt(&it)?, outcome)).await;
@@ -157,23 +159,30 @@ impl Session {
         }
     }
 
-    fn log(&mut self, log: &JobLog) -> Result<(), Status> {
-        let Some(at) = &log.attempt else {
+    async fn log(&mut self, log: JobLog) -> Result<(), Status> {
+        let Some(attempt) = log.attempt else {
             return Err(Status::invalid_argument("log lines name no attempt"));
         };
-        let job = at.job_id()?;
-        let Some(held) = self.held.get_mut(&job).filter(|held| held.epoch == at.epoch) else {
+        let job = attempt.job_id()?;
+        let Some(held) = self.held.get_mut(&job).filter(|held| held.epoch == attempt.epoch) else {
             return Ok(());
         };
-        // After a reconnect the runner repeats what it does not know to have arrived.
+        let stream = job.to_string();
+        // After a reconnect the runner repeats what it does not know to have arrived; after a crash
+        // of ours, lines that had arrived may be gone.
         let known = held.lines.saturating_sub(log.first);
+        let lost = log.first.saturating_sub(held.lines);
         let known = usize::try_from(known).unwrap_or(usize::MAX).min(log.lines.len());
         held.lines = held.lines.max(log.first + log.lines.len() as u64);
+        let lines = held.lines;
+        if lost > 0 {
+            self.server.say(&stream, &format!("({lost} lines were lost with the server)"));
+        }
         let new = log.lines.get(known..).unwrap_or_default();
         if !new.is_empty() {
-            self.server.append_log(&job.to_string(), new);
+            self.server.append_log(&stream, new);
         }
-        Ok(())
+        self.send(Down::Kept(JobKept { attempt: Some(attempt), lines })).await
     }
 
     async fn event(&mut self, event: &Published) -> Result<(), Status> {
