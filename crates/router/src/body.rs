@@ -33,6 +33,9 @@ impl Body for RequestBody {
         if !client.is_h2 {
             client.set_stalled(polled.is_pending());
         }
+        if matches!(polled, Poll::Ready(Some(Err(_)))) {
+            client.set_broken();
+        }
         polled
     }
 

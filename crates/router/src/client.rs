@@ -14,7 +14,7 @@ use tokio::net::TcpStream;
 use crate::head::{self, Verdict};
 use crate::host;
 use crate::stats::Count;
-use crate::upstream::UpstreamIo;
+use crate::upstream::{UpstreamIo, write_vectored};
 use crate::worker::Worker;
 
 /// What the client is doing.
@@ -66,6 +66,8 @@ pub(crate) struct Client {
     waiting: Cell<Option<u64>>,
     verdict: Cell<Verdicts>,
     waker: RefCell<Option<Waker>>,
+    /// Whether the body of a request broke off or made no sense.
+    is_broken: Cell<bool>,
     /// Raw bytes since the last request's head, to look at again: see [`head`].
     raw: RefCell<Vec<u8>>,
     keeps_raw: Cell<bool>,
@@ -112,6 +114,7 @@ impl Client {
             waiting: Cell::new(None),
             verdict: Cell::new(Verdicts::Fine),
             waker: RefCell::new(None),
+            is_broken: Cell::new(false),
             raw: RefCell::new(Vec::new()),
             keeps_raw: Cell::new(!is_h2),
             forwarded: RefCell::new(None),
@@ -142,13 +145,14 @@ impl Client {
         if self.requests.get() > 0 || self.phase.get() == Phase::Tunnel {
             return;
         }
-        self.enter(Phase::Idle);
         self.stalled.set(None);
         self.waiting.set(None);
         if !self.keeps_raw.get() {
             self.keeps_raw.set(!self.is_h2);
             self.raw.borrow_mut().clear();
         }
+        let has_begun_another = !self.raw.borrow().is_empty();
+        self.enter(if has_begun_another { Phase::Head } else { Phase::Idle });
     }
 
     pub(crate) fn tunnels(&self) {
@@ -196,6 +200,15 @@ impl Client {
         if is_stalled != self.stalled.get().is_some() {
             self.stalled.set(is_stalled.then(|| self.worker.now()));
         }
+    }
+
+    /// Notes that a body broke off or made no sense. Nothing can follow on this connection.
+    pub(crate) fn set_broken(&self) {
+        self.is_broken.set(true);
+    }
+
+    pub(crate) fn is_broken(&self) -> bool {
+        self.is_broken.get() && !self.is_h2
     }
 
     /// Whether the instance has taken too long.
@@ -317,7 +330,7 @@ impl AsyncWrite for ClientIo {
         bufs: &[std::io::IoSlice<'_>],
     ) -> Poll<std::io::Result<usize>> {
         let this = self.get_mut();
-        let polled = Pin::new(&mut this.stream).poll_write_vectored(cx, bufs);
+        let polled = write_vectored(&mut this.stream, cx, bufs);
         this.wrote(polled)
     }
 

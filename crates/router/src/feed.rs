@@ -44,7 +44,7 @@ pub(crate) fn load(routes: &Routes, path: &Path) {
             tracing::info!(generation = table.generation, "serving the kept route table");
         }
         Err(error) => {
-            tracing::warn!(path = %path.display(), %error, "the kept table is unreadable")
+            tracing::warn!(path = %path.display(), %error, "the kept table is unreadable");
         }
     }
 }
@@ -87,6 +87,7 @@ pub(crate) fn start(
     Ok(())
 }
 
+/// Writes the table now and then while it changes, and once more in the end.
 async fn keep_changes(
     router: Router,
     path: PathBuf,
@@ -94,14 +95,15 @@ async fn keep_changes(
     tasks: Tasks,
 ) {
     let stop = tasks.stop();
+    let mut kept = router.generation();
     let mut is_last = false;
     while !is_last {
         is_last = !matches!(stop.or_stop(changed.changed()).await, Some(Ok(())));
-        if is_last && !changed.has_changed().unwrap_or(false) {
-            return;
-        }
-        changed.mark_unchanged();
         let table = router.shared.routes.model();
+        if table.generation == kept {
+            continue;
+        }
+        kept = table.generation;
         let to = path.clone();
         if let Err(error) = tasks.blocking(move || keep(&table, &to)).await {
             tracing::warn!(path = %path.display(), %error, "the route table cannot be kept");

@@ -217,33 +217,6 @@ fn choose<'a>(worker: &Worker, entry: &'a Entry, tried: &Tried) -> Option<&'a Ar
     }
 }
 
-/// What is needed to send a request once more.
-struct Again {
-    method: Method,
-    uri: http::Uri,
-    headers: http::HeaderMap,
-}
-
-impl Again {
-    /// Only of a request that may be repeated although it might have arrived.
-    fn of(request: &Request<RequestBody>) -> Option<Self> {
-        let may = request.method().is_idempotent() && matches!(request.body(), RequestBody::Empty);
-        may.then(|| Self {
-            method: request.method().clone(),
-            uri: request.uri().clone(),
-            headers: request.headers().clone(),
-        })
-    }
-
-    fn request(self) -> Request<RequestBody> {
-        let mut request = Request::new(RequestBody::Empty);
-        *request.method_mut() = self.method;
-        *request.uri_mut() = self.uri;
-        *request.headers_mut() = self.headers;
-        request
-    }
-}
-
 async fn forward(serving: Serving, admitted: Admitted, request: Request<Incoming>) -> Answer {
     let Admitted { entry, host, upgrade } = admitted;
     let mut request = request.map(|body| {
@@ -291,28 +264,26 @@ async fn exchange(
         let lease = worker.pools.lease(target);
         let reused = if may_reuse { lease.reuse() } else { None };
         let is_reused = reused.is_some();
-        let mut link = match reused {
-            Some(link) => link,
-            None => {
-                let Some(link) = open(worker, target).await else {
-                    tried.add(target);
-                    continue;
-                };
-                link
-            }
+        let link = if is_reused { reused } else { open(worker, target).await };
+        let Some(mut link) = link else {
+            tried.add(target);
+            continue;
         };
-        let again = if is_reused { Again::of(&request) } else { None };
-        match send(client, &mut link, request).await {
+        // Only what may be repeated although it might have arrived.
+        let may_repeat = is_reused
+            && request.method().is_idempotent()
+            && matches!(request.body(), RequestBody::Empty);
+        let sent = send(client, &mut link, request, may_repeat).await;
+        if sent.is_err() && client.is_broken() {
+            return Err(Refusal::Bad("The body of the request makes no sense.\n"));
+        }
+        match sent {
             Ok(response) => {
                 target.answered();
                 return Ok((response, link, lease));
             }
-            Err(SendError::Unsent(unsent)) => request = *unsent,
-            Err(SendError::Unanswered) => match again {
-                Some(again) => request = again.request(),
-                None => return Err(Refusal::Upstream),
-            },
-            Err(SendError::Garbled) => return Err(Refusal::Upstream),
+            Err(SendError::Unsent(again) | SendError::Unanswered(Some(again))) => request = *again,
+            Err(SendError::Unanswered(None) | SendError::Garbled) => return Err(Refusal::Upstream),
             Err(SendError::TimedOut) => return Err(Refusal::TimedOut),
         }
         // A kept connection had been closed; a fresh one says what is the matter.
@@ -344,15 +315,16 @@ async fn send(
     client: &Client,
     link: &mut Link,
     request: Request<RequestBody>,
+    keeps: bool,
 ) -> Result<Response<Incoming>, SendError> {
     client.set_waiting(true);
     let sent = if client.is_h2 {
         // Many requests share the connection, so each has a timer of its own.
-        let sending = link.send(request, |_| false);
+        let sending = link.send(request, keeps, |_| false);
         let limit = client.worker.limits.response_timeout;
         runtime::timeout(limit, sending).await.unwrap_or(Err(SendError::TimedOut))
     } else {
-        link.send(request, |_| client.take_unanswered()).await
+        link.send(request, keeps, |_| client.take_unanswered()).await
     };
     client.set_waiting(false);
     sent

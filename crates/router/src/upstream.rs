@@ -25,9 +25,30 @@ use crate::table::Target;
 
 /// What went over a connection since its request began.
 #[derive(Debug, Default)]
-pub(crate) struct Tally {
+struct Tally {
     read: Cell<bool>,
-    wrote: Cell<bool>,
+    /// Whether what is written is to be remembered.
+    keeps: Cell<bool>,
+    /// The request as it was written, to be written once more on another connection.
+    sent: RefCell<Vec<u8>>,
+}
+
+impl Tally {
+    fn begin(&self, keeps: bool) {
+        self.read.set(false);
+        self.keeps.set(keeps);
+        self.sent.borrow_mut().clear();
+    }
+
+    fn offered(&self, bufs: &[std::io::IoSlice<'_>]) {
+        // The whole head is offered at once; what is offered again was not all taken.
+        if self.keeps.replace(false) {
+            let mut sent = self.sent.borrow_mut();
+            for buf in bufs {
+                sent.extend_from_slice(buf);
+            }
+        }
+    }
 }
 
 /// An instance's socket, watched.
@@ -53,15 +74,6 @@ impl AsyncRead for UpstreamIo {
     }
 }
 
-impl UpstreamIo {
-    fn wrote(&self, polled: Poll<std::io::Result<usize>>) -> Poll<std::io::Result<usize>> {
-        if matches!(polled, Poll::Ready(Ok(1..))) {
-            self.tally.wrote.set(true);
-        }
-        polled
-    }
-}
-
 impl AsyncWrite for UpstreamIo {
     fn poll_write(
         self: Pin<&mut Self>,
@@ -69,8 +81,8 @@ impl AsyncWrite for UpstreamIo {
         buf: &[u8],
     ) -> Poll<std::io::Result<usize>> {
         let this = self.get_mut();
-        let polled = Pin::new(&mut this.stream).poll_write(cx, buf);
-        this.wrote(polled)
+        this.tally.offered(&[std::io::IoSlice::new(buf)]);
+        Pin::new(&mut this.stream).poll_write(cx, buf)
     }
 
     fn poll_write_vectored(
@@ -79,8 +91,8 @@ impl AsyncWrite for UpstreamIo {
         bufs: &[std::io::IoSlice<'_>],
     ) -> Poll<std::io::Result<usize>> {
         let this = self.get_mut();
-        let polled = Pin::new(&mut this.stream).poll_write_vectored(cx, bufs);
-        this.wrote(polled)
+        this.tally.offered(bufs);
+        write_vectored(&mut this.stream, cx, bufs)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -96,13 +108,39 @@ impl AsyncWrite for UpstreamIo {
     }
 }
 
+/// Writes several pieces. Few bytes are cheaper to copy together than to hand over in pieces.
+pub(crate) fn write_vectored(
+    stream: &mut TcpStream,
+    cx: &mut Context<'_>,
+    bufs: &[std::io::IoSlice<'_>],
+) -> Poll<std::io::Result<usize>> {
+    const FEW: usize = 2_048;
+    let stream = Pin::new(stream);
+    if let [only] = bufs {
+        return stream.poll_write(cx, only);
+    }
+    let length: usize = bufs.iter().map(|buf| buf.len()).sum();
+    if length > FEW {
+        return stream.poll_write_vectored(cx, bufs);
+    }
+    let mut together = [0; FEW];
+    let mut rest = together.as_mut_slice();
+    for buf in bufs {
+        let (place, after) = rest.split_at_mut(buf.len());
+        place.copy_from_slice(buf);
+        rest = after;
+    }
+    stream.poll_write(cx, &together[..length])
+}
+
 /// Why there is no response.
 #[derive(Debug)]
 pub(crate) enum SendError {
     /// Nothing of the request was sent: it comes back.
     Unsent(Box<Request<RequestBody>>),
-    /// Something was sent, and the connection broke before a byte of a response.
-    Unanswered,
+    /// Something was sent, and the connection broke before a byte of a response. The request comes
+    /// back if it was to be remembered.
+    Unanswered(Option<Box<Request<RequestBody>>>),
     /// What the instance sent is not a response.
     Garbled,
     /// The instance took too long.
@@ -155,14 +193,15 @@ impl Link {
         !self.is_over && self.sender.is_ready()
     }
 
-    /// Sends a request and waits for the head of the response. `is_late` tells when to give up.
+    /// Sends a request and waits for the head of the response. With `keeps`, a request without a
+    /// body is remembered as long as no response begins. `is_late` tells when to give up.
     pub(crate) async fn send(
         &mut self,
         request: Request<RequestBody>,
+        keeps: bool,
         is_late: impl Fn(&Context<'_>) -> bool,
     ) -> Result<Response<Incoming>, SendError> {
-        self.tally.read.set(false);
-        self.tally.wrote.set(false);
+        self.tally.begin(keeps);
         let mut response = std::pin::pin!(self.sender.try_send_request(request));
         let (connection, tally, is_over) = (&mut self.connection, &self.tally, &mut self.is_over);
         let answer = std::future::poll_fn(|cx| {
@@ -182,7 +221,7 @@ impl Link {
             Some(Err(mut error)) => Err(match error.take_message() {
                 Some(request) => SendError::Unsent(Box::new(request)),
                 None if self.tally.read.get() => SendError::Garbled,
-                None => SendError::Unanswered,
+                None => SendError::Unanswered(written(&self.tally.sent.borrow()).map(Box::new)),
             }),
             None => Err(SendError::TimedOut),
         }
@@ -193,6 +232,24 @@ impl Link {
         let parts = self.connection.into_parts();
         (parts.io.into_inner(), parts.read_buf)
     }
+}
+
+/// The request that was written as these bytes; it has no body.
+fn written(bytes: &[u8]) -> Option<Request<RequestBody>> {
+    let text = bytes.strip_suffix(b"\r\n\r\n")?;
+    let mut lines = text.split(|byte| *byte == b'\n').map(<[u8]>::trim_ascii_end);
+    let mut first = lines.next()?.split(|byte| *byte == b' ');
+    let mut request = Request::new(RequestBody::Empty);
+    *request.method_mut() = http::Method::from_bytes(first.next()?).ok()?;
+    *request.uri_mut() = http::Uri::try_from(first.next()?).ok()?;
+    for line in lines {
+        let colon = line.iter().position(|byte| *byte == b':')?;
+        let (name, value) = line.split_at(colon);
+        let name = http::HeaderName::from_bytes(name).ok()?;
+        let value = http::HeaderValue::from_bytes(value.get(1..)?.trim_ascii_start()).ok()?;
+        request.headers_mut().append(name, value);
+    }
+    Some(request)
 }
 
 /// What a thread has of one target.
@@ -284,5 +341,25 @@ impl Lease {
 impl Drop for Lease {
     fn drop(&mut self) {
         self.pool.active.set(self.pool.active.get().saturating_sub(1));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_written_request_is_read_back() {
+        let bytes =
+            b"GET /a?b HTTP/1.1\r\nhost: a:1\r\nx-twice: 1\r\nx-twice: 2\r\nx-none: \r\n\r\n";
+        let request = written(bytes).expect("a request");
+        assert_eq!(request.method(), http::Method::GET);
+        assert_eq!(request.uri(), "/a?b");
+        assert_eq!(request.headers()["host"], "a:1");
+        assert_eq!(request.headers()["x-none"], "");
+        let twice: Vec<_> = request.headers().get_all("x-twice").iter().collect();
+        assert_eq!(twice, ["1", "2"]);
+        assert!(written(&bytes[..20]).is_none());
+        assert!(written(b"").is_none());
     }
 }

@@ -10,7 +10,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use bytes::{BufMut as _, BytesMut};
 use foldhash::fast::RandomState;
 use http::HeaderValue;
 use runtime::Stop;
@@ -119,15 +118,13 @@ impl Worker {
         const DIGITS: &[u8; 16] = b"0123456789abcdef";
         let count = self.request_ids.get().wrapping_add(1);
         self.request_ids.set(count);
-        let mut text = BytesMut::with_capacity(32);
-        for half in [count, self.next_random()] {
-            for byte in half.to_be_bytes() {
-                text.put_u8(DIGITS[usize::from(byte >> 4)]);
-                text.put_u8(DIGITS[usize::from(byte & 15)]);
-            }
+        let mut text = [0; 32];
+        let whole = (u128::from(count) << 64) | u128::from(self.next_random());
+        for (pair, byte) in text.chunks_exact_mut(2).zip(whole.to_be_bytes()) {
+            pair[0] = DIGITS[usize::from(byte >> 4)];
+            pair[1] = DIGITS[usize::from(byte & 15)];
         }
-        HeaderValue::from_maybe_shared(text.freeze())
-            .unwrap_or_else(|_| HeaderValue::from_static("none"))
+        HeaderValue::from_bytes(&text).unwrap_or_else(|_| HeaderValue::from_static("none"))
     }
 
     /// Remembers a connection until its guard is dropped.

@@ -3,6 +3,7 @@
 mod drain;
 mod feed;
 mod headers;
+mod http2;
 mod limits;
 mod routing;
 mod smuggling;

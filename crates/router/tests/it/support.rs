@@ -16,7 +16,7 @@ const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Waits for `future`, but not for ever.
 pub(crate) async fn soon<F: Future>(what: &str, future: F) -> F::Output {
-    runtime::timeout(PATIENCE, future).await.unwrap_or_else(|| panic!("{what}: not in time"))
+    runtime::timeout(PATIENCE, future).await.expect(what)
 }
 
 /// Waits until `condition` holds.
@@ -110,9 +110,7 @@ pub(crate) async fn read_until(stream: &mut TcpStream, end: &str) -> String {
     let mut bytes = Vec::new();
     let read = async {
         while !bytes.ends_with(end.as_bytes()) {
-            let byte = stream.read_u8().await.unwrap_or_else(|error| {
-                panic!("{error} after {:?}", String::from_utf8_lossy(&bytes))
-            });
+            let byte = stream.read_u8().await.expect("more bytes");
             bytes.push(byte);
         }
     };
