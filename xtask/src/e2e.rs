@@ -8,13 +8,15 @@ use testkit::{Dev, Repo, get, wait_for};
 use crate::{Failure, build_shore, root};
 
 /// How long anything here may take.
-const LIMIT: Duration = Duration::from_secs(60);
+const LIMIT: Duration = Duration::from_mins(1);
 
 /// A server, and an app on it that works.
 struct Stage {
     dev: Dev,
     repo: Repo,
 }
+
+type Scenario = fn(&Stage) -> Result<(), Failure>;
 
 const HOST: &str = "web.shop.localhost";
 /// An app that answers at once.
@@ -27,7 +29,7 @@ const SILENT: &str = "import time\nprint('thinking', flush=True)\ntime.sleep(600
 pub(crate) fn run() -> Result<(), Failure> {
     let shore = build_shore()?;
     let stage = Stage::start(&shore)?;
-    let scenarios: [(&str, fn(&Stage) -> Result<(), Failure>); 8] = [
+    let scenarios: [(&str, Scenario); 8] = [
         ("good push", good_push),
         ("failing build", failing_build),
         ("failing start", failing_start),

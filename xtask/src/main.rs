@@ -2,9 +2,11 @@
 //!
 //! - `cargo xtask test` runs everything that is tested.
 //! - `cargo xtask e2e git-push` uses the product through the real git and ssh.
+//! - `cargo xtask chaos --kills N` kills roles with `kill -9` at random moments and counts the damage.
 //! - `cargo xtask examples` brings every example up with `shore up` and asks each for a page.
 #![expect(clippy::print_stderr, reason = "a developer's command talks to its terminal")]
 
+mod chaos;
 mod e2e;
 mod examples;
 
@@ -20,7 +22,8 @@ fn main() -> ExitCode {
         "test" => test(),
         "examples" => examples::run(),
         "e2e" => e2e::run(),
-        _ => Err(format!("unknown command `{name}`: there are test, e2e and examples")),
+        "chaos" => chaos::run(),
+        _ => Err(format!("unknown command `{name}`: there are test, e2e, chaos and examples")),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
@@ -47,6 +50,9 @@ pub(crate) fn cargo(args: &[&str]) -> Result<(), Failure> {
     }
 }
 
+/// Kills in every test run; more by hand.
+const CI_KILLS: u32 = 20;
+
 fn test() -> Result<(), Failure> {
     cargo(&["fmt", "--all", "--check"])?;
     cargo(&["clippy", "--workspace", "--all-targets", "--quiet", "--", "-D", "warnings"])?;
@@ -59,7 +65,8 @@ fn test() -> Result<(), Failure> {
         cargo(&["test", "--workspace", "--quiet"])?;
     }
     examples::run()?;
-    e2e::run()
+    e2e::run()?;
+    chaos::round(CI_KILLS, 1)
 }
 
 /// Builds the program and tells where it is.

@@ -150,7 +150,7 @@ pub(crate) struct ServerArgs {
     /// Address for git over SSH
     #[arg(long, default_value = "127.0.0.1:7422")]
     pub(crate) ssh: SocketAddr,
-    /// Where everything is kept; $XDG_DATA_HOME/longshore/server when absent
+    /// Where everything is kept; `$XDG_DATA_HOME/longshore/server` when absent
     #[arg(long)]
     pub(crate) data: Option<PathBuf>,
     /// The parent of every app's host
@@ -170,7 +170,7 @@ pub(crate) struct JoinArgs {
     /// The join token that `shore token create --role …` printed
     #[arg(long, env = "SHORE_TOKEN", hide_env_values = true)]
     pub(crate) token: String,
-    /// Where this component keeps what is its own; below $XDG_DATA_HOME/longshore when absent
+    /// Where this component keeps what is its own; below `$XDG_DATA_HOME/longshore` when absent
     #[arg(long)]
     pub(crate) data: Option<PathBuf>,
     /// Its name
@@ -385,7 +385,7 @@ pub(crate) struct ConfigUnset {
 pub(crate) enum KeyCommand {
     /// Add a public key
     Add {
-        /// The file, as in ~/.ssh/id_ed25519.pub
+        /// The file, as in `~/.ssh/id_ed25519.pub`
         file: PathBuf,
         /// Limit it to one project
         #[arg(long, short)]

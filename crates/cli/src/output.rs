@@ -1,10 +1,4 @@
 //! Everything that is printed. Data goes to standard output, talk to standard error.
-#![expect(
-    clippy::print_stdout,
-    clippy::print_stderr,
-    reason = "the one place that writes to the terminal"
-)]
-
 use std::io::Write as _;
 
 use api::http_types::{JobView, LogLine};
@@ -45,7 +39,7 @@ impl Output {
     /// One value as JSON, or `text` for people.
     pub(crate) fn value(self, value: &impl Serialize, text: impl FnOnce() -> String) {
         if self.json {
-            self.line_of(value);
+            Self::line_of(value);
         } else {
             out(&text());
         }
@@ -61,7 +55,7 @@ impl Output {
     ) {
         if self.json {
             for row in rows {
-                self.line_of(row);
+                Self::line_of(row);
             }
         } else if rows.is_empty() {
             self.say(empty);
@@ -78,7 +72,7 @@ impl Output {
         }
     }
 
-    fn line_of(self, value: &impl Serialize) {
+    fn line_of(value: &impl Serialize) {
         match serde_json::to_string(value) {
             Ok(line) => out(&line),
             Err(error) => err(&format!("cannot render the answer: {error}")),
@@ -114,8 +108,8 @@ impl Output {
             .then(|| serde_json::from_str::<TerminalEvent>(&line.text).ok())
             .flatten();
         match (self.json, event) {
-            (true, Some(event)) => self.line_of(&event),
-            (true, None) => self.line_of(line),
+            (true, Some(event)) => Self::line_of(&event),
+            (true, None) => Self::line_of(line),
             (false, Some(event)) => out(&styled(&event)),
             (false, None) => out(&format!("    {}", inert(&line.text))),
         }
@@ -124,7 +118,7 @@ impl Output {
     /// A line of an app's log.
     pub(crate) fn app_line(self, line: &LogLine, times: bool) {
         if self.json {
-            self.line_of(line);
+            Self::line_of(line);
             return;
         }
         let stream = line.stream.as_deref().unwrap_or("");
@@ -135,7 +129,7 @@ impl Output {
     /// How a job stands, when that says more than the steps do.
     pub(crate) fn job_state(self, job: &JobView) {
         if self.json {
-            self.line_of(&serde_json::json!({ "event": "job", "job": job }));
+            Self::line_of(&serde_json::json!({ "event": "job", "job": job }));
         } else if let Some(why) = &job.why_queued {
             err(&format!("{DIM}job {} {why}{RESET}", job.id));
         }

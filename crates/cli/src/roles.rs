@@ -103,9 +103,10 @@ pub(crate) async fn start_server(options: ServerOptions, tasks: &Tasks) -> Resul
         Some(address) => Some(bind("SSH server", address, "--ssh-port or --ssh").await?),
         None => None,
     };
-    let authority = match listen.ip().is_loopback() {
-        true => None,
-        false => Some(Authority::open(&dir).map_err(CliError::internal)?),
+    let authority = if listen.ip().is_loopback() {
+        None
+    } else {
+        Some(Authority::open(&dir).map_err(CliError::internal)?)
     };
     let store = open_store(&dir)?;
     let parts = Parts {

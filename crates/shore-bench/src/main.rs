@@ -1,15 +1,28 @@
 //! Measurements. `shore-bench NAME` prints, last, one JSON object on one line.
 #![expect(clippy::print_stdout, reason = "printing figures is what this program is for")]
+#![expect(clippy::cast_precision_loss, reason = "figures need no more than 52 bits")]
 
+mod idle_bench;
+mod jobs_bench;
+mod logs_bench;
+mod router_bench;
 mod state_bench;
+mod up_bench;
 
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
     let name = std::env::args().nth(1).unwrap_or_default();
     let figures = match name.as_str() {
+        "router" => router_bench::run(),
         "state" => state_bench::run(),
-        _ => Err(format!("unknown benchmark `{name}`: there is state")),
+        "jobs" => jobs_bench::run(),
+        "logs" => logs_bench::run(),
+        "idle" => idle_bench::run(),
+        "up" => up_bench::run(),
+        _ => Err(format!(
+            "unknown benchmark `{name}`: there are idle, jobs, logs, router, state and up"
+        )),
     };
     match figures {
         Ok(figures) => {

@@ -1,11 +1,13 @@
 //! Uses the product as a person would: starts `shore dev`, runs commands, pushes with the real git
 //! and ssh, asks for pages. For end-to-end tests and measurements; never shipped.
 
+mod cluster;
 mod dev;
 mod git;
 mod http;
 mod load;
 
+pub use cluster::{Cluster, Role};
 pub use dev::{Dev, Ports, Ran, shore_binary};
 pub use git::Repo;
 pub use http::{Page, get};

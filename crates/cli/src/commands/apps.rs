@@ -75,12 +75,11 @@ pub(super) async fn app(shell: &Shell, command: AppCommand) -> Result<()> {
     let client = shell.client()?;
     match command {
         AppCommand::List { project } => {
-            let projects = match project {
-                Some(name) => vec![name],
-                None => {
-                    let all: Vec<ProjectView> = client.get("/v1/projects").await?;
-                    all.into_iter().map(|it| it.name).collect()
-                }
+            let projects = if let Some(name) = project {
+                vec![name]
+            } else {
+                let all: Vec<ProjectView> = client.get("/v1/projects").await?;
+                all.into_iter().map(|it| it.name).collect()
             };
             let mut list: Vec<AppView> = Vec::new();
             for name in projects {

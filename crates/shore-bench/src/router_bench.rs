@@ -1,0 +1,143 @@
+//! The router beside nginx: CPU per request, memory, and what a change of routes costs.
+
+mod change;
+mod load;
+mod process;
+
+use std::io::{BufRead as _, Read as _};
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::Path;
+
+use model::{DeploymentId, InstanceId, Route, RouteTable, RouteTarget};
+use router::{Options, Router};
+use runtime::{Stop, Tasks};
+use serde_json::{Value, json};
+
+use process::{Child, Nginx};
+
+/// The hidden argument that makes this program a router: `router --serve BACKEND HOSTS`.
+const SERVE: &str = "--serve";
+/// Hosts of the large table.
+const HOSTS: usize = 10_000;
+/// Rounds of each measurement, taken in turns.
+const ROUNDS: usize = 5;
+/// How long `wrk` loads in each round.
+const SECONDS: u32 = 3;
+/// Bytes of a response's body.
+const BODY: usize = 1_024;
+/// Threads of the router and workers of nginx.
+const THREADS: usize = 2;
+
+pub(crate) fn run() -> Result<Value, String> {
+    if std::env::args().nth(2).as_deref() == Some(SERVE) {
+        return serve();
+    }
+    let dir = process::Dir::new()?;
+    let backend = Nginx::backend(&dir, "backend", &"x".repeat(BODY))?;
+    let one = Pair::start(&dir, backend.port, 1)?;
+    let many = Pair::start(&dir, backend.port, HOSTS)?;
+    let spread = load::spread_script(&dir, HOSTS)?;
+    let mut figures = [Vec::new(), Vec::new(), Vec::new(), Vec::new()];
+    for _ in 0..ROUNDS {
+        figures[0].push(load::round(&one.router, &one.router.pids(), None)?);
+        figures[1].push(load::round(&one.nginx, &one.nginx.pids(), None)?);
+        figures[2].push(load::round(&many.router, &many.router.pids(), Some(&spread))?);
+        figures[3].push(load::round(&many.nginx, &many.nginx.pids(), Some(&spread))?);
+    }
+    let change = change::measure(&dir)?;
+    let [ours, theirs, ours_many, theirs_many] = figures.map(|rounds| load::median(&rounds));
+    Ok(json!({
+        "bench": "router",
+        "cpu_us_per_request": ours.cpu_us,
+        "nginx_cpu_us_per_request": theirs.cpu_us,
+        "ratio": round(ours.cpu_us / theirs.cpu_us),
+        "requests_per_second": ours.rate,
+        "nginx_requests_per_second": theirs.rate,
+        "cpu_us_10k_routes": ours_many.cpu_us,
+        "nginx_cpu_us_10k_routes": theirs_many.cpu_us,
+        "ratio_10k_routes": round(ours_many.cpu_us / theirs_many.cpu_us),
+        "rss_mb_10k_routes": process::rss_mb(&many.router.pids())?,
+        "nginx_rss_mb_10k_routes": process::rss_mb(&many.nginx.pids())?,
+        "rss_mb": process::rss_mb(&one.router.pids())?,
+        "route_change_ms": change.median_ms,
+        "route_change_max_ms": change.max_ms,
+        "route_changes": change.changes,
+        "requests_during_changes": change.requests,
+        "lost": change.lost,
+    }))
+}
+
+fn round(figure: f64) -> f64 {
+    (figure * 100.0).round() / 100.0
+}
+
+/// Both proxies with as many hosts.
+struct Pair {
+    router: Child,
+    nginx: Nginx,
+}
+
+impl Pair {
+    fn start(dir: &Path, backend: u16, hosts: usize) -> Result<Self, String> {
+        let router = Child::router(SERVE, backend, hosts)?;
+        let nginx = Nginx::proxy(dir, backend, hosts, THREADS)?;
+        Ok(Self { router, nginx })
+    }
+}
+
+fn host(index: usize) -> String {
+    format!("h{index}.bench.example")
+}
+
+/// A table whose hosts all go to one instance.
+fn table(generation: u64, hosts: usize, backend: u16) -> Result<RouteTable, String> {
+    let address = SocketAddr::from((Ipv4Addr::LOCALHOST, backend));
+    let routes = (0..hosts).map(|index| {
+        let target = RouteTarget { instance: InstanceId(u128::from(backend)), address };
+        Ok(Route {
+            host: host(index).parse().map_err(|error| format!("{error}"))?,
+            deployment: DeploymentId(1),
+            targets: vec![target],
+        })
+    });
+    Ok(RouteTable { generation, routes: routes.collect::<Result<_, String>>()? })
+}
+
+/// Starts a router on a free port. The runtime carries its tasks and must live as long.
+fn start_router() -> Result<(tokio::runtime::Runtime, Tasks, Router), String> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| error.to_string())?;
+    let tasks = Tasks::new(Stop::new());
+    let options = Options {
+        listen: vec![SocketAddr::from((Ipv4Addr::LOCALHOST, 0))],
+        threads: THREADS,
+        ..Options::default()
+    };
+    let entered = runtime.enter();
+    let router = Router::start(options, None, &tasks).map_err(|error| error.to_string())?;
+    drop(entered);
+    Ok((runtime, tasks, router))
+}
+
+/// Is the router: says its port and serves until the parent closes our input.
+fn serve() -> Result<Value, String> {
+    let argument = |at| std::env::args().nth(at).and_then(|it| it.parse::<usize>().ok());
+    let (backend, hosts) = argument(3).zip(argument(4)).ok_or("--serve BACKEND HOSTS")?;
+    let backend = u16::try_from(backend).map_err(|error| error.to_string())?;
+    let (_runtime, tasks, router) = start_router()?;
+    router.apply(&table(1, hosts, backend)?);
+    process::say(&router.addresses()[0].port().to_string())?;
+    let mut rest = Vec::new();
+    std::io::stdin().lock().read_to_end(&mut rest).map_err(|error| error.to_string())?;
+    tasks.stop().stop();
+    Ok(Value::Null)
+}
+
+/// The first line of what a child says.
+fn first_line(output: impl std::io::Read) -> Result<String, String> {
+    let mut line = String::new();
+    std::io::BufReader::new(output).read_line(&mut line).map_err(|error| error.to_string())?;
+    Ok(line.trim().to_owned())
+}

@@ -1,0 +1,197 @@
+//! The four roles as processes of their own, each of which can be killed and started again.
+
+use std::io::{BufRead as _, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use serde_json::Value;
+use tempfile::TempDir;
+
+use crate::dev::run;
+use crate::{Failure, Ports, Ran, wait_for};
+
+/// How long a role may take to start.
+const START_LIMIT: Duration = Duration::from_secs(20);
+
+/// A role.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Role {
+    /// Keeps everything.
+    Server,
+    /// Takes jobs.
+    Runner,
+    /// Runs containers.
+    Cell,
+    /// Routes requests.
+    Router,
+}
+
+impl Role {
+    /// Every role, in the order in which they start.
+    pub const ALL: [Self; 4] = [Self::Server, Self::Runner, Self::Cell, Self::Router];
+
+    /// The command's name.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Server => "server",
+            Self::Runner => "runner",
+            Self::Cell => "cell",
+            Self::Router => "router",
+        }
+    }
+}
+
+/// Server, runner, cell and router, each a process.
+#[derive(Debug)]
+pub struct Cluster {
+    shore: PathBuf,
+    home: TempDir,
+    /// Where they listen.
+    pub ports: Ports,
+    children: [Option<Child>; 4],
+    tokens: [String; 4],
+}
+
+impl Cluster {
+    /// Starts all four in a fresh directory.
+    pub fn start(shore: &Path) -> Result<Self, Failure> {
+        let home = tempfile::Builder::new().prefix("shore-cluster-").tempdir();
+        let home = home.map_err(|error| error.to_string())?;
+        let mut cluster = Self {
+            shore: shore.to_owned(),
+            home,
+            ports: Ports::free()?,
+            children: [None, None, None, None],
+            tokens: Default::default(),
+        };
+        let ready = cluster.launch(Role::Server)?;
+        let admin = ready["token"].as_str().ok_or("the server printed no token")?.to_owned();
+        let url = cluster.url();
+        cluster
+            .shore(&["context", "set", "cluster", "--server", &url, "--token", &admin])?
+            .ok("context set")?;
+        for role in [Role::Runner, Role::Cell, Role::Router] {
+            let made = cluster.json(&["token", "create", "--role", role.name()])?;
+            let token = made["token"].as_str().ok_or("no token was printed")?;
+            token.clone_into(&mut cluster.tokens[role as usize]);
+            cluster.launch(role)?;
+        }
+        Ok(cluster)
+    }
+
+    fn url(&self) -> String {
+        format!("http://127.0.0.1:{}", self.ports.api)
+    }
+
+    /// A directory for the test's own files.
+    pub fn home(&self) -> &Path {
+        self.home.path()
+    }
+
+    /// What a role said of itself.
+    pub fn log(&self, role: Role) -> String {
+        std::fs::read_to_string(self.log_file(role)).unwrap_or_default()
+    }
+
+    fn log_file(&self, role: Role) -> PathBuf {
+        self.home.path().join(format!("{}.log", role.name()))
+    }
+
+    fn command(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(&self.shore);
+        command
+            .args(args)
+            .env("XDG_DATA_HOME", self.home.path().join("data"))
+            .env("XDG_CONFIG_HOME", self.home.path().join("config"))
+            .env("NO_COLOR", "1")
+            .current_dir(self.home.path());
+        command
+    }
+
+    /// Starts a role; its first line when it prints one.
+    pub fn launch(&mut self, role: Role) -> Result<Value, Failure> {
+        let log = std::fs::File::options().append(true).create(true).open(self.log_file(role));
+        let log = log.map_err(|error| error.to_string())?;
+        let ports = self.ports;
+        let mut command = self.command(&[role.name(), "--json", "--log", "info"]);
+        let listen = |port: u16| format!("127.0.0.1:{port}");
+        match role {
+            Role::Server => {
+                command.args(["--listen", &listen(ports.api), "--ssh", &listen(ports.ssh)]);
+            }
+            Role::Router => {
+                command.args(["--listen", &listen(ports.http)]);
+            }
+            Role::Runner | Role::Cell => {}
+        }
+        if role != Role::Server {
+            command.env("SHORE_TOKEN", &self.tokens[role as usize]).env("SHORE_SERVER", self.url());
+        }
+        let mut child = command
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(log)
+            .spawn()
+            .map_err(|error| error.to_string())?;
+        let out = child.stdout.take().ok_or("a role has no output")?;
+        self.children[role as usize] = Some(child);
+        if matches!(role, Role::Runner | Role::Cell) {
+            return Ok(Value::Null);
+        }
+        let mut line = String::new();
+        BufReader::new(out).read_line(&mut line).map_err(|error| error.to_string())?;
+        serde_json::from_str(&line)
+            .map_err(|_| format!("{} did not start:\n{}", role.name(), self.log(role)))
+    }
+
+    /// Ends a role as `kill -9` does.
+    pub fn kill(&mut self, role: Role) -> Result<(), Failure> {
+        let Some(mut child) = self.children[role as usize].take() else { return Ok(()) };
+        child.kill().map_err(|error| error.to_string())?;
+        child.wait().map(|_| ()).map_err(|error| error.to_string())
+    }
+
+    /// Runs `shore ARGS` as a person would.
+    pub fn shore(&self, args: &[&str]) -> Result<Ran, Failure> {
+        run(&mut self.command(args))
+    }
+
+    /// Starts `shore ARGS` and does not wait.
+    pub fn shore_in_background(&self, args: &[&str]) -> Result<Child, Failure> {
+        let mut command = self.command(args);
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command.spawn().map_err(|error| error.to_string())
+    }
+
+    /// Runs `shore ARGS --json` and reads every line.
+    pub fn json_lines(&self, args: &[&str]) -> Result<Vec<Value>, Failure> {
+        let mut all = args.to_vec();
+        all.push("--json");
+        let out = self.shore(&all)?.ok(&format!("shore {}", args.join(" ")))?;
+        let parse =
+            |line: &str| serde_json::from_str(line).map_err(|error| format!("{line}: {error}"));
+        out.lines().map(parse).collect()
+    }
+
+    /// Runs `shore ARGS --json` and reads the first line.
+    pub fn json(&self, args: &[&str]) -> Result<Value, Failure> {
+        Ok(self.json_lines(args)?.into_iter().next().unwrap_or(Value::Null))
+    }
+
+    /// Waits until the server answers.
+    pub fn wait_for_server(&self) -> Result<(), Failure> {
+        wait_for("the server", START_LIMIT, || {
+            self.shore(&["project", "list"]).ok().filter(|ran| ran.code == 0)
+        })
+        .map(|_| ())
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        for role in [Role::Runner, Role::Router, Role::Cell, Role::Server] {
+            self.kill(role).unwrap_or_default();
+        }
+    }
+}
