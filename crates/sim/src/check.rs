@@ -1,0 +1,507 @@
+//! The invariants, checked on what is durable, on what components do, and once all is quiet.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use auction::{DEFAULT_DISK_MB, DEFAULT_MEMORY_MB};
+use model::{
+    AppId, CellId, DeploymentId, DeploymentState, InstanceId, InstanceState, JobId, JobState,
+    Limits, Name, Outcome, ProcessId, TaskId,
+};
+use state::{App, Attempt, Cell, Deployment, Instance, Job, Process, Runner, State, Task};
+use store::{Batch, Record, Store as _};
+
+use crate::cell::Container;
+use crate::message::Key;
+use crate::world::World;
+
+/// What the store holds, and what components have done.
+#[derive(Debug, Default)]
+pub(crate) struct Checker {
+    pub(crate) jobs: BTreeMap<JobId, Job>,
+    archived: BTreeSet<JobId>,
+    keys: BTreeMap<String, JobId>,
+    tasks: BTreeMap<TaskId, Task>,
+    pub(crate) deployments: BTreeMap<DeploymentId, Deployment>,
+    processes: BTreeMap<ProcessId, Process>,
+    instances: BTreeMap<InstanceId, Instance>,
+    cells: BTreeMap<CellId, Cell>,
+    /// Attempts whose acknowledgement is durable.
+    pub(crate) confirmed: BTreeSet<(JobId, u32)>,
+    /// Jobs that runners began to work on.
+    started: BTreeMap<JobId, u32>,
+    pub(crate) working: BTreeSet<JobId>,
+    /// Tasks whose work began.
+    tasks_started: BTreeSet<u128>,
+    /// When the end of a job became durable.
+    over_since: BTreeMap<JobId, u64>,
+}
+
+type Violation = (&'static str, String);
+
+fn read<T: state::Row>(record: &Record) -> Result<Option<T>, Violation> {
+    let Some(body) = &record.body else { return Ok(None) };
+    let row = serde_json::from_slice(body).map_err(|error| ("load", error.to_string()))?;
+    Ok(Some(row))
+}
+
+fn keep<T: state::Row>(
+    map: &mut BTreeMap<T::Id, T>,
+    id: T::Id,
+    record: &Record,
+) -> Result<(), Violation> {
+    match read::<T>(record)? {
+        Some(row) => map.insert(id, row),
+        None => map.remove(&id),
+    };
+    Ok(())
+}
+
+impl Checker {
+    fn commit(&mut self, now: u64, batch: &Batch) -> Result<(), Violation> {
+        for entry in &batch.histories {
+            if let Ok(id) = u128::from_str_radix(&entry.key, 16) {
+                self.archived.insert(JobId(id));
+            }
+        }
+        let (mut jobs, mut places) = (false, false);
+        for record in &batch.records {
+            let id = record.id;
+            match record.kind.as_str() {
+                "job" => {
+                    self.job(now, record)?;
+                    jobs = true;
+                }
+                "task" => {
+                    self.task(record)?;
+                    places = true;
+                }
+                "instance" => {
+                    self.instance(record)?;
+                    places = true;
+                }
+                "deployment" => self.deployment(record)?,
+                "process" => keep(&mut self.processes, ProcessId(id), record)?,
+                "cell" => keep(&mut self.cells, CellId(id), record)?,
+                _ => {}
+            }
+        }
+        if jobs {
+            self.scopes()?;
+        }
+        if places { self.capacity() } else { Ok(()) }
+    }
+
+    fn job(&mut self, now: u64, record: &Record) -> Result<(), Violation> {
+        let id = JobId(record.id);
+        let Some(new) = read::<Job>(record)? else {
+            self.jobs.remove(&id);
+            if self.archived.contains(&id) {
+                return Ok(());
+            }
+            return Err(("I4", format!("{id} was deleted and not archived")));
+        };
+        if let Some(old) = self.jobs.get(&id) {
+            if new.epoch < old.epoch {
+                return Err(("I2", format!("the epoch of {id} went back")));
+            }
+            if old.state.is_terminal() && old.state != new.state {
+                return Err(("I3", format!("{id} was {:?} and is {:?}", old.state, new.state)));
+            }
+            let requeued = new.state == JobState::Queued && old.state != JobState::Queued;
+            if requeued && new.epoch <= old.epoch {
+                let detail = format!("{id} went back in line in the same epoch {}", new.epoch);
+                return Err(("I2", detail));
+            }
+            if old.cancel.is_some() && new.cancel.is_none() {
+                return Err(("cancel", format!("{id} is not asked to end any more")));
+            }
+        }
+        if let Some(key) = &new.spec.idempotency_key {
+            let first = *self.keys.entry(key.clone()).or_insert(id);
+            if first != id {
+                return Err(("idempotency", format!("{first} and {id} have the key {key}")));
+            }
+        }
+        if new.state.is_terminal() {
+            self.over_since.entry(id).or_insert(now);
+        }
+        self.jobs.insert(id, new);
+        Ok(())
+    }
+
+    fn task(&mut self, record: &Record) -> Result<(), Violation> {
+        let id = TaskId(record.id);
+        if let (Some(new), Some(old)) = (read::<Task>(record)?, self.tasks.get(&id)) {
+            if new.epoch < old.epoch {
+                return Err(("I2", format!("the epoch of {id} went back")));
+            }
+            if old.state.is_terminal() && old.state != new.state {
+                return Err(("I3", format!("{id} was {:?} and is {:?}", old.state, new.state)));
+            }
+        }
+        keep(&mut self.tasks, id, record)
+    }
+
+    fn instance(&mut self, record: &Record) -> Result<(), Violation> {
+        let id = InstanceId(record.id);
+        if let (Some(new), Some(old)) = (read::<Instance>(record)?, self.instances.get(&id))
+            && new.epoch < old.epoch
+        {
+            return Err(("I2", format!("the epoch of {id} went back")));
+        }
+        keep(&mut self.instances, id, record)
+    }
+
+    fn deployment(&mut self, record: &Record) -> Result<(), Violation> {
+        let id = DeploymentId(record.id);
+        if let (Some(new), Some(old)) = (read::<Deployment>(record)?, self.deployments.get(&id))
+            && matches!(old.state, DeploymentState::Failed { .. })
+            && old.state != new.state
+        {
+            return Err(("I9", format!("{id} failed and is {:?}", new.state)));
+        }
+        keep(&mut self.deployments, id, record)
+    }
+
+    /// Two jobs that change the same app in the same workspace never run at the same time.
+    fn scopes(&self) -> Result<(), Violation> {
+        let mut held: BTreeMap<(AppId, &Name), JobId> = BTreeMap::new();
+        for job in self.jobs.values() {
+            let (Some(_), Some(app)) = (job.state.runner(), job.spec.app) else { continue };
+            if !job.spec.operation.changes_app() {
+                continue;
+            }
+            if let Some(other) = held.insert((app, &job.spec.workspace), job.id) {
+                let detail = format!("{other} and {} change {app} at the same time", job.id);
+                return Err(("mutex", detail));
+            }
+        }
+        Ok(())
+    }
+
+    fn capacity(&self) -> Result<(), Violation> {
+        let mut used: BTreeMap<CellId, (u64, u64, u64)> = BTreeMap::new();
+        let mut take = |cell: CellId, limits: &Limits| {
+            let cell = used.entry(cell).or_default();
+            cell.0 += limits.memory_mb.unwrap_or(DEFAULT_MEMORY_MB);
+            cell.1 += limits.disk_mb.unwrap_or(DEFAULT_DISK_MB);
+            cell.2 += 1;
+        };
+        for task in self.tasks.values() {
+            if let Some(cell) = task.state.cell() {
+                take(cell, &task.spec.container.limits);
+            }
+        }
+        for instance in self.instances.values() {
+            let process = self.processes.get(&instance.process);
+            if let (Some(cell), Some(process)) = (instance.state.cell(), process) {
+                take(cell, &process.spec.container.limits);
+            }
+        }
+        for (id, (memory, disk, containers)) in used {
+            let Some(cell) = self.cells.get(&id) else {
+                return Err(("I7", format!("work is claimed on {id}, which is not there")));
+            };
+            let spec = &cell.spec;
+            let fits = memory <= spec.memory_mb
+                && disk <= spec.disk_mb
+                && containers <= u64::from(spec.containers);
+            if !fits {
+                let detail =
+                    format!("{id} holds {memory} MiB, {disk} MiB, {containers} of {spec:?}");
+                return Err(("I7", detail));
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether the end of the job is durable, or a request for it.
+    fn asked_to_end(&self, id: JobId) -> bool {
+        let Some(job) = self.jobs.get(&id) else { return self.archived.contains(&id) };
+        job.state.is_terminal() || job.cancel.is_some()
+    }
+}
+
+/// A route whose target is not a ready instance of the deployment that was released.
+pub(crate) fn wrong_route(state: &State) -> Option<String> {
+    let released: BTreeSet<DeploymentId> =
+        state.all::<App>().flat_map(|app| app.released.values().copied()).collect();
+    for id in &released {
+        let row = state.get::<Deployment>(*id);
+        if row.is_none_or(|row| row.state != DeploymentState::Ready) {
+            return Some(format!("{id} is released and {:?}", row.map(|row| &row.state)));
+        }
+    }
+    for route in state.routes().routes {
+        if !released.contains(&route.deployment) {
+            return Some(format!("{} points at {}, not released", route.host, route.deployment));
+        }
+        for target in &route.targets {
+            let row = state.get::<Instance>(target.instance);
+            let good = row.is_some_and(|row| {
+                row.deployment == route.deployment
+                    && row.state.ready_address() == Some(target.address)
+            });
+            if !good {
+                return Some(format!("{} points at {target:?}, not ready", route.host));
+            }
+        }
+    }
+    None
+}
+
+impl World {
+    /// Rows that the store has kept.
+    pub(crate) fn committed_rows(&mut self, batch: &Batch) {
+        if let Err((invariant, detail)) = self.check.commit(self.now, batch) {
+            self.fail(invariant, detail);
+        }
+    }
+
+    /// A client was told that its job is in line.
+    pub(crate) fn check_queued(&mut self, id: JobId) {
+        if !self.check.jobs.contains_key(&id) && !self.check.archived.contains(&id) {
+            self.fail("I4", format!("{id} was acknowledged and is not in the store"));
+        }
+    }
+
+    /// A client was told that its cancellation is accepted.
+    pub(crate) fn check_cancelled(&mut self, id: JobId, force: bool) {
+        let over = self.check.jobs.get(&id).is_none_or(|job| job.state.is_terminal());
+        if !self.check.asked_to_end(id) || (force && !over) {
+            self.fail("cancel", format!("the cancellation of {id} was acknowledged and is lost"));
+        }
+    }
+
+    /// A runner begins to work on a job.
+    pub(crate) fn check_started(&mut self, at: Attempt) {
+        self.note(format_args!("work on {} begins in epoch {}", at.job, at.epoch));
+        if !self.check.confirmed.contains(&(at.job, at.epoch)) {
+            let detail = format!(
+                "{} is worked on in epoch {}, whose acknowledgement is not durable",
+                at.job, at.epoch
+            );
+            return self.fail("I6", detail);
+        }
+        let row = self.check.jobs.get(&at.job).map(|row| row.epoch);
+        if row.is_some_and(|epoch| epoch != at.epoch) {
+            let detail = format!("{} is worked on in epoch {}, it is at {row:?}", at.job, at.epoch);
+            return self.fail("I6", detail);
+        }
+        if let Some(before) = self.check.started.insert(at.job, at.epoch) {
+            let detail = format!("{} began in epoch {before} and again in {}", at.job, at.epoch);
+            return self.fail("I6", detail);
+        }
+        self.check.working.insert(at.job);
+    }
+
+    /// A cell begins the user's work of a task.
+    pub(crate) fn check_task(&mut self, key: Key) {
+        if !self.check.tasks_started.insert(key.id) {
+            self.fail("I6", format!("the work of {} began twice", TaskId(key.id)));
+        }
+    }
+
+    /// The server confirmed a runner's report.
+    pub(crate) fn check_ended(&mut self, at: Attempt, outcome: &Outcome) {
+        let Some(job) = self.check.jobs.get(&at.job) else { return };
+        if job.state != JobState::from(outcome.clone()) {
+            let detail = format!("{} was reported {outcome:?} and is {:?}", at.job, job.state);
+            self.fail("outcome", detail);
+        }
+    }
+
+    /// Whoever waits for the end of a job hears of it within a second.
+    pub(crate) fn check_follows(&mut self) {
+        let late = self.shell.follows.values().find_map(|follow| {
+            let since = self.check.over_since.get(&follow.job)?;
+            (!follow.reading && self.now > since + 1_000).then_some((follow.call, follow.job))
+        });
+        if let Some((call, job)) = late {
+            self.fail("I17", format!("call {call} still waits for {job}, which has ended"));
+        }
+    }
+
+    /// What keeps the world from being quiet.
+    pub(crate) fn unrest(&self) -> Option<Violation> {
+        let Some(state) = self.shell.settled() else {
+            return Some(("I8", "the server is busy or away".to_owned()));
+        };
+        self.jobs_unrest()
+            .or_else(|| self.work_unrest(state))
+            .or_else(|| self.cells_unrest(state))
+            .or_else(|| self.runners_unrest(state))
+            .or_else(|| self.routers_unrest(state))
+    }
+
+    fn jobs_unrest(&self) -> Option<Violation> {
+        let open = self.check.jobs.values().find(|job| !job.state.is_terminal());
+        if let Some(job) = open {
+            let asked = if job.cancel.is_some() { "cancel" } else { "I8" };
+            return Some((asked, format!("{} has not ended: {:?}", job.id, job.state)));
+        }
+        self.clients.errand().map(|what| ("I8", format!("a client still waits: {what}")))
+    }
+
+    fn work_unrest(&self, state: &State) -> Option<Violation> {
+        if let Some(task) = state.all::<Task>().find(|task| !task.state.is_terminal()) {
+            return Some(("I8", format!("{} has not ended: {:?}", task.id, task.state)));
+        }
+        let moving = |row: &&Arc<Deployment>| {
+            matches!(row.state, DeploymentState::Starting { .. }) || row.retire_at.is_some()
+        };
+        if let Some(row) = state.all::<Deployment>().find(moving) {
+            return Some(("I8", format!("{} is {:?}, {:?}", row.id, row.state, row.retire_at)));
+        }
+        state.all::<Process>().find_map(|process| {
+            let wants = state.get::<Deployment>(process.deployment)?.state.wants_instances();
+            let wanted = if wants { process.instances } else { 0 };
+            let rows = state.instances_of(process);
+            if rows.len() != usize::try_from(wanted).ok()? {
+                let detail = format!("{} has {} of {wanted} instances", process.id, rows.len());
+                return Some(("I8", detail));
+            }
+            let waits = rows.iter().find(|row| match &row.state {
+                InstanceState::Running { ready, .. } => !ready,
+                InstanceState::Unclaimed { reason: Some(_) } => self.has_room(state, process),
+                _ => true,
+            })?;
+            Some(("I8", format!("{} is {:?}", waits.id, waits.state)))
+        })
+    }
+
+    /// Whether some cell could take one more of a process.
+    fn has_room(&self, state: &State, process: &Process) -> bool {
+        let limits = &process.spec.container.limits;
+        let memory = limits.memory_mb.unwrap_or(DEFAULT_MEMORY_MB);
+        let disk = limits.disk_mb.unwrap_or(DEFAULT_DISK_MB);
+        self.cells.iter().any(|cell| {
+            let work = state.cell_work(cell.id);
+            let taken = work.instances.iter().map(|(_, process)| process.spec.container.limits);
+            let (used, disks, count) = taken.fold((0, 0, 0), |sum, limits| {
+                let memory = limits.memory_mb.unwrap_or(DEFAULT_MEMORY_MB);
+                let disk = limits.disk_mb.unwrap_or(DEFAULT_DISK_MB);
+                (sum.0 + memory, sum.1 + disk, sum.2 + 1)
+            });
+            used + memory <= cell.spec.memory_mb
+                && disks + disk <= cell.spec.disk_mb
+                && count < cell.spec.containers
+        })
+    }
+
+    fn cells_unrest(&self, state: &State) -> Option<Violation> {
+        self.cells.iter().enumerate().find_map(|(index, cell)| {
+            let key = |row: &Instance| Key { is_task: false, id: row.id.0, epoch: row.epoch };
+            let work = state.cell_work(cell.id);
+            let wanted: BTreeSet<Key> = work.instances.iter().map(|(row, _)| key(row)).collect();
+            let there: BTreeSet<Key> = cell.containers.keys().copied().collect();
+            if wanted != there {
+                return Some(("I8", format!("cell {index} runs {there:?}, wanted is {wanted:?}")));
+            }
+            let online = state.get::<Cell>(cell.id).is_some_and(|row| row.lease_until.is_some());
+            (!online).then(|| ("I8", format!("cell {index} is there and counts as gone")))
+        })
+    }
+
+    fn runners_unrest(&self, state: &State) -> Option<Violation> {
+        self.runners.iter().enumerate().find_map(|(index, runner)| {
+            if !runner.is_idle() {
+                return Some(("I8", format!("runner {index} still holds a job that ended")));
+            }
+            let online = state.get::<Runner>(runner.id).is_some_and(|row| row.online);
+            let connected = runner.conn.is_some_and(|conn| self.conns.contains_key(&conn));
+            (!online || !connected)
+                .then(|| ("I8", format!("runner {index}: connected {connected}, online {online}")))
+        })
+    }
+
+    fn routers_unrest(&self, state: &State) -> Option<Violation> {
+        let wanted: BTreeMap<_, _> =
+            state.routes().routes.into_iter().map(|route| (route.host.clone(), route)).collect();
+        for (index, router) in self.routers.iter().enumerate() {
+            if router.table != wanted {
+                let served: Vec<_> = router.table.values().collect();
+                return Some((
+                    "I9",
+                    format!(
+                        "router {index} serves {served:?} at {}, the server has {:?} at {}",
+                        router.generation,
+                        wanted.values().collect::<Vec<_>>(),
+                        state.route_generation()
+                    ),
+                ));
+            }
+        }
+        let container = |address| {
+            let all = self.cells.iter().flat_map(|cell| cell.containers.iter());
+            let mut same = all.filter(move |(_, it): &(&Key, &Container)| it.address == address);
+            same.next()
+        };
+        for target in wanted.values().flat_map(|route| &route.targets) {
+            let there = container(target.address);
+            if there.is_none_or(|(key, it)| key.id != target.instance.0 || !it.healthy) {
+                return Some(("I9", format!("{target:?} is routed to, there is {there:?}")));
+            }
+        }
+        None
+    }
+
+    /// What must hold once all is quiet.
+    pub(crate) fn check_rest(&mut self) {
+        let loaded = self.shell.loaded();
+        let Some(live) = self.shell.settled() else { return };
+        let wrong = match loaded {
+            Ok(fresh) => unlike(live, fresh, self.wall(), &self.shell.store),
+            Err(error) => Some(error),
+        };
+        if let Some(detail) = wrong {
+            self.fail("reload", detail);
+        }
+    }
+}
+
+/// How a state made of the store's rows differs from the one that wrote them.
+fn unlike(
+    live: &State,
+    mut fresh: State,
+    now: model::Time,
+    store: &store::memory::MemoryStore,
+) -> Option<String> {
+    if live.ready_jobs() != fresh.ready_jobs() {
+        return Some("ready jobs differ".to_owned());
+    }
+    if live.next_deadline() != fresh.next_deadline() {
+        return Some("the next deadline differs".to_owned());
+    }
+    let mut rows = 0;
+    let counted = store.load(&mut |_, _, _| {
+        rows += 1;
+        Ok(())
+    });
+    let known = live.all::<Job>().count()
+        + live.all::<Task>().count()
+        + live.all::<Instance>().count()
+        + live.all::<Process>().count()
+        + live.all::<Deployment>().count()
+        + live.all::<state::Build>().count()
+        + live.all::<App>().count()
+        + live.all::<state::Project>().count()
+        + live.all::<Cell>().count()
+        + live.all::<Runner>().count();
+    if counted.is_err() || rows != known {
+        return Some(format!("the store holds {rows} rows, the state {known}"));
+    }
+    for cell in live.all::<Cell>() {
+        let (one, two) = (live.cell_work(cell.id), fresh.cell_work(cell.id));
+        if one.tasks != two.tasks || one.instances != two.instances {
+            return Some(format!("the work of {} differs", cell.id));
+        }
+    }
+    // The first command derives the routes.
+    let before = live.routes().routes;
+    if let Err(refusal) = fresh.apply(now, state::Command::Boot) {
+        return Some(format!("the boot was refused: {refusal}"));
+    }
+    (before != fresh.routes().routes).then(|| "the routes differ".to_owned())
+}

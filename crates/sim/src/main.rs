@@ -1,0 +1,53 @@
+//! Lives through many seeded worlds and stops at the first in which an invariant does not hold.
+#![expect(clippy::print_stdout, reason = "the result is what this program is for")]
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+/// Lives through seeded worlds and checks invariants.
+#[derive(Debug, Parser)]
+struct Args {
+    /// How many worlds.
+    #[arg(long, default_value_t = 100)]
+    seeds: u64,
+    /// The first seed.
+    #[arg(long, default_value_t = 0)]
+    start: u64,
+    /// Most events before faults stop.
+    #[arg(long, default_value_t = sim::STEPS)]
+    steps: u64,
+    /// Plants one of the named bugs.
+    #[arg(long)]
+    planted: Option<String>,
+}
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    if let Some(name) = &args.planted
+        && let Err(error) = sim::plant(name)
+    {
+        println!("{error}");
+        return ExitCode::from(2);
+    }
+    let mut steps = 0;
+    for seed in args.start..args.start.saturating_add(args.seeds) {
+        let outcome = sim::run(seed, args.steps);
+        steps += outcome.steps;
+        let Some(failure) = outcome.failure else { continue };
+        for line in &failure.transcript {
+            println!("{line}");
+        }
+        println!("seed {seed}: {} does not hold: {}", failure.invariant, failure.detail);
+        let planted = args.planted.map(|name| format!(" --features planted -- --planted {name}"));
+        let planted = planted.unwrap_or_else(|| " --".to_owned());
+        let steps = match args.steps {
+            sim::STEPS => String::new(),
+            steps => format!(" --steps {steps}"),
+        };
+        println!("replay: cargo run --release -p sim{planted} --seeds 1 --start {seed}{steps}");
+        return ExitCode::FAILURE;
+    }
+    println!("seeds={} failures=0 steps={steps}", args.seeds);
+    ExitCode::SUCCESS
+}

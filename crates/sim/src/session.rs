@@ -1,0 +1,485 @@
+//! One component's connection as the server sees it.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use model::{JobId, JobState};
+use state::{Attempt, CellCommand, Command, JobCommand, Reply, RowKey, TaskReport};
+
+use crate::message::{
+    Down, Event, Found, Key, Node, Origin, Outcomes, Published, Read, Up, Wanted,
+};
+use crate::world::World;
+
+/// What arrived and waits its turn.
+#[derive(Debug)]
+enum Input {
+    Message(Up),
+    Event(Published),
+    Closed,
+}
+
+/// What a session does next.
+#[derive(Debug)]
+enum Step {
+    Apply(Command, Then),
+    CheckHeld,
+    Offer,
+    Send(Down),
+    Work { full: bool },
+    Table,
+    Changes,
+    End,
+}
+
+/// What an answer is for.
+#[derive(Debug, Clone, Copy)]
+enum Then {
+    /// Tell the runner that its report is durable, or that the attempt is not its own.
+    Started(Attempt),
+    Revoked(Attempt),
+    Ended(Attempt),
+    /// Say something only if it was refused.
+    Beat(Attempt),
+    Assigned,
+    /// Whatever is refused ends the session.
+    Plain,
+    CellOnline,
+    Report(Key, bool),
+    Offline,
+    Held,
+    ReadyJobs,
+    Work(bool),
+    Table,
+    Changes,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Holding {
+    epoch: u32,
+    told: bool,
+}
+
+/// A session's own knowledge.
+#[derive(Debug)]
+pub(crate) struct Session {
+    node: Node,
+    input: VecDeque<Input>,
+    plan: VecDeque<Step>,
+    waits: Option<Then>,
+    closing: bool,
+    capacity: u32,
+    held: BTreeMap<JobId, Holding>,
+    epoch: u32,
+    told: BTreeMap<(bool, u128), (u32, bool)>,
+    sent: u64,
+}
+
+impl Session {
+    const fn new(node: Node) -> Self {
+        Self {
+            node,
+            input: VecDeque::new(),
+            plan: VecDeque::new(),
+            waits: None,
+            closing: false,
+            capacity: 0,
+            held: BTreeMap::new(),
+            epoch: 0,
+            told: BTreeMap::new(),
+            sent: 0,
+        }
+    }
+
+    fn plan(&mut self, steps: impl IntoIterator<Item = Step>) {
+        self.plan.extend(steps);
+    }
+}
+
+impl World {
+    pub(crate) fn session_message(&mut self, conn: u64, message: Up) {
+        let Some(node) = self.node_of(conn) else { return };
+        if !self.shell.is_serving() {
+            return self.cut(conn, 1, 1);
+        }
+        self.note(format_args!("the server hears {message:?} from {node:?}"));
+        let session = self.shell.sessions.entry(conn).or_insert_with(|| Session::new(node));
+        session.input.push_back(Input::Message(message));
+        self.pump(conn);
+    }
+
+    pub(crate) fn session_cut(&mut self, conn: u64) {
+        if let Some(session) = self.shell.sessions.get_mut(&conn) {
+            session.input.push_back(Input::Closed);
+            self.pump(conn);
+        }
+    }
+
+    pub(crate) fn session_event(&mut self, conn: u64, event: &Published) {
+        let cell = self.shell.sessions.get(&conn).map(|session| session.node);
+        let concerns = match cell {
+            Some(Node::Runner(_)) => event.rows.iter().any(|key| matches!(key, RowKey::Job(_))),
+            Some(Node::Cell(_)) => event
+                .rows
+                .iter()
+                .any(|key| matches!(key, RowKey::Task(_) | RowKey::Instance(_) | RowKey::Cell(_))),
+            Some(Node::Router(_)) => true,
+            None => false,
+        };
+        if let Some(session) = self.shell.sessions.get_mut(&conn).filter(|_| concerns) {
+            session.input.push_back(Input::Event(event.clone()));
+            self.pump(conn);
+        }
+    }
+
+    /// Goes on until the session waits for an answer or for something to arrive.
+    fn pump(&mut self, conn: u64) {
+        loop {
+            let Some(session) = self.shell.sessions.get_mut(&conn) else { return };
+            if session.waits.is_some() {
+                return;
+            }
+            if let Some(step) = session.plan.pop_front() {
+                self.step(conn, step);
+            } else if let Some(input) = session.input.pop_front() {
+                self.take_input(conn, input);
+            } else {
+                return;
+            }
+        }
+    }
+
+    fn wait(&mut self, conn: u64, then: Then) {
+        if let Some(session) = self.shell.sessions.get_mut(&conn) {
+            session.waits = Some(then);
+        }
+    }
+
+    fn step(&mut self, conn: u64, step: Step) {
+        let origin = Origin::Session(conn);
+        let Some(session) = self.shell.sessions.get_mut(&conn) else { return };
+        match step {
+            Step::Apply(command, then) => {
+                session.waits = Some(then);
+                self.ask_apply(command, origin);
+            }
+            Step::CheckHeld => {
+                let ids = session.held.iter().map(|(id, held)| (*id, held.epoch)).collect();
+                session.waits = Some(Then::Held);
+                self.ask_read(Read::Held(ids), origin);
+            }
+            Step::Offer if session.capacity > 0 => {
+                session.waits = Some(Then::ReadyJobs);
+                self.ask_read(Read::ReadyJobs, origin);
+            }
+            Step::Offer => {}
+            Step::Send(message) => self.send_down(conn, message),
+            Step::Work { full } => {
+                let Node::Cell(index) = session.node else { return };
+                self.wait(conn, Then::Work(full));
+                self.ask_read(Read::Work(self.cells[index].id), origin);
+            }
+            Step::Table => {
+                session.waits = Some(Then::Table);
+                self.ask_read(Read::Table, origin);
+            }
+            Step::Changes => {
+                let from = session.sent;
+                session.waits = Some(Then::Changes);
+                self.ask_read(Read::Since(from), origin);
+            }
+            Step::End => {
+                self.shell.sessions.remove(&conn);
+                let delay = self.rng.between(1, 100);
+                self.cut(conn, delay, 1);
+            }
+        }
+    }
+
+    /// The session cannot go on.
+    fn close_session(&mut self, conn: u64) {
+        let Some(session) = self.shell.sessions.get_mut(&conn) else { return };
+        session.input.clear();
+        session.plan.clear();
+        session.waits = None;
+        let node = session.node;
+        if let (Node::Runner(index), false) = (node, session.closing) {
+            session.closing = true;
+            let offline = Command::Job(JobCommand::RunnerOffline(self.runners[index].id));
+            session.plan([Step::Apply(offline, Then::Offline), Step::End]);
+        } else {
+            session.plan([Step::End]);
+        }
+    }
+
+    fn take_input(&mut self, conn: u64, input: Input) {
+        match input {
+            Input::Closed => self.close_session(conn),
+            Input::Event(event) => self.take_event(conn, &event),
+            Input::Message(message) => self.take_message(conn, message),
+        }
+    }
+
+    fn take_event(&mut self, conn: u64, event: &Published) {
+        let Some(session) = self.shell.sessions.get_mut(&conn) else { return };
+        if session.closing {
+            return;
+        }
+        match session.node {
+            Node::Runner(_) => {
+                let mine =
+                    |key: &RowKey| matches!(key, RowKey::Job(id) if session.held.contains_key(id));
+                if event.rows.iter().any(mine) {
+                    session.plan([Step::CheckHeld]);
+                }
+                session.plan([Step::Offer]);
+            }
+            Node::Cell(_) => session.plan([Step::Work { full: false }]),
+            Node::Router(_) if event.routes == session.sent => {}
+            Node::Router(_) => session.plan([Step::Changes]),
+        }
+    }
+
+    fn take_message(&mut self, conn: u64, message: Up) {
+        let (plan, node) = match self.shell.sessions.get(&conn) {
+            Some(session) => (session.epoch, session.node),
+            None => return,
+        };
+        let job = |command, then| Step::Apply(Command::Job(command), then);
+        let cell = |command, then| Step::Apply(Command::Cell(command), then);
+        let steps = match message {
+            Up::Runner(holds) => self.runner_hello(conn, node, holds),
+            Up::Capacity(capacity) => {
+                if let Some(session) = self.shell.sessions.get_mut(&conn) {
+                    session.capacity = capacity;
+                }
+                vec![Step::Offer]
+            }
+            Up::Ack(it) => vec![job(JobCommand::Ack(it), Then::Started(it)), Step::CheckHeld],
+            Up::Nack(it) => {
+                self.drop_held(conn, it);
+                vec![job(JobCommand::Nack(it), Then::Revoked(it))]
+            }
+            Up::Heartbeat(it) => vec![job(JobCommand::Heartbeat(it), Then::Beat(it))],
+            Up::Complete(it, outcome) => {
+                vec![job(JobCommand::Complete(it, outcome), Then::Ended(it))]
+            }
+            Up::Cell(holds) => {
+                let Node::Cell(index) = node else { return };
+                let (id, spec) = (self.cells[index].id, self.cells[index].spec.clone());
+                let online = CellCommand::Online { id, spec, holds };
+                let send = Step::Send(Down::Welcome);
+                vec![cell(online, Then::CellOnline), send, Step::Work { full: true }]
+            }
+            Up::CellBeat => {
+                let Node::Cell(index) = node else { return };
+                let beat = CellCommand::Heartbeat { id: self.cells[index].id, epoch: plan };
+                vec![cell(beat, Then::Plain)]
+            }
+            Up::Task(key, report) => {
+                let Node::Cell(index) = node else { return };
+                let claim = report == TaskReport::Claim;
+                let (task, cell_id) = (model::TaskId(key.id), self.cells[index].id);
+                let it = CellCommand::Task { cell: cell_id, task, epoch: key.epoch, report };
+                vec![cell(it, Then::Report(key, claim))]
+            }
+            Up::Instance(key, report) => {
+                let Node::Cell(index) = node else { return };
+                let (instance, id) = (model::InstanceId(key.id), self.cells[index].id);
+                let it = CellCommand::Instance { cell: id, instance, epoch: key.epoch, report };
+                vec![cell(it, Then::Report(key, false))]
+            }
+            Up::Router => vec![Step::Send(Down::Welcome), Step::Table],
+        };
+        if let Some(session) = self.shell.sessions.get_mut(&conn) {
+            session.plan(steps);
+        }
+    }
+
+    fn runner_hello(&mut self, conn: u64, node: Node, holds: Vec<Attempt>) -> Vec<Step> {
+        let Node::Runner(index) = node else { return Vec::new() };
+        if let Some(session) = self.shell.sessions.get_mut(&conn) {
+            let entry = |it: &Attempt| (it.job, Holding { epoch: it.epoch, told: false });
+            session.held = holds.iter().map(entry).collect();
+        }
+        let runner = &self.runners[index];
+        let online = JobCommand::RunnerOnline {
+            id: runner.id,
+            name: runner.name.clone(),
+            labels: runner.labels.clone(),
+            only_own: runner.only_own,
+            holds,
+        };
+        let online = Step::Apply(Command::Job(online), Then::Plain);
+        vec![online, Step::CheckHeld, Step::Send(Down::Welcome)]
+    }
+
+    fn drop_held(&mut self, conn: u64, it: Attempt) {
+        if let Some(session) = self.shell.sessions.get_mut(&conn) {
+            session.held.remove(&it.job);
+        }
+    }
+
+    pub(crate) fn session_answered(&mut self, conn: u64, outcome: Outcomes) {
+        let then = self.shell.sessions.get_mut(&conn).and_then(|session| session.waits.take());
+        let Some(then) = then else { return };
+        match outcome {
+            Outcomes::Unavailable => self.unavailable(conn, then),
+            Outcomes::Applied(Ok(reply)) => self.session_done(conn, then, &reply),
+            Outcomes::Applied(Err(_)) => self.session_refused(conn, then),
+            Outcomes::Found(found) => self.session_found(conn, then, found),
+        }
+        self.pump(conn);
+    }
+
+    fn unavailable(&mut self, conn: u64, then: Then) {
+        if matches!(then, Then::Offline) {
+            return;
+        }
+        self.close_session(conn);
+    }
+
+    fn session_done(&mut self, conn: u64, then: Then, reply: &Reply) {
+        match then {
+            Then::Started(it) => self.send_down(conn, Down::Started(it)),
+            Then::Revoked(it) => self.send_down(conn, Down::Revoked(it)),
+            Then::Ended(it) => {
+                self.drop_held(conn, it);
+                self.send_down(conn, Down::Ended(it));
+            }
+            Then::Assigned => {
+                let Reply::Assigned(Some(job)) = reply else { return };
+                if let Some(session) = self.shell.sessions.get_mut(&conn) {
+                    session.capacity -= 1;
+                    session.held.insert(job.id, Holding { epoch: job.epoch, told: false });
+                    session.plan.push_front(Step::Offer);
+                }
+                self.send_down(conn, Down::Assignment(job.clone()));
+            }
+            Then::CellOnline => {
+                let Reply::Epoch(epoch) = reply else { return };
+                if let Some(session) = self.shell.sessions.get_mut(&conn) {
+                    session.epoch = *epoch;
+                }
+            }
+            Then::Report(key, true) => self.send_down(conn, Down::Claimed(key)),
+            _ => {}
+        }
+    }
+
+    fn session_refused(&mut self, conn: u64, then: Then) {
+        match then {
+            Then::Started(it) | Then::Revoked(it) | Then::Ended(it) | Then::Beat(it) => {
+                self.drop_held(conn, it);
+                self.send_down(conn, Down::Revoked(it));
+            }
+            Then::Report(key, _) => self.send_down(conn, Down::Refused(key)),
+            Then::Offline => {}
+            _ => self.close_session(conn),
+        }
+    }
+
+    fn session_found(&mut self, conn: u64, then: Then, found: Found) {
+        match (then, found) {
+            (Then::ReadyJobs, Found::ReadyJobs(ready)) if ready > 0 => {
+                let Some(session) = self.shell.sessions.get_mut(&conn) else { return };
+                let Node::Runner(index) = session.node else { return };
+                let assign = Command::Job(JobCommand::Assign(self.runners[index].id));
+                session.plan.push_front(Step::Apply(assign, Then::Assigned));
+            }
+            (Then::Held, Found::Held(rows)) => self.tell_held(conn, rows),
+            (Then::Work(full), Found::Work(wanted)) => self.tell_work(conn, full, wanted),
+            (Then::Table, Found::Table(table)) => {
+                if let Some(session) = self.shell.sessions.get_mut(&conn) {
+                    session.sent = table.generation;
+                }
+                self.send_down(conn, Down::Table(table));
+            }
+            (Then::Changes, Found::Since(changes, to)) => {
+                let Some(session) = self.shell.sessions.get_mut(&conn) else { return };
+                let from = session.sent;
+                match changes {
+                    None => session.plan.push_front(Step::Table),
+                    Some(changes) if changes.is_empty() => {}
+                    Some(changes) => {
+                        session.sent = to;
+                        self.send_down(conn, Down::Changes { from, to, changes });
+                    }
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn tell_held(
+        &mut self,
+        conn: u64,
+        rows: Vec<(JobId, u32, Option<std::sync::Arc<state::Job>>)>,
+    ) {
+        for (id, epoch, row) in rows {
+            let row = row.filter(|job| {
+                let live = matches!(job.state, JobState::Waiting { .. } | JobState::Running { .. });
+                job.epoch == epoch && live
+            });
+            let attempt = Attempt { job: id, epoch };
+            let Some(session) = self.shell.sessions.get_mut(&conn) else { return };
+            let Some(job) = row else {
+                session.held.remove(&id);
+                self.send_down(conn, Down::Revoked(attempt));
+                continue;
+            };
+            let (Some(_), Some(held)) = (&job.cancel, session.held.get_mut(&id)) else { continue };
+            if !std::mem::replace(&mut held.told, true) {
+                self.send_down(conn, Down::Cancel(attempt));
+            }
+        }
+    }
+
+    fn tell_work(
+        &mut self,
+        conn: u64,
+        full: bool,
+        wanted: BTreeMap<(bool, u128), (u32, bool, Option<std::sync::Arc<model::ProcessSpec>>)>,
+    ) {
+        let Some(session) = self.shell.sessions.get_mut(&conn) else { return };
+        let told = if full { BTreeMap::new() } else { session.told.clone() };
+        let key = |(is_task, id): (bool, u128), epoch| Key { is_task, id, epoch };
+        let gone: Vec<Key> = session
+            .told
+            .iter()
+            .filter(|(at, _)| !wanted.contains_key(*at))
+            .map(|(at, (epoch, _))| key(*at, *epoch))
+            .collect();
+        session.told = wanted.iter().map(|(at, it)| (*at, (it.0, it.1))).collect();
+        let work: Vec<Wanted> = wanted
+            .into_iter()
+            .filter(|(at, it)| told.get(at) != Some(&(it.0, it.1)))
+            .map(|(at, (epoch, stop, spec))| {
+                let known = told.get(&at).is_some_and(|before| before.0 == epoch);
+                let spec = if known { None } else { spec };
+                Wanted { key: key(at, epoch), spec, stop, known }
+            })
+            .collect();
+        if full || !work.is_empty() || !gone.is_empty() {
+            self.send_down(conn, Down::Desired { full, work, gone });
+        }
+    }
+
+    /// Connections that are open and who is at their far end.
+    pub(crate) fn open_conns(&self) -> Vec<(u64, Node)> {
+        self.conns.iter().map(|(conn, it)| (*conn, it.node)).collect()
+    }
+
+    /// Cuts a connection some time from now on both sides, as a fault.
+    pub(crate) fn break_conn(&mut self, conn: u64) {
+        let (node, server) = (self.rng.between(1, 9_000), self.rng.between(1, 9_000));
+        self.cut(conn, node, server);
+    }
+
+    /// Removes what will never happen: a component that was killed notices nothing.
+    pub(crate) fn dead_end(&mut self, conn: u64) {
+        if self.conns.remove(&conn).is_some() {
+            let delay = self.rng.between(1, 4_000);
+            self.later(delay, Event::ServerCut { conn });
+        }
+    }
+}
