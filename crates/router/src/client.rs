@@ -14,7 +14,7 @@ use tokio::net::TcpStream;
 use crate::head::{self, Verdict};
 use crate::host;
 use crate::stats::Count;
-use crate::upstream::{UpstreamIo, write_vectored};
+use crate::upstream::{Lease, UpstreamIo, write_vectored};
 use crate::worker::Worker;
 
 /// What the client is doing.
@@ -44,6 +44,8 @@ pub(crate) struct Upgraded {
     pub(crate) io: UpstreamIo,
     /// What the instance sent after its 101.
     pub(crate) sent: Bytes,
+    /// The place at the instance, for as long as it lasts.
+    pub(crate) lease: Lease,
 }
 
 /// One client connection. Shared by its I/O, its requests and the thread's sweeper.
@@ -71,8 +73,8 @@ pub(crate) struct Client {
     /// Raw bytes since the last request's head, to look at again: see [`head`].
     raw: RefCell<Vec<u8>>,
     keeps_raw: Cell<bool>,
-    /// The last `Host` field and the `Forwarded` field made of it.
-    forwarded: RefCell<Option<(HeaderValue, HeaderValue)>>,
+    /// How each `Forwarded` field begins.
+    pub(crate) forwarded: Box<str>,
 }
 
 /// A request being served: it ends when this is dropped.
@@ -117,7 +119,7 @@ impl Client {
             is_broken: Cell::new(false),
             raw: RefCell::new(Vec::new()),
             keeps_raw: Cell::new(!is_h2),
-            forwarded: RefCell::new(None),
+            forwarded: host::forwarded_for(peer),
         })
     }
 
@@ -175,21 +177,6 @@ impl Client {
         verdict
     }
 
-    /// The `Forwarded` field for a request with this `Host` field.
-    pub(crate) fn forwarded(&self, host: &HeaderValue) -> Option<HeaderValue> {
-        let mut last = self.forwarded.borrow_mut();
-        if let Some((known, rendered)) = &*last
-            && known == host
-        {
-            return Some(rendered.clone());
-        }
-        let rendered = host::forwarded(self.peer, host)?;
-        // A copy of its own: the field is a part of the buffer the whole head was read into.
-        let host = HeaderValue::from_bytes(host.as_bytes()).ok()?;
-        *last = Some((host, rendered.clone()));
-        Some(rendered)
-    }
-
     /// Notes that an instance owes a response, or does not any more.
     pub(crate) fn set_waiting(&self, is_waiting: bool) {
         self.waiting.set(is_waiting.then(|| self.worker.now()));
@@ -225,6 +212,14 @@ impl Client {
         self.verdict.get() == Verdicts::Close
     }
 
+    /// Gives a client that is to be closed the time of a head to end by itself.
+    pub(crate) fn forgive(&self) {
+        self.verdict.set(Verdicts::Fine);
+        if self.requests.get() == 0 {
+            self.enter(Phase::Head);
+        }
+    }
+
     /// Has `cx`'s task woken when there is something to look at.
     pub(crate) fn watch(&self, cx: &Context<'_>) {
         let mut waker = self.waker.borrow_mut();
@@ -256,7 +251,6 @@ impl Client {
         };
         let unanswered = self.waiting.get().is_some_and(|at| longer(at, limits.response_timeout));
         if too_long {
-            self.worker.counters.add(Count::TimedOut);
             self.verdict.set(Verdicts::Close);
             self.wake();
         } else if unanswered && !self.is_h2 {
@@ -270,7 +264,8 @@ impl Client {
         if bytes.is_empty() {
             return;
         }
-        if self.phase.get() == Phase::Idle {
+        // With HTTP/2, bytes between requests need not be the beginning of one.
+        if self.phase.get() == Phase::Idle && !self.is_h2 {
             self.enter(Phase::Head);
         }
         if self.keeps_raw.get() {

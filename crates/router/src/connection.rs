@@ -81,6 +81,7 @@ async fn serve_h1(client: &Rc<Client>, stream: TcpStream) {
     let ended = poll_fn(|cx| {
         client.watch(cx);
         if client.is_closed() {
+            client.worker.counters.add(Count::TimedOut);
             return Poll::Ready(None);
         }
         if client.worker.is_draining() && !is_draining {
@@ -103,7 +104,7 @@ async fn serve_h1(client: &Rc<Client>, stream: TcpStream) {
 async fn tunnel(client: &Client, mut io: ClientIo, read: &[u8], upgraded: Upgraded) {
     client.tunnels();
     client.worker.counters.add(Count::Tunnels);
-    let Upgraded { io: mut upstream, sent } = upgraded;
+    let Upgraded { io: mut upstream, sent, lease } = upgraded;
     let carried = async {
         io.write_all(&sent).await?;
         upstream.write_all(read).await?;
@@ -112,6 +113,7 @@ async fn tunnel(client: &Client, mut io: ClientIo, read: &[u8], upgraded: Upgrad
     if let Err(error) = carried.await {
         tracing::debug!(peer = %client.peer, %error, "an upgraded connection broke");
     }
+    drop(lease);
     client.worker.counters.add(Count::TunnelsEnded);
 }
 
@@ -138,14 +140,17 @@ async fn serve_h2(client: &Rc<Client>, stream: TcpStream) {
         .keep_alive_interval(PING_EVERY)
         .keep_alive_timeout(PING_TIMEOUT);
     let mut connection = builder.serve_connection(io, service);
-    let mut is_draining = false;
+    let mut is_ending = false;
     let ended = poll_fn(|cx| {
         client.watch(cx);
-        if client.is_closed() {
+        if client.is_closed() && is_ending {
+            client.worker.counters.add(Count::TimedOut);
             return Poll::Ready(None);
         }
-        if client.worker.is_draining() && !is_draining {
-            is_draining = true;
+        if (client.worker.is_draining() || client.is_closed()) && !is_ending {
+            // The client is told which of its requests were taken, so that it can repeat others.
+            is_ending = true;
+            client.forgive();
             Pin::new(&mut connection).graceful_shutdown();
         }
         Pin::new(&mut connection).poll(cx).map(Some)

@@ -4,6 +4,7 @@ use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::{Request, Uri};
 
 use crate::client::Client;
+use crate::host;
 
 const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
@@ -117,11 +118,11 @@ pub(crate) fn upgrade(headers: &HeaderMap) -> Option<HeaderValue> {
     has_token(headers, &header::CONNECTION, "upgrade").then(|| protocol.clone())
 }
 
-/// Makes a request fit to go on: `host` is its `Host` field, `upgrade` what it switches to.
+/// Makes a request fit to go on: `given` is its `Host` field, `upgrade` what it switches to.
 pub(crate) fn forward<B>(
     request: &mut Request<B>,
     client: &Client,
-    host: &HeaderValue,
+    given: &HeaderValue,
     upgrade: Option<HeaderValue>,
 ) {
     let is_h2 = request.version() == http::Version::HTTP_2;
@@ -131,7 +132,7 @@ pub(crate) fn forward<B>(
     let headers = request.headers_mut();
     strip(headers, true);
     if is_h2 {
-        headers.insert(header::HOST, host.clone());
+        headers.insert(header::HOST, given.clone());
         join_cookies(headers);
     }
     if let Some(protocol) = upgrade {
@@ -143,8 +144,8 @@ pub(crate) fn forward<B>(
     }
     headers.insert(FORWARDED_FOR, client.peer_value.clone());
     headers.insert(FORWARDED_PROTO, HTTP);
-    headers.insert(FORWARDED_HOST, host.clone());
-    if let Some(forwarded) = client.forwarded(host) {
+    headers.insert(FORWARDED_HOST, given.clone());
+    if let Some(forwarded) = host::forwarded(&client.forwarded, given) {
         headers.insert(header::FORWARDED, forwarded);
     }
     match headers.get(&REQUEST_ID) {

@@ -1,5 +1,8 @@
 //! The host a request names.
 
+use std::net::IpAddr;
+
+use bytes::Bytes;
 use http::HeaderValue;
 
 /// Longest host name.
@@ -61,22 +64,23 @@ fn without_port(text: &[u8]) -> Option<&[u8]> {
     }
 }
 
+/// How every `Forwarded` field of a client begins.
+pub(crate) fn forwarded_for(peer: IpAddr) -> Box<str> {
+    match peer {
+        IpAddr::V4(v4) => format!("for={v4};proto=http;host=").into(),
+        IpAddr::V6(v6) => format!("for=\"[{v6}]\";proto=http;host=").into(),
+    }
+}
+
 /// Renders a `Forwarded` field. `host` has passed [`Host::parse`], so quoting is enough.
-pub(crate) fn forwarded(peer: std::net::IpAddr, host: &HeaderValue) -> Option<HeaderValue> {
-    use std::io::Write as _;
-    let mut text = Vec::with_capacity(64 + host.len());
-    let peer = match peer {
-        std::net::IpAddr::V4(v4) => write!(text, "for={v4}"),
-        std::net::IpAddr::V6(v6) => write!(text, "for=\"[{v6}]\""),
-    };
-    peer.ok()?;
-    let plain = host.as_bytes().iter().all(|byte| !matches!(byte, b':' | b'[' | b']'));
-    let (before, after): (&[u8], &[u8]) =
-        if plain { (b";host=", b";proto=http") } else { (b";host=\"", b"\";proto=http") };
-    text.extend_from_slice(before);
-    text.extend_from_slice(host.as_bytes());
-    text.extend_from_slice(after);
-    HeaderValue::from_maybe_shared(bytes::Bytes::from(text)).ok()
+pub(crate) fn forwarded(begin: &str, host: &HeaderValue) -> Option<HeaderValue> {
+    let is_plain = host.as_bytes().iter().all(|byte| !matches!(byte, b':' | b'[' | b']'));
+    let quote: &[u8] = if is_plain { b"" } else { b"\"" };
+    let mut text = Vec::with_capacity(begin.len() + host.len() + 2);
+    for part in [begin.as_bytes(), quote, host.as_bytes(), quote] {
+        text.extend_from_slice(part);
+    }
+    HeaderValue::from_maybe_shared(Bytes::from(text)).ok()
 }
 
 #[cfg(test)]
@@ -114,11 +118,13 @@ mod tests {
 
     #[test]
     fn forwarded_quotes_what_needs_it() {
-        let plain =
-            forwarded("10.0.0.1".parse().expect("an address"), &HeaderValue::from_static("a.b"));
-        assert_eq!(plain.expect("a field"), "for=10.0.0.1;host=a.b;proto=http");
-        let quoted =
-            forwarded("::1".parse().expect("an address"), &HeaderValue::from_static("a:80"));
-        assert_eq!(quoted.expect("a field"), "for=\"[::1]\";host=\"a:80\";proto=http");
+        for (peer, host, wanted) in [
+            ("10.0.0.1", "a.b", "for=10.0.0.1;proto=http;host=a.b"),
+            ("::1", "a:80", "for=\"[::1]\";proto=http;host=\"a:80\""),
+        ] {
+            let begin = forwarded_for(peer.parse().expect("an address"));
+            let field = forwarded(&begin, &HeaderValue::from_static(host));
+            assert_eq!(field.expect("a field"), wanted);
+        }
     }
 }

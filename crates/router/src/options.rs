@@ -23,8 +23,8 @@ pub const RESPONSE_TIMEOUT: Duration = Duration::from_mins(15);
 pub const UPSTREAM_IDLE: Duration = Duration::from_secs(4);
 /// Most kept connections to one instance, for each thread.
 pub const MAX_IDLE_PER_TARGET: usize = 128;
-/// Most kept connections to instances, for each thread.
-pub const MAX_IDLE: usize = 2_048;
+/// Most kept connections to instances, for each thread. Each holds about 20 KiB.
+pub const MAX_IDLE: usize = 1_024;
 /// Most connections from clients.
 pub const MAX_CONNECTIONS: usize = 20_000;
 /// Most requests at a time on one HTTP/2 connection.

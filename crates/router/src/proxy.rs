@@ -233,7 +233,7 @@ async fn forward(serving: Serving, admitted: Admitted, request: Request<Incoming
     let mut answer = match exchange(&client, &entry, request).await {
         Ok((response, link, lease)) => {
             if response.status() == StatusCode::SWITCHING_PROTOCOLS {
-                switch(&client, upgrade, response, link)
+                switch(&client, upgrade, response, (link, lease))
             } else {
                 stream(serving, response, link, lease, is_head)
             }
@@ -259,8 +259,12 @@ async fn exchange(
     let worker = &client.worker;
     let mut tried = Tried::default();
     let mut may_reuse = true;
+    let mut is_first = true;
     while !tried.is_full() {
         let Some(target) = choose(worker, entry, &tried) else { break };
+        if !std::mem::replace(&mut is_first, false) {
+            worker.counters.add(Count::Retries);
+        }
         let lease = worker.pools.lease(target);
         let reused = if may_reuse { lease.reuse() } else { None };
         let is_reused = reused.is_some();
@@ -287,7 +291,6 @@ async fn exchange(
             Err(SendError::TimedOut) => return Err(Refusal::TimedOut),
         }
         // A kept connection had been closed; a fresh one says what is the matter.
-        worker.counters.add(Count::Retries);
         if !is_reused {
             tried.add(target);
         }
@@ -305,7 +308,6 @@ async fn open(worker: &Worker, target: &Target) -> Option<Box<Link>> {
         Err(error) => {
             tracing::debug!(address = %target.address, %error, "an instance took no connection");
             target.failed(worker.exact_now());
-            worker.counters.add(Count::Retries);
             None
         }
     }
@@ -356,7 +358,7 @@ fn switch(
     client: &Client,
     wanted: Option<HeaderValue>,
     response: Response<Incoming>,
-    link: Box<Link>,
+    (link, lease): (Box<Link>, Lease),
 ) -> Result<Answer, Refusal> {
     let agreed = headers::upgrade(response.headers());
     let same = |wanted: &HeaderValue, agreed: &HeaderValue| {
@@ -366,7 +368,7 @@ fn switch(
         return Err(Refusal::Upstream);
     };
     let (io, sent) = link.into_raw();
-    *client.upgraded.borrow_mut() = Some(Upgraded { io, sent });
+    *client.upgraded.borrow_mut() = Some(Upgraded { io, sent, lease });
     let (mut parts, _) = response.into_parts();
     headers::answer(&mut parts.headers, Some(protocol.1));
     Ok(Response::from_parts(parts, ResponseBody::Empty))

@@ -27,7 +27,7 @@ async fn a_client_cannot_say_who_it_is() {
     assert_eq!(values(&answer, "x-forwarded-for"), ["127.0.0.1"], "{answer}");
     assert_eq!(values(&answer, "x-forwarded-proto"), ["http"]);
     assert_eq!(values(&answer, "x-forwarded-host"), ["a.example:81"]);
-    assert_eq!(values(&answer, "forwarded"), ["for=127.0.0.1;host=\"a.example:81\";proto=http"]);
+    assert_eq!(values(&answer, "forwarded"), ["for=127.0.0.1;proto=http;host=\"a.example:81\""]);
     assert_eq!(values(&answer, "accept"), ["a", "b"]);
     for gone in ["evil", "6.6.6", "admin", "x-secret", "keep-alive", "te: ", "\nconnection"] {
         let request = answer.split_once("\r\n\r\n").map_or("", |(_, body)| body);
