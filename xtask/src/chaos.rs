@@ -2,7 +2,7 @@
 //! acknowledged jobs that never ended, one-off commands that ran twice, what is left of containers.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Child;
 use std::time::Duration;
 
@@ -169,26 +169,44 @@ impl Chaos {
 
     /// Processes and directories that are still there after everything was destroyed.
     fn orphans(&self) -> usize {
-        let count = || processes(self.cluster.home()) + directories(self.cluster.home());
-        let gone = wait_for("containers to go", LIMIT, || (count() == 0).then_some(()));
-        if gone.is_ok() { 0 } else { count() }
+        let home = self.cluster.home();
+        let left = || processes(home).into_iter().chain(directories(home)).collect::<Vec<_>>();
+        let gone = wait_for("containers to go", LIMIT, || left().is_empty().then_some(()));
+        if gone.is_ok() {
+            return 0;
+        }
+        let left = left();
+        eprintln!("left behind:\n{}\n{}", left.join("\n"), self.cluster.log(Role::Cell));
+        left.len()
     }
 }
 
 /// Processes that run in a container of this cluster.
-fn processes(home: &std::path::Path) -> usize {
+fn processes(home: &Path) -> Vec<String> {
     let mark = home.join("data/longshore/cell").display().to_string();
-    let inside = |environ: Vec<u8>| {
-        String::from_utf8_lossy(&environ)
+    let inside = |environ: &[u8]| {
+        String::from_utf8_lossy(environ)
             .split('\0')
             .any(|var| var.starts_with("SHORE_ROOT=") && var.contains(&mark))
     };
     let all = std::fs::read_dir("/proc").into_iter().flatten().flatten();
-    all.filter_map(|entry| std::fs::read(entry.path().join("environ")).ok())
-        .filter(|environ| inside(environ.clone()))
-        .count()
+    all.filter(|entry| std::fs::read(entry.path().join("environ")).is_ok_and(|it| inside(&it)))
+        .map(|entry| {
+            let line = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
+            let line = String::from_utf8_lossy(&line).replace('\0', " ");
+            format!("process {}: {line}", entry.file_name().display())
+        })
+        .collect()
 }
 
-fn directories(home: &std::path::Path) -> usize {
-    std::fs::read_dir(home.join("data/longshore/cell/containers")).map_or(0, Iterator::count)
+/// Containers, and what waits in the driver's bin to be removed.
+fn directories(home: &Path) -> Vec<String> {
+    let containers = home.join("data/longshore/cell/containers");
+    let names = |dir: &Path| {
+        let all = std::fs::read_dir(dir).into_iter().flatten().flatten();
+        all.map(|entry| entry.file_name().display().to_string()).collect::<Vec<_>>()
+    };
+    let live = names(&containers).into_iter().filter(|name| name != ".trash");
+    let all = live.chain(names(&containers.join(".trash")));
+    all.map(|name| format!("directory {name}")).collect()
 }
