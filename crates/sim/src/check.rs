@@ -359,7 +359,7 @@ impl World {
             let wanted = if wants { process.instances } else { 0 };
             let rows = state.instances_of(process);
             if rows.len() != usize::try_from(wanted).ok()? {
-                let detail = format!("{} has {} of {wanted} instances", process.id, rows.len());
+                let detail = format!("{} has {rows:?}, wanted are {wanted}", process.id);
                 return Some(("I8", detail));
             }
             let waits = rows.iter().find(|row| match &row.state {
@@ -420,7 +420,8 @@ impl World {
         let wanted: BTreeMap<_, _> =
             state.routes().routes.into_iter().map(|route| (route.host.clone(), route)).collect();
         for (index, router) in self.routers.iter().enumerate() {
-            if router.table != wanted {
+            let ahead = self.shell.set_back && router.generation > state.route_generation();
+            if router.table != wanted && !ahead {
                 let served: Vec<_> = router.table.values().collect();
                 return Some((
                     "I9",

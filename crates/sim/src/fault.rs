@@ -76,5 +76,6 @@ impl World {
         let by = if self.rng.chance(500) { by } else { -by };
         self.note(format_args!("the server's clock jumps by {by} ms"));
         self.shell.skew += by;
+        self.shell.set_back |= by < 0;
     }
 }

@@ -23,12 +23,9 @@ mod shell;
 mod world;
 
 pub use planted::{NAMES, plant};
-pub use world::{Failure, Outcome};
-
-/// Most events before faults stop, unless asked otherwise.
-pub const STEPS: u64 = 20_000;
+pub use world::{Failure, Options, Outcome};
 
 /// Lives through the world of a seed.
-pub fn run(seed: u64, steps: u64) -> Outcome {
-    world::World::new(seed, steps).run()
+pub fn run(seed: u64, options: Options) -> Outcome {
+    world::World::new(seed, options).run()
 }

@@ -4,6 +4,7 @@
 use std::process::ExitCode;
 
 use clap::Parser;
+use sim::Options;
 
 /// Lives through seeded worlds and checks invariants.
 #[derive(Debug, Parser)]
@@ -15,8 +16,11 @@ struct Args {
     #[arg(long, default_value_t = 0)]
     start: u64,
     /// Most events before faults stop.
-    #[arg(long, default_value_t = sim::STEPS)]
+    #[arg(long, default_value_t = Options::default().steps)]
     steps: u64,
+    /// Lines of the transcript that a failure shows.
+    #[arg(long, default_value_t = Options::default().lines)]
+    lines: usize,
     /// Plants one of the named bugs.
     #[arg(long)]
     planted: Option<String>,
@@ -30,9 +34,10 @@ fn main() -> ExitCode {
         println!("{error}");
         return ExitCode::from(2);
     }
+    let options = Options { steps: args.steps, lines: args.lines };
     let mut steps = 0;
     for seed in args.start..args.start.saturating_add(args.seeds) {
-        let outcome = sim::run(seed, args.steps);
+        let outcome = sim::run(seed, options);
         steps += outcome.steps;
         let Some(failure) = outcome.failure else { continue };
         for line in &failure.transcript {
@@ -41,10 +46,8 @@ fn main() -> ExitCode {
         println!("seed {seed}: {} does not hold: {}", failure.invariant, failure.detail);
         let planted = args.planted.map(|name| format!(" --features planted -- --planted {name}"));
         let planted = planted.unwrap_or_else(|| " --".to_owned());
-        let steps = match args.steps {
-            sim::STEPS => String::new(),
-            steps => format!(" --steps {steps}"),
-        };
+        let usual = args.steps == Options::default().steps;
+        let steps = if usual { String::new() } else { format!(" --steps {}", args.steps) };
         println!("replay: cargo run --release -p sim{planted} --seeds 1 --start {seed}{steps}");
         return ExitCode::FAILURE;
     }

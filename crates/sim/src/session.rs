@@ -43,6 +43,7 @@ enum Then {
     Assigned,
     /// Whatever is refused ends the session.
     Plain,
+    RunnerOnline,
     CellOnline,
     Report(Key, bool),
     Offline,
@@ -67,6 +68,8 @@ pub(crate) struct Session {
     plan: VecDeque<Step>,
     waits: Option<Then>,
     closing: bool,
+    /// Whether the runner counts as online because of this session.
+    online: bool,
     capacity: u32,
     held: BTreeMap<JobId, Holding>,
     epoch: u32,
@@ -82,6 +85,7 @@ impl Session {
             plan: VecDeque::new(),
             waits: None,
             closing: false,
+            online: false,
             capacity: 0,
             held: BTreeMap::new(),
             epoch: 0,
@@ -125,6 +129,7 @@ impl World {
             Some(Node::Router(_)) => true,
             None => false,
         };
+        let concerns = concerns || event.rows.is_empty();
         if let Some(session) = self.shell.sessions.get_mut(&conn).filter(|_| concerns) {
             session.input.push_back(Input::Event(event.clone()));
             self.pump(conn);
@@ -202,7 +207,7 @@ impl World {
         session.plan.clear();
         session.waits = None;
         let node = session.node;
-        if let (Node::Runner(index), false) = (node, session.closing) {
+        if let (Node::Runner(index), true) = (node, session.online && !session.closing) {
             session.closing = true;
             let offline = Command::Job(JobCommand::RunnerOffline(self.runners[index].id));
             session.plan([Step::Apply(offline, Then::Offline), Step::End]);
@@ -228,7 +233,7 @@ impl World {
             Node::Runner(_) => {
                 let mine =
                     |key: &RowKey| matches!(key, RowKey::Job(id) if session.held.contains_key(id));
-                if event.rows.iter().any(mine) {
+                if event.rows.is_empty() || event.rows.iter().any(mine) {
                     session.plan([Step::CheckHeld]);
                 }
                 session.plan([Step::Offer]);
@@ -309,7 +314,7 @@ impl World {
             only_own: runner.only_own,
             holds,
         };
-        let online = Step::Apply(Command::Job(online), Then::Plain);
+        let online = Step::Apply(Command::Job(online), Then::RunnerOnline);
         vec![online, Step::CheckHeld, Step::Send(Down::Welcome)]
     }
 
@@ -354,6 +359,11 @@ impl World {
                     session.plan.push_front(Step::Offer);
                 }
                 self.send_down(conn, Down::Assignment(job.clone()));
+            }
+            Then::RunnerOnline => {
+                if let Some(session) = self.shell.sessions.get_mut(&conn) {
+                    session.online = true;
+                }
             }
             Then::CellOnline => {
                 let Reply::Epoch(epoch) = reply else { return };

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use model::Time;
-use state::{Change, Changes, Command, Deployment, Job, JobCommand, Process, State, Task};
+use state::{Change, Changes, Command, Deployment, Job, JobCommand, Process, RowKey, State, Task};
 use store::memory::{Fault, MemoryStore};
 use store::{Batch, Epoch, HistoryEntry, Kind, Record, Store as _, StoreError};
 
@@ -74,8 +74,13 @@ pub(crate) struct Shell {
     calls: Vec<u64>,
     /// How far the server's clock is ahead.
     pub(crate) skew: i64,
+    /// Whether the clock was ever set back: then generations of routes may start lower after a
+    /// restart, and routers keep the table they have.
+    pub(crate) set_back: bool,
     ticking: bool,
     routes_seen: u64,
+    /// Whether the next event says to look at everything.
+    look_again: bool,
 }
 
 impl Shell {
@@ -99,8 +104,10 @@ impl Shell {
             follows: BTreeMap::new(),
             calls: Vec::new(),
             skew: 0,
+            set_back: false,
             ticking: false,
             routes_seen: 0,
+            look_again: false,
         }
     }
 
@@ -162,6 +169,7 @@ impl World {
         self.note(format_args!("the server starts, its clock shows {}", self.wall()));
         self.shell.up = true;
         self.shell.booted = false;
+        self.shell.batch_due = false;
         self.shell.life += 1;
         let life = self.shell.life;
         self.rebuild();
@@ -274,6 +282,7 @@ impl World {
         if self.shell.void == Some(self.shell.generation) {
             self.note(format_args!("the state is loaded again"));
             self.rebuild();
+            self.shell.look_again = true;
         }
         let at = self.wall();
         let mut applied = Applied {
@@ -404,6 +413,10 @@ impl World {
         for (origin, outcome) in applied.answers {
             self.deliver(origin, outcome);
         }
+        if std::mem::take(&mut self.shell.look_again) {
+            // Nobody heard of what a failed commit may have kept.
+            self.publish(&Published::default());
+        }
         if !applied.event.rows.is_empty() {
             self.publish(&applied.event);
         }
@@ -424,7 +437,8 @@ impl World {
             self.session_event(conn, event);
         }
         let about = |follow: &Follow| {
-            event.rows.contains(&state::RowKey::Job(follow.job)) && follow.subscribed
+            let mine = event.rows.is_empty() || event.rows.contains(&RowKey::Job(follow.job));
+            mine && follow.subscribed
         };
         let woken: Vec<u64> =
             self.shell.follows.iter().filter(|(_, it)| about(it)).map(|(id, _)| *id).collect();

@@ -12,8 +12,6 @@ use crate::router::Router;
 use crate::runner::Runner;
 use crate::shell::Shell;
 
-/// Lines kept of what happened last.
-const KEPT_LINES: usize = 40;
 /// How long the world may take to come to rest once faults have stopped.
 const REST: u64 = 600_000;
 /// How long faults happen at most.
@@ -46,13 +44,14 @@ pub struct Outcome {
 /// What happened: the last lines, and a hash over all.
 #[derive(Debug, Default)]
 pub(crate) struct Transcript {
+    keep: usize,
     lines: VecDeque<String>,
     hash: u64,
 }
 
 impl Transcript {
     fn add(&mut self, now: u64, what: Arguments<'_>) {
-        let mut line = if self.lines.len() < KEPT_LINES { None } else { self.lines.pop_front() }
+        let mut line = if self.lines.len() < self.keep { None } else { self.lines.pop_front() }
             .unwrap_or_default();
         line.clear();
         // Writing to a String cannot fail.
@@ -78,6 +77,21 @@ pub(crate) struct Conn {
 struct Call {
     caller: Caller,
     ask: Ask,
+}
+
+/// How to live through a world.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Options {
+    /// Most events before faults stop.
+    pub steps: u64,
+    /// Lines of the transcript that are kept.
+    pub lines: usize,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { steps: 20_000, lines: 40 }
+    }
 }
 
 /// What kind of world it is.
@@ -122,10 +136,14 @@ pub(crate) struct World {
 
 impl World {
     /// The world of this seed.
-    pub(crate) fn new(seed: u64, steps: u64) -> Self {
+    pub(crate) fn new(seed: u64, options: Options) -> Self {
         let rng = Rng::new(seed.wrapping_mul(0x2545_f491_4f6c_dd1d) ^ 0x9e37_79b9);
-        let mood =
-            Mood { calm: rng.chance(120), shadow: rng.chance(250), jumps: rng.chance(300), steps };
+        let mood = Mood {
+            calm: rng.chance(120),
+            shadow: rng.chance(250),
+            jumps: rng.chance(300),
+            steps: options.steps,
+        };
         let mut world = Self {
             now: BEGIN,
             mood,
@@ -134,7 +152,7 @@ impl World {
             steps: 0,
             agenda: BTreeMap::new(),
             sequence: 0,
-            log: Transcript::default(),
+            log: Transcript { keep: options.lines, ..Transcript::default() },
             conns: BTreeMap::new(),
             shell: Shell::new(mood.shadow),
             runners: Runner::some(&rng, BEGIN),

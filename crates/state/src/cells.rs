@@ -179,9 +179,14 @@ impl Core {
             return Err(Refusal::stale("instance", id));
         }
         match report {
-            InstanceReport::Reject { reason } => {
-                self.change_instance(now, &row, &InstanceEvent::Reject { reason: cut(reason) })?;
-            }
+            InstanceReport::Reject { reason } => match row.state {
+                // It was stopped while the cell made up its mind: nothing of it is there.
+                InstanceState::Stopping { .. } => self.gone(now, &row)?,
+                _ => {
+                    let event = InstanceEvent::Reject { reason: cut(reason) };
+                    self.change_instance(now, &row, &event)?;
+                }
+            },
             InstanceReport::Started { address } => match row.state {
                 // A re-adopted instance reports itself again.
                 InstanceState::Running { address: known, .. } if known == address => {}
@@ -225,7 +230,7 @@ impl Core {
 
     fn gone(&mut self, now: Time, row: &Instance) -> Result<(), Refusal> {
         self.change_instance(now, row, &InstanceEvent::Gone)?;
-        self.delete::<Instance>(row.id);
+        self.remove_instance(row);
         Ok(())
     }
 

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use auction::{CellView, DEFAULT_DISK_MB, DEFAULT_MEMORY_MB, Request, Usage};
 use model::{
     CellId, DeploymentEvent, DeploymentId, DeploymentState, InstanceEvent, InstanceId,
-    InstanceState, JobId, Limits, ProcessId, TaskEvent, Time,
+    InstanceState, Limits, ProcessId, TaskEvent, Time,
 };
 
 use crate::cells::CELL_LEASE;
@@ -96,7 +96,7 @@ impl Core {
                 deployment: deployment.id,
                 index,
                 state: InstanceState::Unclaimed { reason: None },
-                epoch: 0,
+                epoch: process.last_epoch,
                 crashes: 0,
                 since: now,
             });
@@ -107,9 +107,18 @@ impl Core {
     fn stop_instance(&mut self, now: Time, row: &Instance) -> Result<(), Refusal> {
         self.change_instance(now, row, &InstanceEvent::Stop)?;
         if row.state.cell().is_none() {
-            self.delete::<Instance>(row.id);
+            self.remove_instance(row);
         }
         Ok(())
+    }
+
+    /// Removes the row of an instance that is on no cell. Its process remembers the epoch.
+    pub(crate) fn remove_instance(&mut self, row: &Instance) {
+        self.delete::<Instance>(row.id);
+        let process = self.get::<Process>(row.process).cloned();
+        if let Some(process) = process.filter(|process| process.last_epoch < row.epoch) {
+            self.put(Process { last_epoch: row.epoch, ..(*process).clone() });
+        }
     }
 
     /// How full every connected cell is.
@@ -200,22 +209,20 @@ impl Core {
 
     /// Everything whose deadline has passed.
     pub(crate) fn tick(&mut self, now: Time) -> Result<(), Refusal> {
-        let due: Vec<RowKey> = self
-            .indexes
-            .deadlines
-            .iter()
-            .take_while(|(at, _)| *at <= now)
-            .map(|(_, key)| *key)
-            .collect();
-        for key in due {
-            self.due(now, key)?;
+        let due: Vec<(Time, RowKey)> =
+            self.indexes.deadlines.iter().take_while(|(at, _)| *at <= now).copied().collect();
+        for (at, key) in due {
+            // An earlier deadline of the same tick may have ended or removed it.
+            if self.indexes.deadlines.contains(&(at, key)) {
+                self.due(now, key)?;
+            }
         }
         Ok(())
     }
 
     fn due(&mut self, now: Time, key: RowKey) -> Result<(), Refusal> {
         match key {
-            RowKey::Job(id) => self.job_due_if_there(now, id),
+            RowKey::Job(id) => self.job_due(now, id),
             RowKey::Task(id) => {
                 self.delete::<Task>(id);
                 Ok(())
@@ -238,15 +245,6 @@ impl Core {
             | RowKey::Build(_)
             | RowKey::Process(_) => Ok(()),
         }
-    }
-
-    /// An earlier deadline of the same tick may have ended or removed the job.
-    fn job_due_if_there(&mut self, now: Time, id: JobId) -> Result<(), Refusal> {
-        let due = self
-            .get::<crate::records::Job>(id)
-            .and_then(|job| job.next_deadline())
-            .is_some_and(|at| at <= now);
-        if due { self.job_due(now, id) } else { Ok(()) }
     }
 
     fn deployment_due(&mut self, now: Time, id: DeploymentId) -> Result<(), Refusal> {
@@ -303,7 +301,7 @@ impl Core {
             .cloned()
             .collect();
         for row in starting {
-            let deadline = now.after(crate::work::DEPLOY_SLACK * 2);
+            let deadline = self.start_deadline(now, &row.processes);
             let state = DeploymentState::Starting { deadline };
             self.put(Deployment { state, ..(*row).clone() });
         }

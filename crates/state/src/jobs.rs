@@ -64,7 +64,9 @@ impl Core {
                 Ok(Reply::Done)
             }
             JobCommand::RunnerOnline { id, name, labels, only_own, holds } => {
-                self.put(Runner { id, name, labels, only_own, online: true, since: now });
+                let streams = self.get::<Runner>(id).map_or(0, |runner| runner.streams);
+                let streams = streams.saturating_add(1);
+                self.put(Runner { id, name, labels, only_own, online: true, streams, since: now });
                 self.runner_holds(now, id, &holds)?;
                 Ok(Reply::Done)
             }
@@ -145,7 +147,7 @@ impl Core {
         if self.get::<Job>(id).is_some() {
             return Err(Refusal::Conflict(format!("job {id} exists already")));
         }
-        if self.indexes.queue.ready_len() >= MAX_QUEUED_JOBS {
+        if self.indexes.queue.queued_len() >= MAX_QUEUED_JOBS {
             let message = format!("{MAX_QUEUED_JOBS} jobs wait in line: try again later");
             return Err(Refusal::Conflict(message));
         }
@@ -157,13 +159,14 @@ impl Core {
             let message = "allow_failure names a job that is not in depends_on";
             return Err(Refusal::Invalid(message.to_owned()));
         }
+        let queued_at = self.replace_singleton(now, id, &spec)?;
+        // After that: what it replaced may be what it depends on.
         let mut waits_for = BTreeSet::new();
         for dependency in &spec.depends_on {
             if !self.job(*dependency)?.state.is_terminal() {
                 waits_for.insert(*dependency);
             }
         }
-        let queued_at = self.replace_singleton(now, id, &spec)?;
         self.put(Job {
             id,
             spec,
@@ -326,7 +329,12 @@ impl Core {
 
     fn runner_offline(&mut self, now: Time, id: RunnerId) -> Result<Reply, Refusal> {
         let Some(runner) = self.get::<Runner>(id).cloned() else { return Ok(Reply::Done) };
-        self.put(Runner { online: false, since: now, ..(*runner).clone() });
+        let streams = runner.streams.saturating_sub(1);
+        if streams > 0 {
+            self.put(Runner { streams, ..(*runner).clone() });
+            return Ok(Reply::Done);
+        }
+        self.put(Runner { online: false, streams, since: now, ..(*runner).clone() });
         let held = self.indexes.queue.by_runner.get(&id).cloned().unwrap_or_default();
         for id in held {
             let job = self.job(id)?;
@@ -378,7 +386,7 @@ impl Core {
         let online: Vec<Runner> =
             self.tables.runners.values().filter(|r| r.online).map(|r| (**r).clone()).collect();
         for runner in online {
-            self.put(Runner { online: false, since: now, ..runner });
+            self.put(Runner { online: false, streams: 0, since: now, ..runner });
         }
         Ok(())
     }

@@ -19,6 +19,8 @@ pub(crate) struct Queue {
     by_scope: BTreeMap<Scope, BTreeSet<(Place, Target)>>,
     /// Who holds a scope. After a crash at an unlucky moment nobody else may be in here.
     held: BTreeMap<Scope, BTreeSet<JobId>>,
+    /// How many jobs are queued, whatever holds them up.
+    queued: usize,
     /// Jobs that wait for the key to end.
     pub(crate) dependents: BTreeMap<JobId, BTreeSet<JobId>>,
     /// Jobs of a singleton that have not ended.
@@ -93,6 +95,7 @@ impl Queue {
     }
 
     fn add_queued(&mut self, job: &Job) {
+        self.queued += 1;
         if !job.waits_for.is_empty() {
             return;
         }
@@ -116,6 +119,7 @@ impl Queue {
     }
 
     fn remove_queued(&mut self, job: &Job) {
+        self.queued -= 1;
         let place = (job.queued_at, job.id);
         if let Some(scope) = scope(&job.spec) {
             discard(&mut self.by_scope, &scope, &(place, job.spec.target.clone()));
@@ -167,6 +171,11 @@ impl Queue {
     /// Who holds the scope of `spec`.
     pub(crate) fn holder(&self, spec: &JobSpec) -> Option<JobId> {
         self.held.get(&scope(spec)?)?.first().copied()
+    }
+
+    /// How many jobs are queued, whether or not they could start now.
+    pub(crate) const fn queued_len(&self) -> usize {
+        self.queued
     }
 
     /// How many jobs could start now.

@@ -226,6 +226,9 @@ pub struct Deployment {
     /// Where it stands.
     #[serde(flatten)]
     pub state: DeploymentState,
+    /// Whether all its instances were healthy once, so that it can be started again later.
+    #[serde(default)]
+    pub was_ready: bool,
     /// The job that made it; when that fails before the release, so does the deployment.
     pub job: Option<JobId>,
     /// When it was made.
@@ -248,6 +251,12 @@ pub struct Process {
     pub spec: Arc<ProcessSpec>,
     /// How many are wanted.
     pub instances: u32,
+    /// The highest epoch of any of its instances whose row is gone. An instance that is made again
+    /// has the same identifier, so it goes on from here: a report on the one before it is refused,
+    /// and a cell that still holds it is told to end it. Kept here rather than derived from the
+    /// time, because a clock may be set back.
+    #[serde(default)]
+    pub last_epoch: u32,
 }
 
 /// One running copy of a process.
@@ -300,6 +309,10 @@ pub struct Runner {
     pub only_own: bool,
     /// Whether its stream is open.
     pub online: bool,
+    /// How many streams are open: after a reconnect the server may notice the end of the stream
+    /// before it only later, and that end must not count for the new one.
+    #[serde(default)]
+    pub streams: u32,
     /// When the stream last opened or closed.
     pub since: Time,
 }

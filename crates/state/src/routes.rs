@@ -68,7 +68,7 @@ impl Routes {
             Some(route) => self.by_host.insert(host.clone(), route.clone()),
             None => self.by_host.remove(&host),
         };
-        // Starts at the wall clock, so that it grows across restarts without being stored.
+        // Follows the wall clock, so that it grows across restarts without being stored.
         self.generation = (self.generation + 1).max(now.0);
         self.changes.push_back(RouteChange { generation: self.generation, host, route });
         if self.changes.len() > KEPT_CHANGES {
@@ -90,6 +90,10 @@ pub(crate) fn host(domain: &str, project: &Name, app: &Name, workspace: &Name) -
 impl Core {
     /// Brings the routes of all touched apps up to date.
     pub(crate) fn refresh_routes(&mut self, now: Time) {
+        if self.routes.generation == 0 {
+            // Even an empty table is newer than what routers were told before a restart.
+            self.routes.generation = now.0;
+        }
         while let Some(id) = self.indexes.dirty_routes.pop_first() {
             let wanted = self.routes_of(id);
             let known = self.routes.by_app.remove(&id).unwrap_or_default();

@@ -179,10 +179,22 @@ impl Core {
         for id in made {
             let row = self.deployment(id)?;
             if row.state.wants_instances() && !self.is_released(&row) {
-                self.change_deployment(&row, &DeploymentEvent::Retire)?;
+                self.abandon(&row, "its job ended before it was healthy")?;
             }
         }
         Ok(())
+    }
+
+    /// Nobody wants a deployment any more. One that was healthy can be started again later; one
+    /// that never was has failed.
+    fn abandon(&mut self, row: &Deployment, why: &str) -> Result<(), Refusal> {
+        let event = match row.state {
+            DeploymentState::Starting { .. } if !row.was_ready => {
+                DeploymentEvent::Fail { reason: why.to_owned() }
+            }
+            _ => DeploymentEvent::Retire,
+        };
+        self.change_deployment(row, &event)
     }
 
     pub(crate) fn is_released(&self, row: &Deployment) -> bool {
@@ -196,7 +208,8 @@ impl Core {
         event: &DeploymentEvent,
     ) -> Result<(), Refusal> {
         let state = row.state.next(event)?;
-        self.put(Deployment { state, retire_at: None, ..row.clone() });
+        let was_ready = row.was_ready || state == DeploymentState::Ready;
+        self.put(Deployment { state, was_ready, retire_at: None, ..row.clone() });
         Ok(())
     }
 
@@ -233,8 +246,9 @@ impl Core {
             number: app.deployments,
             build: build.id,
             image: build.image,
-            state: DeploymentState::Starting { deadline: self.deadline(now, &processes) },
+            state: DeploymentState::Starting { deadline: self.start_deadline(now, &processes) },
             processes,
+            was_ready: false,
             job: Some(job.id),
             created_at: now,
             retire_at: None,
@@ -262,10 +276,12 @@ impl Core {
             name: template.name.clone(),
             spec: Arc::new(spec),
             instances: scaled.copied().unwrap_or(template.instances),
+            last_epoch: 0,
         }
     }
 
-    fn deadline(&self, now: Time, processes: &[ProcessId]) -> Time {
+    /// When a deployment of these processes has failed unless it is healthy.
+    pub(crate) fn start_deadline(&self, now: Time, processes: &[ProcessId]) -> Time {
         let longest = processes
             .iter()
             .filter_map(|id| self.get::<Process>(*id))
@@ -282,7 +298,7 @@ impl Core {
         if row.app != app.id || row.workspace != job.spec.workspace {
             return Err(Refusal::not_found("deployment", format!("{id} of app {}", app.name)));
         }
-        let deadline = self.deadline(now, &row.processes);
+        let deadline = self.start_deadline(now, &row.processes);
         let state = row.state.next(&DeploymentEvent::Start { deadline })?;
         let job = if row.state.wants_instances() { row.job } else { Some(job.id) };
         self.put(Deployment { state, job, retire_at: None, ..(*row).clone() });
@@ -322,7 +338,7 @@ impl Core {
             .cloned()
             .collect();
         for row in rows {
-            self.change_deployment(&row, &DeploymentEvent::Retire)?;
+            self.abandon(&row, "its app was destroyed before it was healthy")?;
         }
         self.put(app);
         self.refresh_routes(now);
