@@ -362,12 +362,12 @@ impl World {
                 let detail = format!("{} has {rows:?}, wanted are {wanted}", process.id);
                 return Some(("I8", detail));
             }
-            let waits = rows.iter().find(|row| match &row.state {
+            let stuck = rows.iter().find(|row| match &row.state {
                 InstanceState::Running { ready, .. } => !ready,
                 InstanceState::Unclaimed { reason: Some(_) } => self.has_room(state, process),
                 _ => true,
             })?;
-            Some(("I8", format!("{} is {:?}", waits.id, waits.state)))
+            Some(("I8", format!("{} is {:?}", stuck.id, stuck.state)))
         })
     }
 

@@ -24,10 +24,15 @@ impl World {
                 self.freeze(node, span);
             }
             18 if self.mood.jumps => self.jump(),
-            _ => {
-                let span = self.rng.between(20_000, 45_000);
-                self.freeze(Node::Runner(self.rng.index(self.runners.len())), span);
-            }
+            _ => self.freeze_runners(),
+        }
+    }
+
+    /// Offers run out, go to another runner that does not answer either, and are acknowledged late.
+    fn freeze_runners(&mut self) {
+        for index in 0..self.runners.len() {
+            let span = self.rng.between(15_000, 60_000);
+            self.freeze(Node::Runner(index), span);
         }
     }
 

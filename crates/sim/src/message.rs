@@ -120,12 +120,15 @@ pub(crate) enum Read {
     IsOver(JobId),
 }
 
+/// What a cell is to run: epoch, whether to stop, and the spec of an instance.
+pub(crate) type CellWork = BTreeMap<(bool, u128), (u32, bool, Option<Arc<ProcessSpec>>)>;
+
 /// What a question found.
 #[derive(Debug)]
 pub(crate) enum Found {
     ReadyJobs(usize),
     Held(Vec<(JobId, u32, Option<Arc<Job>>)>),
-    Work(BTreeMap<(bool, u128), (u32, bool, Option<Arc<ProcessSpec>>)>),
+    Work(CellWork),
     Table(RouteTable),
     Since(Option<Vec<RouteChange>>, u64),
     Task(Option<TaskState>),

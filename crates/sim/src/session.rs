@@ -6,7 +6,7 @@ use model::{JobId, JobState};
 use state::{Attempt, CellCommand, Command, JobCommand, Reply, RowKey, TaskReport};
 
 use crate::message::{
-    Down, Event, Found, Key, Node, Origin, Outcomes, Published, Read, Up, Wanted,
+    CellWork, Down, Event, Found, Key, Node, Origin, Outcomes, Published, Read, Up, Wanted,
 };
 use crate::world::World;
 
@@ -21,7 +21,7 @@ enum Input {
 /// What a session does next.
 #[derive(Debug)]
 enum Step {
-    Apply(Command, Then),
+    Apply(Box<Command>, Then),
     CheckHeld,
     Offer,
     Send(Down),
@@ -165,7 +165,7 @@ impl World {
         match step {
             Step::Apply(command, then) => {
                 session.waits = Some(then);
-                self.ask_apply(command, origin);
+                self.ask_apply(*command, origin);
             }
             Step::CheckHeld => {
                 let ids = session.held.iter().map(|(id, held)| (*id, held.epoch)).collect();
@@ -210,7 +210,7 @@ impl World {
         if let (Node::Runner(index), true) = (node, session.online && !session.closing) {
             session.closing = true;
             let offline = Command::Job(JobCommand::RunnerOffline(self.runners[index].id));
-            session.plan([Step::Apply(offline, Then::Offline), Step::End]);
+            session.plan([Step::Apply(Box::new(offline), Then::Offline), Step::End]);
         } else {
             session.plan([Step::End]);
         }
@@ -249,8 +249,8 @@ impl World {
             Some(session) => (session.epoch, session.node),
             None => return,
         };
-        let job = |command, then| Step::Apply(Command::Job(command), then);
-        let cell = |command, then| Step::Apply(Command::Cell(command), then);
+        let job = |command, then| Step::Apply(Box::new(Command::Job(command)), then);
+        let cell = |command, then| Step::Apply(Box::new(Command::Cell(command)), then);
         let steps = match message {
             Up::Runner(holds) => self.runner_hello(conn, node, holds),
             Up::Capacity(capacity) => {
@@ -314,7 +314,7 @@ impl World {
             only_own: runner.only_own,
             holds,
         };
-        let online = Step::Apply(Command::Job(online), Then::RunnerOnline);
+        let online = Step::Apply(Box::new(Command::Job(online)), Then::RunnerOnline);
         vec![online, Step::CheckHeld, Step::Send(Down::Welcome)]
     }
 
@@ -394,7 +394,7 @@ impl World {
                 let Some(session) = self.shell.sessions.get_mut(&conn) else { return };
                 let Node::Runner(index) = session.node else { return };
                 let assign = Command::Job(JobCommand::Assign(self.runners[index].id));
-                session.plan.push_front(Step::Apply(assign, Then::Assigned));
+                session.plan.push_front(Step::Apply(Box::new(assign), Then::Assigned));
             }
             (Then::Held, Found::Held(rows)) => self.tell_held(conn, rows),
             (Then::Work(full), Found::Work(wanted)) => self.tell_work(conn, full, wanted),
@@ -444,12 +444,7 @@ impl World {
         }
     }
 
-    fn tell_work(
-        &mut self,
-        conn: u64,
-        full: bool,
-        wanted: BTreeMap<(bool, u128), (u32, bool, Option<std::sync::Arc<model::ProcessSpec>>)>,
-    ) {
+    fn tell_work(&mut self, conn: u64, full: bool, wanted: CellWork) {
         let Some(session) = self.shell.sessions.get_mut(&conn) else { return };
         let told = if full { BTreeMap::new() } else { session.told.clone() };
         let key = |(is_task, id): (bool, u128), epoch| Key { is_task, id, epoch };

@@ -38,6 +38,7 @@ struct Applied {
 }
 
 /// Somebody who waits for the end of a job.
+#[expect(clippy::struct_excessive_bools, reason = "each is a fact about one waiting call")]
 #[derive(Debug)]
 pub(crate) struct Follow {
     pub(crate) call: u64,
@@ -51,6 +52,7 @@ pub(crate) struct Follow {
 }
 
 /// The server's process and its store.
+#[expect(clippy::struct_excessive_bools, reason = "each is a fact about one process")]
 #[derive(Debug)]
 pub(crate) struct Shell {
     pub(crate) store: MemoryStore,
@@ -319,9 +321,13 @@ impl World {
                     Command::Job(JobCommand::Ack(attempt)) => Some(*attempt),
                     _ => None,
                 };
+                let stale = stale(live, &command);
                 let shown = command.clone();
                 let done = live.apply(at, *command);
                 if done.is_ok() {
+                    if let Some(detail) = stale {
+                        self.fail("I1", detail);
+                    }
                     if let (Some(shadow), Some(again)) = (&mut self.shell.shadow, again)
                         && let Err(refusal) = shadow.apply(at, *again)
                     {
@@ -551,6 +557,20 @@ impl World {
     pub(crate) fn node_of(&self, conn: u64) -> Option<Node> {
         self.conns.get(&conn).map(|it| it.node)
     }
+}
+
+/// Whether a command reports on an attempt that is not the current one.
+fn stale(state: &State, command: &Command) -> Option<String> {
+    let Command::Job(command) = command else { return None };
+    let (JobCommand::Ack(at)
+    | JobCommand::Nack(at)
+    | JobCommand::Heartbeat(at)
+    | JobCommand::Complete(at, _)) = command
+    else {
+        return None;
+    };
+    let row = state.get::<Job>(at.job).filter(|row| row.epoch != at.epoch)?;
+    Some(format!("{command:?} was accepted while {} is in epoch {}", at.job, row.epoch))
 }
 
 fn call_answer(outcome: Outcomes) -> Answer {

@@ -95,6 +95,7 @@ impl Default for Options {
 }
 
 /// What kind of world it is.
+#[expect(clippy::struct_excessive_bools, reason = "each is one fact about a world")]
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Mood {
     /// Whether anything goes wrong at all.

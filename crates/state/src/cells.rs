@@ -179,14 +179,15 @@ impl Core {
             return Err(Refusal::stale("instance", id));
         }
         match report {
-            InstanceReport::Reject { reason } => match row.state {
-                // It was stopped while the cell made up its mind: nothing of it is there.
-                InstanceState::Stopping { .. } => self.gone(now, &row)?,
-                _ => {
-                    let event = InstanceEvent::Reject { reason: cut(reason) };
-                    self.change_instance(now, &row, &event)?;
-                }
-            },
+            // It was stopped while the cell made up its mind: nothing of it is there.
+            InstanceReport::Reject { .. }
+                if matches!(row.state, InstanceState::Stopping { .. }) =>
+            {
+                self.gone(now, &row)?;
+            }
+            InstanceReport::Reject { reason } => {
+                self.change_instance(now, &row, &InstanceEvent::Reject { reason: cut(reason) })?;
+            }
             InstanceReport::Started { address } => match row.state {
                 // A re-adopted instance reports itself again.
                 InstanceState::Running { address: known, .. } if known == address => {}
