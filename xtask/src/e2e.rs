@@ -43,8 +43,9 @@ pub(crate) fn run() -> Result<(), Failure> {
 
 fn git_push(shore: &Path) -> Result<(), Failure> {
     let stage = Stage::start(shore)?;
-    let scenarios: [(&str, Scenario); 8] = [
+    let scenarios: [(&str, Scenario); 9] = [
         ("good push", good_push),
+        ("restart", restart),
         ("failing build", failing_build),
         ("failing start", failing_start),
         ("failing health check", failing_health_check),
@@ -147,6 +148,22 @@ fn good_push(stage: &Stage) -> Result<(), Failure> {
     let url = format!("http://{HOST}:{}", stage.dev.ports.http);
     holds(&said, &["==> Build", "==> Deploy", "==> Release", &url])?;
     holds(&stage.page()?, &["first"])
+}
+
+fn restart(stage: &Stage) -> Result<(), Failure> {
+    let number = || -> Result<u64, Failure> {
+        let status = stage.dev.json(&["status", "--project", "shop"])?;
+        let all = status["deployments"].as_array().cloned().unwrap_or_default();
+        let released = all.iter().find(|it| it["released"] == true);
+        released.and_then(|it| it["number"].as_u64()).ok_or_else(|| format!("{status}"))
+    };
+    let (before, page) = (number()?, stage.page()?);
+    stage.dev.shore(&["restart", "--project", "shop"])?.ok("restart")?;
+    if number()? <= before || stage.page()? != page {
+        return Err("the same version should run as a new deployment".to_owned());
+    }
+    let said = stage.dev.shore(&["restart", "--project", "shop", "--workspace", "staging"])?;
+    holds(&said.failed("restart of nothing")?, &["no release in staging", "deploy it first"])
 }
 
 fn failing_build(stage: &Stage) -> Result<(), Failure> {

@@ -84,6 +84,8 @@ pub(crate) enum Command {
     Release(ReleaseArgs),
     /// Point the routes at the deployment before the current one
     Rollback(AppOnly),
+    /// Start what is released again, without an interruption
+    Restart(AppOnly),
     /// Set how many instances of a process run
     Scale(ScaleArgs),
     /// Run one command in an app's image, once

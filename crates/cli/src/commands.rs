@@ -57,6 +57,7 @@ pub(crate) async fn run(cli: Cli) -> Result<()> {
         Command::Deploy(args) => jobs::deploy(&shell, args).await,
         Command::Release(args) => jobs::release(&shell, args).await,
         Command::Rollback(args) => jobs::rollback(&shell, args).await,
+        Command::Restart(args) => jobs::restart(&shell, args).await,
         Command::Scale(args) => apps::scale(&shell, args).await,
         Command::Run(args) => apps::run(&shell, args).await,
         Command::Config(command) => apps::config(&shell, command).await,

@@ -44,6 +44,8 @@ pub enum Operation {
         /// The archive, a gzip-compressed tar in the blob store.
         source: Digest,
     },
+    /// Starts what is released again, as a new deployment with today's configuration.
+    Restart,
     /// Stops everything the app runs in the workspace and withdraws its routes.
     Destroy,
 }
@@ -57,6 +59,7 @@ impl Operation {
             Self::Deploy { .. } => "deploy",
             Self::Release { .. } => "release",
             Self::Up { .. } => "up",
+            Self::Restart => "restart",
             Self::Destroy => "destroy",
         }
     }
@@ -69,6 +72,7 @@ impl Operation {
             | Self::Deploy { .. }
             | Self::Release { .. }
             | Self::Up { .. }
+            | Self::Restart
             | Self::Destroy => true,
         }
     }
@@ -269,6 +273,26 @@ impl JobEvent {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn operations_read_back_from_their_json() {
+        let source = Digest::of(b"source");
+        let all = [
+            Operation::Noop,
+            Operation::Build { source },
+            Operation::Deploy { build: Some(7) },
+            Operation::Release { deployment: DeploymentId(9) },
+            Operation::Up { source },
+            Operation::Restart,
+            Operation::Destroy,
+        ];
+        for operation in all {
+            let json = serde_json::to_string(&operation).expect("operations serialise");
+            let word = format!("\"op\":\"{}\"", operation.name());
+            assert!(json.contains(&word), "{json}");
+            assert_eq!(serde_json::from_str::<Operation>(&json).expect("and back"), operation);
+        }
+    }
 
     #[test]
     fn transition_table() {

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use api::Event;
 use api::http_types::{
-    BuildView, CreateTask, DeploymentRef, DeploymentView, LogLine, ProcessTemplate, RecordBuild,
-    Released, StartDeployment, TaskView,
+    AppStatus, BuildView, CreateTask, DeploymentRef, DeploymentView, JobView, LogLine,
+    ProcessTemplate, RecordBuild, Released, StartDeployment, TaskView,
 };
 use futures_util::{FutureExt as _, StreamExt as _};
 use manifest::{AppFile, CheckFile, DeployFile};
@@ -55,6 +55,11 @@ async fn operation(context: &mut Context) -> Result<(), JobError> {
         Operation::Up { source } => {
             let built = build(context, source).await?;
             let deployment = deploy(context, Some(built.number)).await?;
+            release(context, deployment.id).await
+        }
+        Operation::Restart => {
+            let build = released_build(context).await?;
+            let deployment = deploy(context, Some(build)).await?;
             release(context, deployment.id).await
         }
         Operation::Destroy => destroy(context).await,
@@ -271,6 +276,24 @@ async fn restart(
             wait_healthy(context, made).await
         })
         .await
+}
+
+/// The number of the build that is released.
+async fn released_build(context: &Context) -> Result<u64, JobError> {
+    let JobView { project, app, workspace, .. } = &context.job;
+    let app = app.as_ref().ok_or_else(|| JobError::Failed("the job names no app".to_owned()))?;
+    let path = format!("/v1/projects/{project}/apps/{app}/status?workspace={workspace}");
+    let status: AppStatus = context.call(|client| client.get(&path).boxed()).await?;
+    let released = status.deployments.iter().find(|it| it.released);
+    let released = released.ok_or_else(|| {
+        JobError::Failed(format!("{project}/{app} has no release in {workspace}: deploy it first"))
+    })?;
+    released.build.ok_or_else(|| {
+        JobError::Failed(format!(
+            "the build of deployment {} is not kept any more",
+            released.number
+        ))
+    })
 }
 
 async fn wait_healthy(

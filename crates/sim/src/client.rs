@@ -228,7 +228,8 @@ impl World {
         match self.rng.below(20) {
             0..8 => Operation::Noop,
             8..13 => Operation::Up { source },
-            13..15 => Operation::Deploy { build: None },
+            13 => Operation::Restart,
+            14 => Operation::Deploy { build: None },
             15..17 => {
                 let all = &self.check.deployments;
                 let nth = all.keys().nth(self.rng.index(all.len().max(1)));

@@ -239,6 +239,8 @@ impl World {
             Operation::Noop => Stage::Pause,
             Operation::Build { .. } | Operation::Up { .. } => Stage::Task,
             Operation::Deploy { build } => Stage::Deploy(*build),
+            // Which build it is makes no difference to any rule.
+            Operation::Restart => Stage::Deploy(None),
             Operation::Release { deployment } => Stage::Restart(*deployment),
             Operation::Destroy => Stage::Destroy,
         };

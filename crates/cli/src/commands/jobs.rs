@@ -167,6 +167,10 @@ pub(super) async fn deploy(shell: &Shell, args: DeployArgs) -> Result<()> {
     change(shell, &args.app, Operation::Deploy { build: args.build }).await
 }
 
+pub(super) async fn restart(shell: &Shell, args: AppOnly) -> Result<()> {
+    change(shell, &args.app, Operation::Restart).await
+}
+
 pub(super) async fn release(shell: &Shell, args: ReleaseArgs) -> Result<()> {
     let status = status_of(shell, &args.app).await?;
     let wanted = status.deployments.iter().find(|it| it.number == args.deployment);
