@@ -81,7 +81,9 @@ impl Core {
         let name = self.app(id)?.name.clone();
         let deployments: Vec<_> = self.deployments_of(id).map(|d| d.id).collect();
         for deployment in &deployments {
-            if self.runs(*deployment) {
+            // One that wants no instances just now may still be released, or about to be.
+            let wanted = self.deployment(*deployment)?.state.wants_instances();
+            if wanted || self.runs(*deployment) {
                 let message = format!("app {name} still runs: destroy it first");
                 return Err(Refusal::Conflict(message));
             }

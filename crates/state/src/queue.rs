@@ -194,3 +194,48 @@ pub(crate) fn accepts(runner: &Runner, target: &Target) -> bool {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use model::{Operation, ProjectId};
+
+    use super::*;
+
+    #[test]
+    fn queued_jobs_count_whatever_holds_them_up() {
+        let spec = Arc::new(JobSpec {
+            project: ProjectId(1),
+            app: Some(AppId(1)),
+            workspace: "production".parse().expect("a name"),
+            operation: Operation::Destroy,
+            target: Target::Any,
+            depends_on: Vec::new(),
+            allow_failure: Vec::new(),
+            singleton: None,
+            idempotency_key: None,
+            origin: String::new(),
+        });
+        let job = |id, state, waits_for: &[JobId]| Job {
+            id: JobId(id),
+            spec: Arc::clone(&spec),
+            state,
+            epoch: 0,
+            queued_at: Time(0),
+            started_at: None,
+            ended_at: None,
+            expires_at: None,
+            cancel: None,
+            waits_for: waits_for.iter().copied().collect(),
+        };
+        let mut queue = Queue::default();
+        let runs = JobState::Running { runner: RunnerId(1), lease_until: Time(9) };
+        queue.add(&job(1, runs, &[]));
+        queue.add(&job(2, JobState::Queued, &[]));
+        queue.add(&job(3, JobState::Queued, &[JobId(1)]));
+        assert_eq!((queue.ready_len(), queue.queued_len()), (0, 2));
+        queue.remove(&job(3, JobState::Queued, &[JobId(1)]));
+        assert_eq!(queue.queued_len(), 1);
+    }
+}

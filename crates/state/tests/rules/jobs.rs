@@ -1,0 +1,262 @@
+//! The life of one job: acknowledged, renewed, completed, cancelled, lost, expired, archived.
+
+use std::time::Duration;
+
+use model::{JobId, JobState, Outcome, RunnerId};
+use state::{
+    ACK_TIMEOUT, Attempt, Command, JOB_LEASE, JobCommand, MAX_FINISHED_JOBS, NewJob, Refusal,
+    Runner,
+};
+
+use crate::bench::{Bench, REASON, failed, new_job, noop, up};
+
+fn refused(done: &Result<state::Reply, Refusal>) -> bool {
+    matches!(done, Err(Refusal::Stale { .. } | Refusal::Transition(_)))
+}
+
+#[test]
+fn acknowledged_renewed_and_completed() {
+    let mut bench = Bench::ready();
+    let job = bench.queue(noop());
+    let at = bench.assign(1).expect("it waits");
+    assert_eq!((bench.is(job), at.epoch), ("waiting", 1));
+    bench.ack(at);
+    assert_eq!(bench.is(job), "running");
+    assert!(bench.row(job).started_at.is_some());
+    for _ in 0..10 {
+        bench.secs(15);
+        bench.ok(Command::Job(JobCommand::Heartbeat(at)));
+    }
+    bench.complete(at, Outcome::Succeeded);
+    assert_eq!(bench.is(job), "succeeded");
+    bench.complete(at, Outcome::Succeeded);
+    assert!(refused(&bench.job(JobCommand::Complete(at, failed("late")))), "another end is not");
+}
+
+#[test]
+fn a_nack_and_a_late_acknowledgement_put_it_back_in_line() {
+    for late in [false, true] {
+        let mut bench = Bench::ready();
+        let job = bench.queue(noop());
+        let at = bench.assign(1).expect("it waits");
+        if late {
+            bench.pass(ACK_TIMEOUT);
+        } else {
+            bench.ok(Command::Job(JobCommand::Nack(at)));
+        }
+        assert_eq!((bench.is(job), bench.row(job).epoch), ("queued", at.epoch + 1));
+        assert!(bench.row(job).started_at.is_none());
+        assert!(refused(&bench.job(JobCommand::Ack(at))), "the offer is void");
+        let again = bench.assign(1).expect("it waits again");
+        assert!(refused(&bench.job(JobCommand::Ack(at))), "and stays void");
+        bench.ack(again);
+        assert!(refused(&bench.job(JobCommand::Nack(again))), "it was taken");
+    }
+}
+
+#[test]
+fn an_error_is_kept_and_drops_dependents_and_theirs() {
+    let mut bench = Bench::ready();
+    let first = bench.queue(noop());
+    let allows = |id| noop_after(&[id], &[id]);
+    let child = bench.queue(noop_after(&[first], &[]));
+    let grandchild = bench.queue(noop_after(&[child], &[]));
+    let tolerant = bench.queue(allows(first));
+    let mixed = bench.queue(noop_after(&[first, tolerant], &[tolerant]));
+    let at = bench.take(1);
+    bench.complete(at, failed("exit 1"));
+    assert_eq!(bench.row(first).state, JobState::Failed { reason: "exit 1".to_owned() });
+    let reason = format!("dependency {first} did not succeed");
+    assert_eq!(bench.row(child).state, JobState::Failed { reason });
+    for (job, is) in [(grandchild, "failed"), (tolerant, "queued"), (mixed, "failed")] {
+        assert_eq!(bench.is(job), is, "{job}");
+    }
+    assert_eq!(bench.assign(1).map(|at| at.job), Some(tolerant));
+}
+
+fn noop_after(depends_on: &[JobId], allow_failure: &[JobId]) -> state::JobSpec {
+    let (depends_on, allow_failure) = (depends_on.to_vec(), allow_failure.to_vec());
+    state::JobSpec { depends_on, allow_failure, ..noop() }
+}
+
+#[test]
+fn cancelling() {
+    let table = [
+        // How far it is, whether by force, its state after that.
+        ("queued", false, "cancelled"),
+        ("queued", true, "cancelled"),
+        ("waiting", false, "waiting"),
+        ("waiting", true, "cancelled"),
+        ("running", false, "running"),
+        ("running", true, "cancelled"),
+        ("succeeded", false, "succeeded"),
+        ("succeeded", true, "succeeded"),
+    ];
+    for (far, force, after) in table {
+        let mut bench = Bench::ready();
+        let job = bench.queue(up());
+        let child = bench.queue(noop_after(&[job], &[]));
+        let next = bench.queue(up());
+        match far {
+            "waiting" => drop(bench.assign(1)),
+            "running" => drop(bench.take(1)),
+            "succeeded" => {
+                let at = bench.take(1);
+                bench.complete(at, Outcome::Succeeded);
+            }
+            _ => {}
+        }
+        assert_eq!(bench.is(job), far);
+        bench.cancel(job, force);
+        assert_eq!(bench.is(job), after, "{far}, by force: {force}");
+        let asked = bench.row(job).cancel.is_some();
+        assert_eq!(asked, far == after && far != "succeeded", "{far}, by force: {force}");
+        let dropped = after == "cancelled";
+        assert_eq!(bench.is(child) == "failed", dropped, "{far}, by force: {force}");
+        // The app is free again as soon as the job has ended.
+        let free = bench.assign(1).map(|at| at.job);
+        let over = after == "cancelled" || far == "succeeded";
+        assert_eq!(free.is_some(), over, "{far}, by force: {force}, next is {next}");
+    }
+}
+
+#[test]
+fn a_cancelled_offer_ends_instead_of_going_back_in_line() {
+    for late in [false, true] {
+        let mut bench = Bench::ready();
+        let job = bench.queue(noop());
+        let at = bench.assign(1).expect("it waits");
+        bench.cancel(job, false);
+        if late {
+            bench.pass(ACK_TIMEOUT);
+        } else {
+            bench.ok(Command::Job(JobCommand::Nack(at)));
+        }
+        assert_eq!(bench.row(job).state, JobState::Cancelled { reason: REASON.to_owned() });
+    }
+}
+
+#[test]
+fn a_cancellation_outlives_the_acknowledgement_it_races_with() {
+    let mut bench = Bench::ready();
+    let job = bench.queue(noop());
+    let at = bench.assign(1).expect("it waits");
+    bench.cancel(job, false);
+    bench.ack(at);
+    assert_eq!(bench.row(job).cancel.as_deref(), Some(REASON));
+}
+
+#[test]
+fn a_silent_runner_loses_its_job() {
+    let mut bench = Bench::ready();
+    let job = bench.queue(noop());
+    let at = bench.take(1);
+    bench.pass(JOB_LEASE.saturating_sub(Duration::from_millis(1)));
+    assert_eq!(bench.is(job), "running");
+    bench.ok(Command::Job(JobCommand::Heartbeat(at)));
+    bench.pass(JOB_LEASE.saturating_sub(Duration::from_millis(1)));
+    assert_eq!(bench.is(job), "running");
+    bench.pass(Duration::from_millis(1));
+    assert_eq!(bench.is(job), "failed");
+    assert!(refused(&bench.job(JobCommand::Complete(at, Outcome::Succeeded))));
+}
+
+#[test]
+fn a_restart_of_the_server_starts_leases_and_offers_afresh() {
+    let mut bench = Bench::ready();
+    let running = bench.queue(noop());
+    let waiting = bench.queue(noop());
+    bench.take(1);
+    bench.assign(1).expect("it waits");
+    bench.now += 3_600_000;
+    bench.ok(Command::Boot);
+    bench.ok(Command::Tick);
+    assert_eq!((bench.is(running), bench.is(waiting)), ("running", "waiting"));
+    bench.secs(60);
+    assert_eq!((bench.is(running), bench.is(waiting)), ("failed", "queued"));
+}
+
+#[test]
+fn expiry_ends_what_no_runner_took() {
+    for assigned in [false, true] {
+        let mut bench = Bench::ready();
+        let id = JobId(77);
+        let expires_in = Some(Duration::from_secs(5));
+        let new = NewJob { expires_in, ..new_job(id.0, noop()) };
+        bench.ok(Command::Job(JobCommand::Queue(new)));
+        if assigned {
+            bench.assign(1).expect("it waits");
+        }
+        bench.secs(5);
+        assert_eq!(bench.is(id), "failed", "assigned: {assigned}");
+    }
+    let mut bench = Bench::ready();
+    let expires_in = Some(Duration::from_secs(5));
+    let new = NewJob { expires_in, ..new_job(77, noop()) };
+    bench.ok(Command::Job(JobCommand::Queue(new)));
+    bench.take(1);
+    bench.secs(6);
+    assert_eq!(bench.is(JobId(77)), "running", "one that runs does not expire");
+}
+
+#[test]
+fn a_runner_that_comes_back_keeps_what_it_holds() {
+    let mut bench = Bench::ready();
+    let (kept, lost, offered) = (bench.queue(noop()), bench.queue(noop()), bench.queue(noop()));
+    let at = bench.take(1);
+    bench.take(1);
+    bench.assign(1).expect("the third");
+    bench.runner_with(1, &[], false, &[at]);
+    assert_eq!(bench.is(kept), "running");
+    assert_eq!(bench.is(lost), "failed");
+    assert_eq!(bench.is(offered), "queued");
+}
+
+#[test]
+fn holding_an_old_epoch_is_holding_nothing() {
+    let mut bench = Bench::ready();
+    let job = bench.queue(noop());
+    let at = bench.take(1);
+    bench.runner_with(1, &[], false, &[Attempt { epoch: at.epoch - 1, ..at }]);
+    assert_eq!(bench.is(job), "failed");
+}
+
+#[test]
+fn the_late_end_of_an_old_stream_does_not_take_the_new_one_offline() {
+    let mut bench = Bench::ready();
+    let id = RunnerId(1);
+    let online = |bench: &Bench| bench.state.get::<Runner>(id).is_some_and(|row| row.online);
+    bench.runner(1, &[]);
+    let job = bench.queue(noop());
+    let at = bench.assign(1).expect("it waits");
+    bench.ok(Command::Job(JobCommand::RunnerOffline(id)));
+    assert!(online(&bench), "the old stream ended, the new one is open");
+    bench.ack(at);
+    assert_eq!(bench.is(job), "running");
+    bench.ok(Command::Job(JobCommand::RunnerOffline(id)));
+    assert!(!online(&bench));
+    bench.runner(1, &[]);
+    bench.runner(1, &[]);
+    bench.ok(Command::Boot);
+    assert!(!online(&bench), "no stream survives a restart of the server");
+    bench.runner(1, &[]);
+    bench.ok(Command::Job(JobCommand::RunnerOffline(id)));
+    assert!(!online(&bench));
+}
+
+#[test]
+fn ended_jobs_beyond_the_limit_are_archived_oldest_first() {
+    let mut bench = Bench::ready();
+    let mut archived = Vec::new();
+    let mut jobs = Vec::new();
+    for _ in 0..MAX_FINISHED_JOBS + 3 {
+        jobs.push(bench.queue(noop()));
+        let at = bench.take(1);
+        bench.complete(at, Outcome::Succeeded);
+        archived.extend(bench.state.take_changes().expect("rows render").archived);
+    }
+    let ids: Vec<u128> = archived.iter().map(|row| row.id).collect();
+    assert_eq!(ids, jobs.iter().take(3).map(|id| id.0).collect::<Vec<_>>());
+    assert!(archived.iter().all(|row| row.kind == "job" && !row.body.is_empty()));
+    assert_eq!(bench.state.all::<state::Job>().count(), MAX_FINISHED_JOBS);
+}

@@ -1,0 +1,10 @@
+//! The rules of the control plane, as somebody outside sees them.
+#![expect(clippy::panic, reason = "helpers of tests panic as tests do")]
+
+mod bench;
+mod deployments;
+mod jobs;
+mod properties;
+mod queue;
+mod routes;
+mod tasks;

@@ -1,0 +1,79 @@
+//! The route table: generations, changes, and what a router that is behind is told.
+
+use model::{RouteTable, Time};
+use state::{Command, InstanceReport, KEPT_CHANGES, State, WorkCommand};
+
+use crate::bench::Bench;
+
+fn flip(bench: &mut Bench, deployment: model::DeploymentId, ready: bool) {
+    let row = bench.instances(deployment).remove(0);
+    bench.report(&row, InstanceReport::Ready { ready });
+}
+
+#[test]
+fn every_change_grows_the_generation_and_can_be_asked_for() {
+    let mut bench = Bench::ready();
+    let deployment = bench.released(1);
+    let before = bench.state.routes();
+    flip(&mut bench, deployment, false);
+    flip(&mut bench, deployment, true);
+    let after = bench.state.routes();
+    assert!(after.generation >= before.generation + 2);
+    let changes = bench.state.routes_since(before.generation).expect("they are kept");
+    assert_eq!(changes.len(), 2);
+    let mut routes = before.routes;
+    for change in changes {
+        routes.retain(|route| route.host != change.host);
+        routes.extend(change.route);
+    }
+    assert_eq!(RouteTable { generation: after.generation, routes }, after);
+    assert_eq!(bench.state.routes_since(after.generation), Some(Vec::new()));
+}
+
+#[test]
+fn an_unknown_generation_asks_for_the_whole_table() {
+    let mut bench = Bench::ready();
+    let deployment = bench.released(1);
+    let first = bench.state.route_generation();
+    for turn in 0..=KEPT_CHANGES {
+        flip(&mut bench, deployment, turn % 2 == 1);
+    }
+    let last = bench.state.route_generation();
+    assert_eq!(bench.state.routes_since(first), None, "too far back");
+    assert!(bench.state.routes_since(last - 1).is_some());
+    assert_eq!(bench.state.routes_since(last + 1), None, "from the future");
+    assert_eq!(bench.state.routes_since(0), None, "from nowhere");
+}
+
+#[test]
+fn nothing_changes_without_a_change() {
+    let mut bench = Bench::ready();
+    let deployment = bench.released(1);
+    let before = bench.state.routes();
+    let at = bench.work_job();
+    let again = WorkCommand::Release { attempt: at, deployment };
+    bench.now += 1_000;
+    bench.ok(Command::Work(again));
+    assert_eq!(bench.state.routes(), before);
+}
+
+#[test]
+fn an_empty_table_after_a_restart_is_newer_than_the_one_before() {
+    let mut bench = Bench::ready();
+    bench.released(1);
+    let served = bench.state.routes();
+    let at = bench.work_job();
+    bench.ok(Command::Work(WorkCommand::Destroy(at)));
+    bench.now += 1_000;
+    let rows = bench.state.take_changes().expect("rows render").rows;
+    let mut fresh = State::new("localhost");
+    for row in rows {
+        if let Some(body) = row.body {
+            fresh.load(row.key.kind(), &body).expect("it loads");
+        }
+    }
+    fresh.apply(Time(bench.now), Command::Boot).expect("it boots");
+    assert_eq!(fresh.routes().routes, []);
+    assert!(fresh.route_generation() > served.generation, "a router would refuse it");
+    assert_eq!(fresh.routes_since(served.generation), None, "it is told the whole table");
+}
