@@ -35,6 +35,8 @@ pub(crate) struct Checker {
     tasks_started: BTreeSet<u128>,
     /// When the end of a job became durable.
     over_since: BTreeMap<JobId, u64>,
+    /// When a job last ended.
+    pub(crate) last_end: u64,
 }
 
 type Violation = (&'static str, String);
@@ -123,8 +125,9 @@ impl Checker {
                 return Err(("idempotency", format!("{first} and {id} have the key {key}")));
             }
         }
-        if new.state.is_terminal() {
-            self.over_since.entry(id).or_insert(now);
+        if new.state.is_terminal() && !self.over_since.contains_key(&id) {
+            self.over_since.insert(id, now);
+            self.last_end = now;
         }
         self.jobs.insert(id, new);
         Ok(())

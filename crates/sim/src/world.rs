@@ -12,8 +12,8 @@ use crate::router::Router;
 use crate::runner::Runner;
 use crate::shell::Shell;
 
-/// How long the world may take to come to rest once faults have stopped.
-const REST: u64 = 600_000;
+/// How long the world may take to come to rest once faults have stopped and the last job has ended.
+const REST: u64 = 300_000;
 /// How long faults happen at most.
 const CHAOS: u64 = 90_000;
 /// When the world begins, in milliseconds since the Unix epoch.
@@ -484,8 +484,10 @@ impl World {
                 self.check_rest();
                 self.done = true;
             }
-            Some((invariant, detail)) if self.now > self.healed_at + REST => {
-                let detail = format!("{detail}, {} s after faults stopped", REST / 1_000);
+            Some((invariant, detail))
+                if self.now > self.healed_at.max(self.check.last_end) + REST =>
+            {
+                let detail = format!("{detail}, and nothing has ended for {} s", REST / 1_000);
                 self.fail(invariant, detail);
             }
             Some(_) => self.later(1_000, Event::Look),
