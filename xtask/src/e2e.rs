@@ -43,9 +43,10 @@ pub(crate) fn run() -> Result<(), Failure> {
 
 fn git_push(shore: &Path) -> Result<(), Failure> {
     let stage = Stage::start(shore)?;
-    let scenarios: [(&str, Scenario); 9] = [
+    let scenarios: [(&str, Scenario); 10] = [
         ("good push", good_push),
         ("restart", restart),
+        ("one-off command with a project's token", one_off),
         ("failing build", failing_build),
         ("failing start", failing_start),
         ("failing health check", failing_health_check),
@@ -164,6 +165,21 @@ fn restart(stage: &Stage) -> Result<(), Failure> {
     }
     let said = stage.dev.shore(&["restart", "--project", "shop", "--workspace", "staging"])?;
     holds(&said.failed("restart of nothing")?, &["no release in staging", "deploy it first"])
+}
+
+fn one_off(stage: &Stage) -> Result<(), Failure> {
+    let made = stage.dev.json(&["token", "create", "--role", "developer", "--project", "shop"])?;
+    let url = format!("http://127.0.0.1:{}", stage.dev.ports.api);
+    let token = text(&made, "token");
+    stage
+        .dev
+        .shore(&["context", "set", "limited", "--server", &url, "--token", token])?
+        .ok("set")?;
+    let ran = stage.dev.shore(&["run", "--project", "shop", "--", "echo", "hello from a task"]);
+    let other = stage.dev.shore(&["project", "create", "not-mine"]);
+    stage.dev.shore(&["context", "use", "local"])?.ok("context use")?;
+    holds(&ran?.ok("shore run")?, &["hello from a task"])?;
+    other?.failed("a project made with a project's token").map(|_| ())
 }
 
 fn failing_build(stage: &Stage) -> Result<(), Failure> {

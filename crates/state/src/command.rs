@@ -183,6 +183,15 @@ pub enum WorkCommand {
         /// What runs where.
         spec: TaskSpec,
     },
+    /// Makes a task that belongs to no job but to an app's project; the reply is the task.
+    RunOnce {
+        /// Its id.
+        id: TaskId,
+        /// The app.
+        app: AppId,
+        /// What runs where.
+        spec: TaskSpec,
+    },
     /// Asks a task to end.
     CancelTask(TaskId),
     /// Keeps the result of a build; the reply is the build with its number.

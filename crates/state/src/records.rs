@@ -158,6 +158,9 @@ pub struct Task {
     pub id: TaskId,
     /// The job it belongs to; when that ends, so does the task.
     pub job: Option<JobId>,
+    /// The project it belongs to.
+    #[serde(default)]
+    pub project: Option<ProjectId>,
     /// What runs where.
     pub spec: Arc<TaskSpec>,
     /// Where it stands.

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use model::{
     AppId, BuildId, DeploymentEvent, DeploymentId, DeploymentState, JobId, MAX_INSTANCES, Name,
-    ProcessId, TaskEvent, TaskId, TaskState, Time,
+    ProcessId, ProjectId, TaskEvent, TaskId, TaskSpec, TaskState, Time,
 };
 
 use crate::command::{Attempt, Refusal, Reply, WorkCommand, earliest};
@@ -58,18 +58,12 @@ impl Core {
                     // The answer to the first call was lost on its way.
                     return same(known.job == job.map(|job| job.id), Reply::Task(known));
                 }
-                spec.validate().map_err(|error| Refusal::Invalid(error.to_string()))?;
-                self.put(Task {
-                    id,
-                    job: job.map(|job| job.id),
-                    spec: Arc::new(spec),
-                    state: TaskState::Pending { reason: None },
-                    epoch: 0,
-                    created_at: now,
-                    ended_at: None,
-                    cancelling: false,
-                });
-                Ok(Reply::Task(self.task(id)?))
+                let project = job.as_ref().map(|job| job.spec.project);
+                self.create_task(now, id, (job.map(|job| job.id), project), spec)
+            }
+            WorkCommand::RunOnce { id, app, spec } => {
+                let project = self.app(app)?.project;
+                self.create_task(now, id, (None, Some(project)), spec)
             }
             WorkCommand::CancelTask(id) => {
                 self.cancel_task(now, id)?;
@@ -105,6 +99,28 @@ impl Core {
                 self.destroy(now, app, &job.spec.workspace.clone())
             }
         }
+    }
+
+    fn create_task(
+        &mut self,
+        now: Time,
+        id: TaskId,
+        (job, project): (Option<JobId>, Option<ProjectId>),
+        spec: TaskSpec,
+    ) -> Result<Reply, Refusal> {
+        spec.validate().map_err(|error| Refusal::Invalid(error.to_string()))?;
+        self.put(Task {
+            id,
+            job,
+            project,
+            spec: Arc::new(spec),
+            state: TaskState::Pending { reason: None },
+            epoch: 0,
+            created_at: now,
+            ended_at: None,
+            cancelling: false,
+        });
+        Ok(Reply::Task(self.task(id)?))
     }
 
     pub(crate) fn task(&self, id: TaskId) -> Result<Arc<Task>, Refusal> {

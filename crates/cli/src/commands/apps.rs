@@ -225,7 +225,13 @@ pub(super) async fn run(shell: &Shell, args: RunArgs) -> Result<()> {
     let command = RunCommand { argv: args.argv };
     let task: TaskView = client.post(&which.path("run?", &args.app.workspace), &command).await?;
     let path = format!("/v1/tasks/{}/events", task.id);
-    show_logs(shell, &client, &path, false).await?;
+    tokio::select! {
+        shown = show_logs(shell, &client, &path, false) => shown?,
+        () = crate::roles::interrupted() => {
+            let cancel = format!("/v1/tasks/{}/cancel", task.id);
+            client.post::<_, ()>(&cancel, &()).await?;
+        }
+    }
     let task: TaskView = client.get(&format!("/v1/tasks/{}?wait_ms=30000", task.id)).await?;
     match task.state.as_str() {
         "succeeded" => Ok(()),

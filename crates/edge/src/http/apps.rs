@@ -182,11 +182,11 @@ pub(crate) async fn run(
 ) -> ApiResult<TaskView> {
     let row = app!(server, caller, Action::Change, path);
     let place = workspace(query.workspace.as_deref())?;
-    let name = row.name.clone();
+    let (name, app) = (row.name.clone(), row.id);
     let spec = server.read(move |state| one_off(state, &row, &place, run.argv)).await?;
     let spec = spec.ok_or_else(|| ApiError::not_found("release of app", name))?;
     let id = TaskId(server.fresh_id());
-    let command = WorkCommand::CreateTask { id, attempt: None, spec };
+    let command = WorkCommand::RunOnce { id, app, spec };
     match server.apply(Command::Work(command)).await? {
         Reply::Task(task) => Ok(Json(views::task(&task))),
         _ => Err(ApiError::internal("a task was not answered with the task")),

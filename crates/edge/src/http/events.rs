@@ -235,7 +235,7 @@ pub(crate) async fn task_events(
     Query(query): Query<LogQuery>,
     headers: HeaderMap,
 ) -> Result<Events, ApiError> {
-    let id = work::task(&server, caller, Action::Read, &text).await?;
+    let id = work::task(&server, caller, Action::Read, &text).await?.id;
     let from = resume(&headers)?;
     let log = server.log(&id.to_string())?;
     let server_ = server.0.clone();

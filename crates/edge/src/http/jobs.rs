@@ -9,7 +9,7 @@ use axum::extract::{Path, Query, State};
 use model::{AppId, JobId, Operation, ProjectId, Target};
 use serde::Deserialize;
 use server::{Action, Server, views};
-use state::{Command, Job, JobCommand, JobSpec, NewJob, Reply};
+use state::{App, Command, Job, JobCommand, JobSpec, NewJob, Project, Reply, State as Control};
 
 use super::caller::{Body, Caller, id, name};
 use super::{ApiError, ApiResult};
@@ -103,18 +103,29 @@ pub(crate) async fn list_jobs(
 ) -> ApiResult<Vec<JobView>> {
     let limit = filter.limit.unwrap_or(DEFAULT_LISTED).min(MAX_LISTED);
     let list = server.read(move |state| {
-        let rows = state.all::<Job>().rev();
-        let visible = rows.filter(|job| caller.can(Action::Read, Some(job.spec.project)));
-        let views = visible.map(|job| views::job(state, job));
-        let wanted = views.filter(|view| {
-            let project = filter.project.as_deref().is_none_or(|p| view.project.as_str() == p);
-            let app = filter.app.as_deref();
-            let app = app.is_none_or(|a| view.app.as_ref().is_some_and(|app| app.as_str() == a));
-            project && app && filter.state.as_deref().is_none_or(|s| view.state == s)
-        });
-        wanted.take(limit).collect()
+        let wanted = |job: &&Arc<Job>| {
+            caller.can(Action::Read, Some(job.spec.project)) && filter.takes(state, job)
+        };
+        // Only what is shown is rendered: this runs where commands are applied.
+        state
+            .all::<Job>()
+            .rev()
+            .filter(wanted)
+            .take(limit)
+            .map(|job| views::job(state, job))
+            .collect()
     });
     Ok(Json(list.await?))
+}
+
+impl JobFilter {
+    fn takes(&self, state: &Control, job: &Job) -> bool {
+        let project = || state.get::<Project>(job.spec.project).map(|it| it.name.as_str());
+        let app = || job.spec.app.and_then(|id| state.get::<App>(id)).map(|it| it.name.as_str());
+        self.state.as_deref().is_none_or(|wanted| job.state.name() == wanted)
+            && self.project.as_deref().is_none_or(|wanted| project() == Some(wanted))
+            && self.app.as_deref().is_none_or(|wanted| app() == Some(wanted))
+    }
 }
 
 /// The job, if the caller may do `action` on its project.

@@ -1,6 +1,7 @@
 //! What a runner asks for while it works on a job. Each call names the attempt; a call for an
 //! attempt that has moved on is refused.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use api::http_types::{
@@ -63,26 +64,22 @@ pub(crate) async fn create_task(
     Ok(Json(views::task(&task)))
 }
 
-/// A task, if the caller may do `action` on the project of its job.
+/// A task, if the caller may do `action` on its project.
 pub(crate) async fn task(
     server: &Server,
     caller: Caller,
     action: Action,
     text: &str,
-) -> Result<TaskId, ApiError> {
+) -> Result<Arc<Task>, ApiError> {
     let id: TaskId = id(text)?;
-    let found = server.read(move |state| {
-        let row = state.get::<Task>(id)?;
-        Some(row.job.and_then(|job| state.get::<Job>(job)).map(|job| job.spec.project))
-    });
-    let project = found.await?.ok_or_else(|| ApiError::not_found("task", id))?;
-    match project {
-        Some(project) => {
-            caller.require_on(action, project, || ApiError::not_found("task", id))?;
-        }
+    let missing = || ApiError::not_found("task", id);
+    let row = server.read(move |state| state.get::<Task>(id).cloned()).await?;
+    let row = row.ok_or_else(missing)?;
+    match row.project {
+        Some(project) => caller.require_on(action, project, missing)?,
         None => caller.require(action)?,
     }
-    Ok(id)
+    Ok(row)
 }
 
 /// A task.
@@ -94,7 +91,7 @@ pub(crate) async fn get_task(
     Path(text): Path<String>,
     Query(wait): Query<Wait>,
 ) -> ApiResult<TaskView> {
-    let id = task(&server, caller, Action::Read, &text).await?;
+    let id = task(&server, caller, Action::Read, &text).await?.id;
     let ended = server.wait_for(move |state| {
         let row = state.get::<Task>(id);
         row.is_none_or(|row| row.state.is_terminal()).then_some(())
@@ -113,8 +110,11 @@ pub(crate) async fn cancel_task(
     caller: Caller,
     Path(text): Path<String>,
 ) -> ApiResult<()> {
-    let id = task(&server, caller, Action::Work, &text).await?;
-    do_work(&server, caller, WorkCommand::CancelTask(id)).await?;
+    let row = task(&server, caller, Action::Read, &text).await?;
+    // A job's task is its runner's to end; people end the job.
+    let action = if row.job.is_some() { Action::Work } else { Action::Change };
+    let row = task(&server, caller, action, &text).await?;
+    server.apply(Command::Work(WorkCommand::CancelTask(row.id))).await?;
     Ok(Json(()))
 }
 
