@@ -298,6 +298,11 @@ impl Publisher {
                 Ok(()) if void == Some(applied.generation) => "an earlier commit failed".to_owned(),
                 Err(error) => format!("{error} ({})", error.hint()),
                 Ok(()) => {
+                    if void.take().is_some() {
+                        // The state was loaded again. A commit that failed may have been kept all
+                        // the same, so everybody looks at everything.
+                        drop(self.events.send(Arc::new(Published::default())));
+                    }
                     for (answer, done) in applied.answers {
                         // The caller may have gone; what it asked for is done all the same.
                         drop(answer.send(done));

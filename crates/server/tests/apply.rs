@@ -1,0 +1,66 @@
+//! The apply loop against a store that refuses.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use model::{Name, ProjectId};
+use runtime::SystemClock;
+use server::{ApplyError, Loop};
+use state::{Command, Project};
+use store::StoreError;
+use store::memory::{Fault, MemoryStore};
+
+fn create(id: u128, name: &str) -> Command {
+    Command::CreateProject { id: ProjectId(id), name: name.parse().expect("a name") }
+}
+
+async fn names(apply: &Loop) -> Vec<Name> {
+    let read = |state: &state::State| state.all::<Project>().map(|row| row.name.clone()).collect();
+    apply.read(read).await.expect("a read")
+}
+
+fn start(store: &MemoryStore) -> Loop {
+    Loop::start(Arc::new(store.clone()), Arc::new(SystemClock), "localhost").expect("a loop")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refused_commit_is_never_answered_as_done() {
+    let store = MemoryStore::new();
+    let apply = start(&store);
+    apply.apply(create(1, "kept")).await.expect("a good store");
+    let mut events = apply.subscribe();
+    let mut once = Some(Fault::Refuse(StoreError::Injected("full".to_owned())));
+    store.inject(Box::new(move |_| once.take()));
+    let refused = apply.apply(create(2, "refused")).await.expect_err("the store refuses");
+    assert!(matches!(&refused, ApplyError::Unavailable(why) if why.contains("full")), "{refused}");
+    // Until the state is loaded again, everything is answered as unavailable; then it goes on.
+    let again = async { while apply.apply(create(3, "later")).await.is_err() {} };
+    assert!(runtime::timeout(Duration::from_secs(20), again).await.is_some());
+    assert_eq!(names(&apply).await.iter().map(Name::as_str).collect::<Vec<_>>(), ["kept", "later"]);
+    // Whoever waits looks at everything again: a commit that failed may have been kept.
+    let first = events.recv().await.expect("an event");
+    assert!(first.rows.is_empty() && first.cells.is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_commit_that_was_kept_but_not_answered_is_there_afterwards() {
+    let store = MemoryStore::new();
+    let apply = start(&store);
+    let mut once = Some(Fault::KeepButFail(StoreError::Injected("cut".to_owned())));
+    store.inject(Box::new(move |_| once.take()));
+    apply.apply(create(1, "maybe")).await.expect_err("the answer is lost");
+    let again = async { while apply.apply(create(2, "later")).await.is_err() {} };
+    assert!(runtime::timeout(Duration::from_secs(20), again).await.is_some());
+    assert_eq!(names(&apply).await.len(), 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_answered_is_there_after_a_restart() {
+    let store = MemoryStore::new();
+    let apply = start(&store);
+    for id in 0..100 {
+        apply.apply(create(id, &format!("project-{id}"))).await.expect("a good store");
+    }
+    drop(apply);
+    assert_eq!(names(&start(&store)).await.len(), 100);
+}
