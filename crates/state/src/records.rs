@@ -120,6 +120,13 @@ pub struct JobSpec {
     pub origin: String,
 }
 
+impl JobSpec {
+    /// The singleton of jobs that replace each other: one operation on one app and workspace.
+    pub fn superseding(operation: &Operation, app: AppId, workspace: &Name) -> String {
+        format!("{}/{app}/{workspace}", operation.name())
+    }
+}
+
 /// An operation queued for a runner.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Job {

@@ -57,10 +57,10 @@ pub(super) async fn the_environment_is_clean(bench: Bench) -> Verdict {
 pub(super) async fn the_working_directory_is_made(bench: Bench) -> Verdict {
     let handle = bench.container().await?;
     let mut spec = ProcessSpec::new(ProcessId::new("p")?, ["/bin/sh", "-c", "echo here > note"]);
-    spec.dir = Some("/work/a b".to_owned());
+    spec.dir = Some("/box/a b".to_owned());
     let (exit, _) = bench.run(&handle, spec).await?;
     ensure!(exit.success(), "{exit:?}");
-    let tar = bench.pack(&handle, "/work/a b/note").await?;
+    let tar = bench.pack(&handle, "/box/a b/note").await?;
     ensure!(tar.windows(5).any(|bytes| bytes == b"here\n"), "the file is not where it should be");
     Ok(())
 }

@@ -48,10 +48,9 @@ pub(crate) async fn queue_job(
     }
     let workspace =
         queue.workspace.clone().map_or_else(|| name("workspace", state::PRODUCTION), Ok)?;
-    let singleton = match (queue.supersede, app) {
-        (true, Some(app)) => Some(format!("{}/{app}/{workspace}", queue.operation.name())),
-        _ => None,
-    };
+    let singleton = app
+        .filter(|_| queue.supersede)
+        .map(|app| JobSpec::superseding(&queue.operation, app, &workspace));
     // A key is the caller's own: the same word in two projects is two keys.
     let idempotency_key = queue.idempotency_key.as_ref().map(|key| format!("{}/{key}", project.id));
     let spec = Arc::new(JobSpec {

@@ -264,12 +264,13 @@ impl Pushes {
             other => return Err(format!("unexpected reply {other:?}")),
         };
         let workspace: Name = state::PRODUCTION.parse().map_err(|error| format!("{error}"))?;
+        let operation = Operation::Up { source };
         let spec = JobSpec {
             project,
             app: Some(app),
-            singleton: Some(format!("up/{app}/{workspace}")),
+            singleton: Some(JobSpec::superseding(&operation, app, &workspace)),
             workspace,
-            operation: Operation::Up { source },
+            operation,
             target: Target::Any,
             depends_on: Vec::new(),
             allow_failure: Vec::new(),
