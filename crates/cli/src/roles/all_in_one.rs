@@ -45,6 +45,8 @@ pub(crate) struct AllInOne {
     cell: Tasks,
     /// The cell leaves for good: its containers end.
     leave: Stop,
+    /// Fires with the first signal, also one that comes between two waits.
+    interrupted: Stop,
     endpoint: Endpoint,
     info: Info,
 }
@@ -59,6 +61,13 @@ impl AllInOne {
         let data = env::data_dir()?;
         let tasks = || Tasks::new(Stop::new());
         let (server, workers, router, cell) = (tasks(), tasks(), tasks(), tasks());
+        let signalled = Stop::new();
+        let (fire, end) = (signalled.clone(), server.stop().clone());
+        server.spawn_ok("signals", async move {
+            if end.or_stop(interrupted()).await.is_some() {
+                fire.stop();
+            }
+        });
         let options = ServerOptions {
             listen: loopback(ports.port),
             ssh: Some(loopback(ports.ssh_port)),
@@ -90,7 +99,7 @@ impl AllInOne {
             data: data.display().to_string(),
         };
         let endpoint = endpoint(&tokens.admin)?;
-        Ok(Self { server, workers, router, cell, leave, endpoint, info })
+        Ok(Self { server, workers, router, cell, leave, interrupted: signalled, endpoint, info })
     }
 
     /// What to tell once it is ready.
@@ -107,7 +116,7 @@ impl AllInOne {
     pub(crate) async fn or_stopped<T>(&self, work: impl Future<Output = T>) -> Option<T> {
         tokio::select! {
             done = work => Some(done),
-            () = interrupted() => None,
+            () = self.interrupted.stopped() => None,
             () = self.server.stop().stopped() => None,
             () = self.workers.stop().stopped() => None,
             () = self.router.stop().stopped() => None,
