@@ -12,9 +12,10 @@ use std::time::Duration;
 
 use model::{CellId, Time};
 use runtime::Clock;
-use state::{Changes, Command, Refusal, Reply, RowKey, State};
+use state::{Changes, Command, MAX_FINISHED_JOBS, Refusal, Reply, RowKey, State};
 use store::{
-    Batch, Completion, HistoryEntry, Kind, Record, Store, StoreError, Writer, WriterLimits,
+    Batch, Completion, HistoryEntry, HistoryQuery, Kind, Record, Store, StoreError, Writer,
+    WriterLimits,
 };
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
 
@@ -32,6 +33,9 @@ pub const MAX_EVENTS: usize = 4_096;
 const REBUILD_PAUSE: Duration = Duration::from_secs(1);
 /// The embedded store has one writer, guarded by a file lock; its lease needs no renewing.
 const EMBEDDED_LEASE_MS: u64 = 1 << 45;
+
+/// The history of jobs that ended.
+const JOBS: Kind = Kind::new("job");
 
 /// What a commit changed.
 #[derive(Debug, Clone, Default)]
@@ -170,6 +174,7 @@ impl Applier {
         let epoch = self.store.acquire("embedded", self.clock.now_ms(), EMBEDDED_LEASE_MS)?;
         let mut state = State::new(&self.domain);
         self.store.load(&mut |kind, _, body| state.load(kind, body))?;
+        load_ended(&*self.store, &mut state)?;
         let writer = Writer::start(Arc::clone(&self.store), epoch, WriterLimits::default())?;
         Ok(Live { state, writer })
     }
@@ -267,6 +272,19 @@ impl Applier {
         let completion = live.writer.submit_blocking(batch).map_err(|error| error.to_string())?;
         Ok((Some(completion), event))
     }
+}
+
+/// The jobs that ended last, as the history has them.
+fn load_ended(store: &dyn Store, state: &mut State) -> Result<(), StoreError> {
+    let limit = u32::try_from(MAX_FINISHED_JOBS).unwrap_or(u32::MAX);
+    for row in store.query_history(&HistoryQuery::newest(JOBS, limit))?.into_iter().rev() {
+        state.load_ended(&row.body).map_err(|detail| StoreError::BadRecord {
+            kind: JOBS.as_str().to_owned(),
+            id: u128::from_str_radix(&row.key, 16).unwrap_or_default(),
+            detail,
+        })?;
+    }
+    Ok(())
 }
 
 fn batch_of(now: Time, changes: Changes) -> Batch {

@@ -62,9 +62,12 @@ fn keep<T: state::Row>(
 impl Checker {
     fn commit(&mut self, now: u64, batch: &Batch) -> Result<(), Violation> {
         for entry in &batch.histories {
-            if let Ok(id) = u128::from_str_radix(&entry.key, 16) {
-                self.archived.insert(JobId(id));
+            let id = u128::from_str_radix(&entry.key, 16)
+                .map_err(|error| ("load", error.to_string()))?;
+            if !self.archived.insert(JobId(id)) {
+                return Err(("I3", format!("{} ended twice", JobId(id))));
             }
+            self.job(now, &Record::put(entry.kind, id, entry.body.clone()))?;
         }
         let (mut jobs, mut places) = (false, false);
         for record in &batch.records {
@@ -97,7 +100,6 @@ impl Checker {
     fn job(&mut self, now: u64, record: &Record) -> Result<(), Violation> {
         let id = JobId(record.id);
         let Some(new) = read::<Job>(record)? else {
-            self.jobs.remove(&id);
             if self.archived.contains(&id) {
                 return Ok(());
             }
@@ -483,7 +485,10 @@ fn unlike(
         rows += 1;
         Ok(())
     });
-    let known = live.all::<Job>().count()
+    if !live.all::<Job>().eq(fresh.all::<Job>()) {
+        return Some("the jobs differ".to_owned());
+    }
+    let known = live.all::<Job>().filter(|job| !job.state.is_terminal()).count()
         + live.all::<Task>().count()
         + live.all::<Instance>().count()
         + live.all::<Process>().count()

@@ -5,7 +5,9 @@ use std::collections::{BTreeMap, VecDeque};
 use model::Time;
 use state::{Change, Changes, Command, Deployment, Job, JobCommand, Process, RowKey, State, Task};
 use store::memory::{Fault, MemoryStore};
-use store::{Batch, Epoch, HistoryEntry, Kind, Record, Store as _, StoreError};
+use store::{
+    Batch, Epoch, HistoryEntry, HistoryQuery, Kind, MAX_HISTORY_PAGE, Record, Store as _, StoreError,
+};
 
 use crate::message::{Answer, Ask, Event, Found, Node, Origin, Outcomes, Published, Read};
 use crate::planted;
@@ -140,6 +142,9 @@ impl Shell {
                 if forgets && kind == "job" && waiting() { Ok(()) } else { state.load(kind, body) }
             })
             .map_err(|error| error.to_string())?;
+        let ended = HistoryQuery::newest(Kind::new("job"), MAX_HISTORY_PAGE);
+        let ended = self.store.query_history(&ended).map_err(|error| error.to_string())?;
+        ended.iter().rev().try_for_each(|row| state.load_ended(&row.body))?;
         Ok(state)
     }
 }

@@ -8,13 +8,13 @@ use model::{JobEvent, JobId, JobState, Outcome, RunnerId, Time};
 
 use crate::command::{Attempt, JobCommand, NewJob, Refusal, Reply, earliest};
 use crate::records::{Job, JobSpec, Runner};
-use crate::tables::Core;
+use crate::tables::{Core, RowKey};
 
 /// How long a runner has to acknowledge an offer.
 pub const ACK_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long a runner may be silent before its job is lost. Heartbeats come every 5 s.
 pub const JOB_LEASE: Duration = Duration::from_secs(20);
-/// How many ended jobs stay in memory and in the job table; older ones are archived.
+/// How many ended jobs stay in memory; the history has them all.
 pub const MAX_FINISHED_JOBS: usize = 10_000;
 /// Most jobs that may wait in line.
 pub const MAX_QUEUED_JOBS: usize = 1_000_000;
@@ -391,14 +391,17 @@ impl Core {
         Ok(())
     }
 
-    /// Ended jobs beyond the limit, oldest first; they leave the table for the archive.
-    pub(crate) fn archive_jobs(&mut self) -> Vec<Arc<Job>> {
-        let mut archived = Vec::new();
+    /// Whether the row is a job that will never change again.
+    pub(crate) fn has_ended(&self, key: RowKey) -> bool {
+        let RowKey::Job(id) = key else { return false };
+        self.get::<Job>(id).is_some_and(|job| job.state.is_terminal())
+    }
+
+    /// Lets go of ended jobs beyond the limit, oldest first.
+    pub(crate) fn forget_old_jobs(&mut self) {
         while self.indexes.queue.finished.len() > MAX_FINISHED_JOBS {
             let Some((_, id)) = self.indexes.queue.finished.first().copied() else { break };
-            archived.extend(self.get::<Job>(id).cloned());
-            self.delete::<Job>(id);
+            self.replace::<Job>(id, None);
         }
-        archived
     }
 }

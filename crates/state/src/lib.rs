@@ -22,6 +22,7 @@ mod view;
 mod work;
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use model::{CellId, Time};
 
@@ -48,10 +49,9 @@ use tables::Core;
 #[derive(Debug)]
 pub struct State {
     core: Core,
-    archived: Vec<Archived>,
 }
 
-/// A row that left its table for the history.
+/// A job that ended: it leaves the rows of the store for the history, for good.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Archived {
     /// `job`.
@@ -76,7 +76,7 @@ pub struct Change {
 pub struct Changes {
     /// Rows, each once.
     pub rows: Vec<Change>,
-    /// Rows that left their table for the history.
+    /// Jobs that ended; their rows are gone.
     pub archived: Vec<Archived>,
     /// Cells whose work changed.
     pub cells: BTreeSet<CellId>,
@@ -87,16 +87,27 @@ impl State {
     pub fn new(domain: &str) -> Self {
         let mut core = Core::default();
         core.routes.domain = domain.into();
-        Self { core, archived: Vec::new() }
+        Self { core }
     }
 
     /// Puts a row from the store back. An unknown kind or an unreadable body is refused.
+    ///
+    /// Jobs that ended come from the history. One that is still among the rows was put there by an
+    /// earlier version; it moves with the next changes.
     pub fn load(&mut self, kind: &str, body: &[u8]) -> Result<(), String> {
         match self.core.load(kind, body) {
             Ok(true) => Ok(()),
             Ok(false) => Err(format!("the store holds a row of the unknown kind `{kind}`")),
             Err(error) => Err(format!("the store holds an unreadable {kind} row: {error}")),
         }
+    }
+
+    /// Puts a job from the history back. The newest [`MAX_FINISHED_JOBS`] are wanted, oldest first.
+    pub fn load_ended(&mut self, body: &[u8]) -> Result<(), String> {
+        let job: Job = serde_json::from_slice(body)
+            .map_err(|error| format!("the history holds an unreadable job: {error}"))?;
+        self.core.replace::<Job>(job.id, Some(Arc::new(job)));
+        Ok(())
     }
 
     /// Carries out one command, or refuses it and changes nothing.
@@ -106,7 +117,6 @@ impl State {
             Ok(reply)
         });
         if done.is_ok() {
-            self.archive();
             self.core.keep();
         } else {
             self.core.roll_back();
@@ -138,35 +148,27 @@ impl State {
         }
     }
 
-    fn archive(&mut self) {
-        for job in self.core.archive_jobs() {
-            // A row that was rendered before can be rendered again.
-            let body = serde_json::to_vec(&*job).unwrap_or_default();
-            self.archived.push(Archived { kind: "job", id: job.id.0, body });
-        }
-    }
-
     /// Drops what was changed since the last call, for a state without a store.
     pub fn forget_changes(&mut self) {
         self.core.take_changed();
-        self.archived.clear();
+        self.core.forget_old_jobs();
         self.core.indexes.dirty_cells.clear();
     }
 
     /// What was changed since the last call, rendered for the store.
     pub fn take_changes(&mut self) -> Result<Changes, String> {
         let mut rows = Vec::new();
+        let mut archived = Vec::new();
         for key in self.core.take_changed() {
             let body = self
                 .core
                 .body(key)
                 .map_err(|error| format!("cannot render a {} row: {error}", key.kind()))?;
+            let (body, ended) = if self.core.has_ended(key) { (None, body) } else { (body, None) };
+            archived.extend(ended.map(|body| Archived { kind: key.kind(), id: key.raw(), body }));
             rows.push(Change { key, body });
         }
-        Ok(Changes {
-            rows,
-            archived: std::mem::take(&mut self.archived),
-            cells: std::mem::take(&mut self.core.indexes.dirty_cells),
-        })
+        self.core.forget_old_jobs();
+        Ok(Changes { rows, archived, cells: std::mem::take(&mut self.core.indexes.dirty_cells) })
     }
 }

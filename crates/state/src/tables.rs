@@ -101,7 +101,11 @@ macro_rules! tables {
                 match kind {
                     $($kind => {
                         let row: $row = serde_json::from_slice(body)?;
+                        let key = RowKey::$row(row.id);
                         self.replace::<$row>(row.id, Some(Arc::new(row)));
+                        if self.has_ended(key) {
+                            self.changed.push(key);
+                        }
                     })*
                     _ => return Ok(false),
                 }
@@ -197,7 +201,7 @@ impl Core {
         self.journal.push(R::before(id, old));
     }
 
-    fn replace<R: Row>(&mut self, id: R::Id, new: Option<Arc<R>>) -> Option<Arc<R>> {
+    pub(crate) fn replace<R: Row>(&mut self, id: R::Id, new: Option<Arc<R>>) -> Option<Arc<R>> {
         let Self { tables, indexes, .. } = self;
         let table = R::table_mut(tables);
         let is = new.as_ref().and_then(|row| row.deadline());

@@ -4,11 +4,13 @@
 //! kind='job'"` answers an operator. Each row carries a checksum of its body that is verified when
 //! it is read; a row repaired by hand may have `NULL` there.
 
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use rusqlite::types::Value;
-use rusqlite::{Connection, Row, Transaction, TransactionBehavior, named_params};
+use rusqlite::{Connection, OptionalExtension as _, Row, Transaction, TransactionBehavior, named_params};
 
 use crate::contract::{
     Batch, Epoch, HistoryEntry, HistoryQuery, HistoryRow, Kind, Loaded, Order, Record, RowVisitor,
@@ -210,19 +212,34 @@ fn write_records(tx: &Transaction<'_>, records: &[&Record]) -> Result<(), Failur
     Ok(())
 }
 
-fn append_history(tx: &Transaction<'_>, entry: &HistoryEntry) -> Result<(), Failure> {
-    let text = check_text(entry.kind, 0, &entry.body)?;
-    let kind = entry.kind.as_str();
-    let seq: i64 = tx.prepare_cached(sql::NEXT_HISTORY_SEQ)?.query_row([kind], |row| row.get(0))?;
-    tx.prepare_cached(sql::APPEND_HISTORY)?.execute((
-        kind,
-        seq,
-        &entry.key,
-        clamp(entry.at_ms),
-        text,
-        crc32fast::hash(&entry.body),
-    ))?;
+/// Appends lines to their histories; each history's last number is read and written once.
+fn append_histories<'e>(
+    tx: &Transaction<'_>,
+    entries: impl Iterator<Item = &'e HistoryEntry>,
+) -> Result<(), Failure> {
+    let mut heads: BTreeMap<Kind, i64> = BTreeMap::new();
+    let mut append = tx.prepare_cached(sql::APPEND_HISTORY)?;
+    for entry in entries {
+        let text = check_text(entry.kind, 0, &entry.body)?;
+        let kind = entry.kind.as_str();
+        let head = match heads.entry(entry.kind) {
+            Entry::Occupied(known) => known.into_mut(),
+            Entry::Vacant(unknown) => unknown.insert(history_head(tx, kind)?),
+        };
+        *head += 1;
+        let sum = crc32fast::hash(&entry.body);
+        append.execute((kind, *head, &entry.key, clamp(entry.at_ms), text, sum))?;
+    }
+    for (kind, head) in heads {
+        tx.prepare_cached(sql::SET_HISTORY_HEAD)?.execute((kind.as_str(), head))?;
+    }
     Ok(())
+}
+
+/// The number of a history's last line, 0 before the first.
+fn history_head(tx: &Transaction<'_>, kind: &str) -> rusqlite::Result<i64> {
+    let mut statement = tx.prepare_cached(sql::HISTORY_HEAD)?;
+    Ok(statement.query_row([kind], |row| row.get(0)).optional()?.unwrap_or(0))
 }
 
 /// The body in the column `body`, once it fits the checksum in the next column.
@@ -322,10 +339,7 @@ impl Store for SqliteStore {
     fn commit(&self, epoch: Epoch, batches: Vec<Batch>) -> Result<(), StoreError> {
         self.write_as(epoch, "commit to", |tx| {
             write_records(tx, &last_changes(&batches))?;
-            for entry in batches.iter().flat_map(|batch| &batch.histories) {
-                append_history(tx, entry)?;
-            }
-            Ok(())
+            append_histories(tx, batches.iter().flat_map(|batch| &batch.histories))
         })
     }
 

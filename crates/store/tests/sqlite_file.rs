@@ -103,7 +103,7 @@ fn a_newer_format_that_is_only_in_the_log_is_refused() {
 
 #[test]
 fn damaged_files_are_refused() {
-    for (name, from, len) in [("header", 0, 16), ("schema page", 200, 3_000), ("cut", 8_192, 0)] {
+    for (name, from, len) in [("header", 0, 16), ("schema page", 100, 3_000), ("cut", 8_192, 0)] {
         let (_dir, path) = place();
         filled(&path, 500);
         let mut content = fs::read(&path).unwrap();

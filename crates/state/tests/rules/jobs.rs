@@ -245,18 +245,32 @@ fn the_late_end_of_an_old_stream_does_not_take_the_new_one_offline() {
 }
 
 #[test]
-fn ended_jobs_beyond_the_limit_are_archived_oldest_first() {
+fn ended_jobs_move_to_the_history_and_the_newest_stay_at_hand() {
     let mut bench = Bench::ready();
+    bench.state.forget_changes();
     let mut archived = Vec::new();
     let mut jobs = Vec::new();
     for _ in 0..MAX_FINISHED_JOBS + 3 {
         jobs.push(bench.queue(noop()));
         let at = bench.take(1);
         bench.complete(at, Outcome::Succeeded);
-        archived.extend(bench.state.take_changes().expect("rows render").archived);
+        let changes = bench.state.take_changes().expect("rows render");
+        assert!(changes.rows.iter().all(|row| row.body.is_none()), "{:?}", changes.rows);
+        archived.extend(changes.archived);
     }
     let ids: Vec<u128> = archived.iter().map(|row| row.id).collect();
-    assert_eq!(ids, jobs.iter().take(3).map(|id| id.0).collect::<Vec<_>>());
-    assert!(archived.iter().all(|row| row.kind == "job" && !row.body.is_empty()));
-    assert_eq!(bench.state.all::<state::Job>().count(), MAX_FINISHED_JOBS);
+    assert_eq!(ids, jobs.iter().map(|id| id.0).collect::<Vec<_>>());
+    assert!(archived.iter().all(|row| row.kind == "job"));
+    let known: Vec<JobId> = bench.state.all::<state::Job>().map(|job| job.id).collect();
+    assert_eq!(known, jobs.split_off(3));
+
+    let mut again = state::State::new("localhost");
+    let last = archived.pop().expect("there are some");
+    again.load_ended(&last.body).expect("it loads");
+    assert_eq!(again.all::<state::Job>().count(), 1);
+    assert!(again.take_changes().expect("rows render").archived.is_empty(), "once is enough");
+    again.load(last.kind, &last.body).expect("an earlier version kept it among the rows");
+    let moved = again.take_changes().expect("rows render");
+    assert_eq!(moved.archived, [last]);
+    assert!(moved.rows.iter().all(|row| row.body.is_none()));
 }

@@ -183,7 +183,12 @@ fn command(state: &State, seed: Seed, fresh: u128) -> Command {
     }
 }
 
-type Rows = BTreeMap<RowKey, Vec<u8>>;
+/// What a store holds.
+#[derive(Default)]
+struct Rows {
+    rows: BTreeMap<RowKey, Vec<u8>>,
+    ended: Vec<Vec<u8>>,
+}
 
 /// Keeps rows as a store does; how many changed.
 fn keep(rows: &mut Rows, state: &mut State) -> usize {
@@ -191,17 +196,21 @@ fn keep(rows: &mut Rows, state: &mut State) -> usize {
     let count = changes.rows.len();
     for change in changes.rows {
         match change.body {
-            Some(body) => rows.insert(change.key, body),
-            None => rows.remove(&change.key),
+            Some(body) => rows.rows.insert(change.key, body),
+            None => rows.rows.remove(&change.key),
         };
     }
+    rows.ended.extend(changes.archived.into_iter().map(|job| job.body));
     count
 }
 
 fn loaded(rows: &Rows) -> State {
     let mut state = State::new("localhost");
-    for (key, body) in rows {
+    for (key, body) in &rows.rows {
         state.load(key.kind(), body).expect("it loads");
+    }
+    for body in &rows.ended {
+        state.load_ended(body).expect("it loads");
     }
     state
 }
@@ -231,7 +240,7 @@ fn live_through(seeds: Vec<Seed>) {
     bench.runner(0, &[]);
     bench.released(1);
     bench.work_job();
-    let mut rows = Rows::new();
+    let mut rows = Rows::default();
     keep(&mut rows, &mut bench.state);
     for (number, seed) in seeds.into_iter().enumerate() {
         bench.now += u64::from(seed.3) * 4;

@@ -12,8 +12,10 @@ pub(super) const DELETE_RECORD: &str = "DELETE FROM records WHERE kind = ?1 AND 
 
 pub(super) const LOAD: &str = "SELECT kind, id, body, sum FROM records ORDER BY kind, id";
 
-pub(super) const NEXT_HISTORY_SEQ: &str = "INSERT INTO history_heads (kind, seq) VALUES (?1, 1)
-     ON CONFLICT (kind) DO UPDATE SET seq = seq + 1 RETURNING seq";
+pub(super) const HISTORY_HEAD: &str = "SELECT seq FROM history_heads WHERE kind = ?1";
+
+pub(super) const SET_HISTORY_HEAD: &str = "INSERT INTO history_heads (kind, seq) VALUES (?1, ?2)
+     ON CONFLICT (kind) DO UPDATE SET seq = excluded.seq";
 
 pub(super) const APPEND_HISTORY: &str =
     "INSERT INTO histories (kind, seq, key, at_ms, body, sum) VALUES (?1, ?2, ?3, ?4, ?5, ?6)";
@@ -63,8 +65,16 @@ mod tests {
                 assert!(!bad, "{statement}: {step}");
             }
         }
-        let others =
-            [LEASE, SET_LEASE, PUT_RECORD, DELETE_RECORD, LOAD, NEXT_HISTORY_SEQ, APPEND_HISTORY];
+        let others = [
+            LEASE,
+            SET_LEASE,
+            PUT_RECORD,
+            DELETE_RECORD,
+            LOAD,
+            HISTORY_HEAD,
+            SET_HISTORY_HEAD,
+            APPEND_HISTORY,
+        ];
         for statement in others {
             connection.prepare(statement).unwrap();
         }
