@@ -1,21 +1,22 @@
 //! The apply loop: take a batch of waiting commands, apply each, commit all their rows in one
 //! transaction, then answer callers and publish events.
 //!
-//! Two threads and the store's writer form a pipeline. The first applies batch N+1 while batch N is
-//! being committed; the second waits for commits in order and only then answers. Nobody is answered
-//! and nothing is published before the commit. When a commit fails, everything applied after it is
-//! thrown away with it: the state is loaded from the store again.
+//! This thread and the store's writer form a pipeline: batch N+1 is applied while batch N is being
+//! committed, and the writer answers once a commit is durable. A small batch with nothing before it
+//! is committed right here. Nobody is answered and nothing is published before the commit. When a
+//! commit fails, everything applied after it is thrown away with it: the state is loaded from the
+//! store again.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use model::{CellId, Time};
 use runtime::Clock;
 use state::{Changes, Command, MAX_FINISHED_JOBS, Refusal, Reply, RowKey, State};
 use store::{
-    Batch, Completion, HistoryEntry, HistoryQuery, Kind, Record, Store, StoreError, Writer,
-    WriterLimits,
+    Batch, HistoryEntry, HistoryQuery, Kind, Record, Store, StoreError, Writer, WriterLimits,
 };
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
 
@@ -25,8 +26,10 @@ use crate::server::StartError;
 pub const MAX_WAITING: usize = 4_096;
 /// Commands applied between two commits.
 pub const MAX_BATCH: usize = 512;
-/// Batches applied but not yet answered.
+/// Batches applied but not yet being committed.
 pub const MAX_IN_FLIGHT: usize = 8;
+/// Up to this many commands, a batch is not worth the two thread switches to the writer and back.
+const COMMITTED_HERE: usize = 4;
 /// Events a subscriber may be behind; then it is told to look at everything again.
 pub const MAX_EVENTS: usize = 4_096;
 /// Pause between two attempts to load the state again after a failed commit.
@@ -67,8 +70,8 @@ type Read = Box<dyn FnOnce(&State) -> Delivery + Send>;
 enum Request {
     Apply(Box<Command>, Answer),
     Read(Read),
-    /// Everything applied since this generation of the state was loaded is void.
-    Rebuild(u64),
+    /// A commit failed: look at [`Publisher::void`].
+    Wake,
 }
 
 /// Where commands go in. Cheap to clone.
@@ -88,7 +91,6 @@ impl Loop {
     ) -> Result<Self, StartError> {
         let (requests, waiting) = mpsc::channel(MAX_WAITING);
         let (events, _) = broadcast::channel(MAX_EVENTS);
-        let (commits, committed) = mpsc::channel(MAX_IN_FLIGHT);
         let (deadline_out, deadline) = watch::channel(None);
         let mut applier = Applier {
             store,
@@ -96,13 +98,15 @@ impl Loop {
             domain: domain.to_owned(),
             live: None,
             generation: 0,
-            commits,
+            publisher: Arc::new(Publisher {
+                events: events.clone(),
+                requests: requests.downgrade(),
+                void: AtomicU64::new(0),
+            }),
             deadline: deadline_out,
         };
         applier.live = Some(applier.load()?);
-        let publisher = Publisher { events: events.clone(), requests: requests.downgrade() };
         runtime::spawn_thread("apply", move || applier.run(waiting))?;
-        runtime::spawn_thread("publish", move || publisher.run(committed))?;
         Ok(Self { requests, events, deadline })
     }
 
@@ -142,9 +146,8 @@ impl Loop {
     }
 }
 
-/// One applied batch on its way to the publisher.
+/// One applied batch that waits for its commit.
 struct Applied {
-    completion: Option<Completion>,
     answers: Vec<(Answer, Result<Reply, ApplyError>)>,
     deliveries: Vec<Delivery>,
     event: Published,
@@ -164,7 +167,7 @@ struct Applier {
     live: Option<Live>,
     /// How often the state was loaded.
     generation: u64,
-    commits: mpsc::Sender<Applied>,
+    publisher: Arc<Publisher>,
     deadline: watch::Sender<Option<Time>>,
 }
 
@@ -175,7 +178,8 @@ impl Applier {
         let mut state = State::new(&self.domain);
         self.store.load(&mut |kind, _, body| state.load(kind, body))?;
         load_ended(&*self.store, &mut state)?;
-        let writer = Writer::start(Arc::clone(&self.store), epoch, WriterLimits::default())?;
+        let limits = WriterLimits { queue: MAX_IN_FLIGHT, ..WriterLimits::default() };
+        let writer = Writer::start(Arc::clone(&self.store), epoch, limits)?;
         Ok(Live { state, writer })
     }
 
@@ -186,19 +190,13 @@ impl Applier {
                 let Ok(next) = waiting.try_recv() else { break };
                 batch.push(next);
             }
-            let void = batch.iter().any(|request| match request {
-                Request::Rebuild(generation) => *generation == self.generation,
-                Request::Apply(..) | Request::Read(_) => false,
-            });
-            if void {
+            if self.publisher.void.load(Ordering::Acquire) == self.generation {
                 self.live = None;
             }
             if self.live.is_none() {
                 self.rebuild();
             }
-            if !self.batch(batch) {
-                return;
-            }
+            self.batch(batch);
         }
     }
 
@@ -215,9 +213,10 @@ impl Applier {
         }
     }
 
-    /// Applies a batch and passes it on; false when nobody is left to pass it to.
-    fn batch(&mut self, batch: Vec<Request>) -> bool {
+    /// Applies a batch and has it committed.
+    fn batch(&mut self, batch: Vec<Request>) {
         let now = Time(self.clock.now_ms());
+        let here = batch.len() <= COMMITTED_HERE;
         let mut answers = Vec::with_capacity(batch.len());
         let mut deliveries = Vec::new();
         for request in batch {
@@ -231,46 +230,41 @@ impl Applier {
                     let reason = "the state could not be loaded".to_owned();
                     answers.push((answer, Err(ApplyError::Unavailable(reason))));
                 }
-                (Request::Read(_), None) | (Request::Rebuild(_), _) => {}
+                (Request::Read(_), None) | (Request::Wake, _) => {}
             }
         }
-        let generation = self.generation;
-        let applied = match self.commit(now) {
-            Ok((completion, event)) => {
-                Applied { completion, answers, deliveries, event, generation }
-            }
+        let event = Published::default();
+        let applied = Applied { answers, deliveries, event, generation: self.generation };
+        let Some(live) = &mut self.live else { return applied.refuse("the state is not loaded") };
+        let changes = match live.state.take_changes() {
+            Ok(changes) => changes,
             Err(reason) => {
                 tracing::error!(reason, "what was applied cannot be committed");
                 self.live = None;
-                let failed = |(answer, _)| (answer, Err(ApplyError::Unavailable(reason.clone())));
-                Applied {
-                    completion: None,
-                    answers: answers.into_iter().map(failed).collect(),
-                    deliveries: Vec::new(),
-                    event: Published::default(),
-                    generation,
-                }
+                return applied.refuse(&reason);
             }
         };
-        self.commits.blocking_send(applied).is_ok()
-    }
-
-    fn commit(&mut self, now: Time) -> Result<(Option<Completion>, Published), String> {
-        let Some(live) = &mut self.live else { return Ok((None, Published::default())) };
-        let changes = live.state.take_changes()?;
+        let deadline = live.state.next_deadline();
+        self.deadline.send_if_modified(|known| std::mem::replace(known, deadline) != deadline);
         let event = Published {
             rows: changes.rows.iter().map(|change| change.key).collect(),
             cells: changes.cells.clone(),
             routes: live.state.route_generation(),
         };
-        let deadline = live.state.next_deadline();
-        self.deadline.send_if_modified(|known| std::mem::replace(known, deadline) != deadline);
-        if changes.rows.is_empty() && changes.archived.is_empty() {
-            return Ok((None, event));
-        }
+        let applied = Applied { event, ..applied };
+        let publisher = Arc::clone(&self.publisher);
+        let then = Box::new(move |result| publisher.publish(applied, result));
         let batch = batch_of(now, changes);
-        let completion = live.writer.submit_blocking(batch).map_err(|error| error.to_string())?;
-        Ok((Some(completion), event))
+        let submitted = if here {
+            live.writer.commit_here(batch, then)
+        } else {
+            live.writer.submit_then(batch, then)
+        };
+        if let Err(error) = submitted {
+            // Whoever asked hears of it by the end of their channels.
+            tracing::error!(%error, hint = error.hint(), "the store's writer has ended");
+            self.live = None;
+        }
     }
 }
 
@@ -302,52 +296,48 @@ fn batch_of(now: Time, changes: Changes) -> Batch {
     Batch { records: records.collect(), histories: histories.collect() }
 }
 
+impl Applied {
+    /// Tells everybody that nothing of it was done.
+    fn refuse(self, reason: &str) {
+        for (answer, _) in self.answers {
+            // The caller may have gone.
+            drop(answer.send(Err(ApplyError::Unavailable(reason.to_owned()))));
+        }
+    }
+}
+
 struct Publisher {
     events: broadcast::Sender<Arc<Published>>,
     requests: mpsc::WeakSender<Request>,
+    /// The generation of the state that is void since a commit of it failed; 0 for none.
+    void: AtomicU64,
 }
 
 impl Publisher {
-    fn run(self, mut committed: mpsc::Receiver<Applied>) {
-        let mut void = None;
-        while let Some(applied) = committed.blocking_recv() {
-            let result = applied.completion.map_or(Ok(()), Completion::wait);
-            let reason = match result {
-                Ok(()) if void == Some(applied.generation) => "an earlier commit failed".to_owned(),
-                Err(error) => format!("{error} ({})", error.hint()),
-                Ok(()) => {
-                    if void.take().is_some() {
-                        // The state was loaded again. A commit that failed may have been kept all
-                        // the same, so everybody looks at everything.
-                        drop(self.events.send(Arc::new(Published::default())));
-                    }
-                    for (answer, done) in applied.answers {
-                        // The caller may have gone; what it asked for is done all the same.
-                        drop(answer.send(done));
-                    }
-                    applied.deliveries.into_iter().for_each(|deliver| deliver());
-                    if !applied.event.rows.is_empty() || !applied.event.cells.is_empty() {
-                        // Nobody may be listening.
-                        drop(self.events.send(Arc::new(applied.event)));
-                    }
-                    continue;
-                }
-            };
-            for (answer, _) in applied.answers {
-                drop(answer.send(Err(ApplyError::Unavailable(reason.clone()))));
+    /// Answers a batch whose commit ended; called in the order in which the batches were applied.
+    fn publish(&self, applied: Applied, result: Result<(), StoreError>) {
+        if let Err(error) = result {
+            self.void.store(applied.generation, Ordering::Release);
+            applied.refuse(&format!("{error} ({})", error.hint()));
+            // Must not wait here. When there is no room, whoever takes the next request looks.
+            if let Some(requests) = self.requests.upgrade() {
+                drop(requests.try_send(Request::Wake));
             }
-            if void != Some(applied.generation) {
-                void = Some(applied.generation);
-                self.ask_for_rebuild(applied.generation);
-            }
+            return;
         }
-    }
-
-    fn ask_for_rebuild(&self, generation: u64) {
-        if let Some(requests) = self.requests.upgrade()
-            && requests.blocking_send(Request::Rebuild(generation)).is_err()
-        {
-            tracing::debug!("the apply loop has ended already");
+        if self.void.swap(0, Ordering::AcqRel) != 0 {
+            // The state was loaded again. A commit that failed may have been kept all the same, so
+            // everybody looks at everything.
+            drop(self.events.send(Arc::new(Published::default())));
         }
+        if !applied.event.rows.is_empty() || !applied.event.cells.is_empty() {
+            // Nobody may be listening.
+            drop(self.events.send(Arc::new(applied.event)));
+        }
+        for (answer, done) in applied.answers {
+            // The caller may have gone; what it asked for is done all the same.
+            drop(answer.send(done));
+        }
+        applied.deliveries.into_iter().for_each(|deliver| deliver());
     }
 }

@@ -11,6 +11,10 @@ mod up_bench;
 
 use std::process::ExitCode;
 
+/// The one that `shore` has.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() -> ExitCode {
     let name = std::env::args().nth(1).unwrap_or_default();
     let figures = match name.as_str() {

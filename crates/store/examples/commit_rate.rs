@@ -48,7 +48,7 @@ fn run(in_flight: usize) -> Result<(f64, f64, f64), Box<dyn Error>> {
     let start = mono_now();
     while start.elapsed() < RUN {
         time += 1;
-        waiting.push_back(writer.submit_blocking(batch(&random, time, &mut known))?);
+        waiting.push_back(writer.submit(batch(&random, time, &mut known))?);
         if waiting.len() >= in_flight
             && let Some(oldest) = waiting.pop_front()
         {

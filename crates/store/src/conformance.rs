@@ -274,7 +274,7 @@ fn a_writer_keeps_the_order(place: &Place) -> Answer {
     let completions: Result<Vec<_>, _> = (0..100_u128)
         .map(|n| {
             let body = n.to_string();
-            writer.submit_blocking(Batch::of(vec![put(JOB, 0, &body), put(JOB, 1 + n, &body)]))
+            writer.submit(Batch::of(vec![put(JOB, 0, &body), put(JOB, 1 + n, &body)]))
         })
         .collect();
     for completion in completions? {

@@ -29,4 +29,4 @@ pub use contract::{
     Record, RowVisitor, Store,
 };
 pub use error::StoreError;
-pub use writer::{Completion, Writer, WriterLimits, WriterStats};
+pub use writer::{Completion, Then, Writer, WriterLimits, WriterStats};

@@ -76,6 +76,9 @@ impl SqliteStore {
         files::prepare(path)?;
         let writer = connect_writer(path)?;
         let reader = connect_reader(path)?;
+        // Reading opens the log.
+        lease(&writer).map_err(|error| classify("open", path, &error))?;
+        files::make_room(path);
         Ok(Self {
             path: path.to_owned(),
             writer: Mutex::new(Some(writer)),

@@ -1,10 +1,8 @@
 //! The thread that commits: group commit with a pipeline in front.
 
 use std::fmt::{Debug, Formatter};
-use std::pin::Pin;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
-use std::task::{Context, Poll};
 use std::thread::JoinHandle;
 
 use tokio::sync::{mpsc, oneshot};
@@ -37,6 +35,10 @@ pub struct WriterStats {
     pub rows: u64,
 }
 
+/// Is called once the batch is durable or refused, on the thread that committed it. It must not
+/// wait for that thread.
+pub type Then = Box<dyn FnOnce(Result<(), StoreError>) + Send>;
+
 /// Commits batches in the order they were submitted, under one epoch.
 ///
 /// After the first refused transaction nothing more is written: later batches were prepared on top
@@ -45,20 +47,12 @@ pub struct WriterStats {
 pub struct Writer {
     queue: Option<mpsc::Sender<Waiting>>,
     thread: Option<JoinHandle<()>>,
-    shared: Arc<Shared>,
-}
-
-#[derive(Debug, Default)]
-struct Shared {
-    commits: AtomicU64,
-    batches: AtomicU64,
-    rows: AtomicU64,
-    halted: OnceLock<StoreError>,
+    committer: Arc<Committer>,
 }
 
 struct Waiting {
     batch: Batch,
-    answer: oneshot::Sender<Result<(), StoreError>>,
+    then: Then,
 }
 
 impl Writer {
@@ -69,48 +63,62 @@ impl Writer {
         limits: WriterLimits,
     ) -> Result<Self, StoreError> {
         let (queue, waiting) = mpsc::channel(limits.queue.max(1));
-        let shared = Arc::new(Shared::default());
-        let committer = Committer {
+        let committer = Arc::new(Committer {
             store,
             epoch,
-            shared: Arc::clone(&shared),
             rows_per_commit: limits.rows_per_commit,
-        };
-        let thread = runtime::spawn_thread("store-writer", move || committer.run(waiting))
+            under_way: AtomicUsize::new(0),
+            commits: AtomicU64::new(0),
+            batches: AtomicU64::new(0),
+            rows: AtomicU64::new(0),
+            halted: OnceLock::new(),
+        });
+        let runs = Arc::clone(&committer);
+        let thread = runtime::spawn_thread("store-writer", move || runs.run(waiting))
             .map_err(|error| StoreError::io("start a thread for", "the store".as_ref(), &error))?;
-        Ok(Self { queue: Some(queue), thread: Some(thread), shared })
+        Ok(Self { queue: Some(queue), thread: Some(thread), committer })
     }
 
-    /// Hands a batch over; waits only while the queue is full.
-    pub async fn submit(&self, batch: Batch) -> Result<Completion, StoreError> {
-        let (waiting, completion) = Waiting::new(batch);
-        self.queue()?.send(waiting).await.map_err(|_| self.gone())?;
-        Ok(completion)
+    /// Hands a batch over; blocks only while the queue is full. Panics inside an asynchronous task.
+    pub fn submit(&self, batch: Batch) -> Result<Completion, StoreError> {
+        let (answer, answered) = oneshot::channel();
+        // The one who asked may have gone; the batch is written all the same.
+        self.submit_then(batch, Box::new(move |result| drop(answer.send(result))))?;
+        Ok(Completion(answered))
     }
 
-    /// The same from a thread that may block. Panics inside an asynchronous task.
-    pub fn submit_blocking(&self, batch: Batch) -> Result<Completion, StoreError> {
-        let (waiting, completion) = Waiting::new(batch);
-        self.queue()?.blocking_send(waiting).map_err(|_| self.gone())?;
-        Ok(completion)
+    /// The same with a call at the end instead of something to wait for.
+    pub fn submit_then(&self, batch: Batch, then: Then) -> Result<(), StoreError> {
+        let queue = self.queue.as_ref().ok_or(StoreError::Closed)?;
+        self.committer.under_way.fetch_add(1, Ordering::Relaxed);
+        queue.blocking_send(Waiting { batch, then }).map_err(|_| self.gone())
+    }
+
+    /// Commits on the calling thread when nothing is under way, which saves a lone caller two
+    /// switches between threads; otherwise the same as [`Self::submit_then`].
+    pub fn commit_here(&self, batch: Batch, then: Then) -> Result<(), StoreError> {
+        if self.committer.under_way.load(Ordering::Acquire) > 0 {
+            return self.submit_then(batch, then);
+        }
+        self.committer.under_way.fetch_add(1, Ordering::Relaxed);
+        let rows = batch.rows();
+        self.committer.write(vec![Waiting { batch, then }], rows);
+        Ok(())
     }
 
     /// What has been written so far.
     pub fn stats(&self) -> WriterStats {
+        let committer = &self.committer;
         WriterStats {
-            commits: self.shared.commits.load(Ordering::Relaxed),
-            batches: self.shared.batches.load(Ordering::Relaxed),
-            rows: self.shared.rows.load(Ordering::Relaxed),
+            commits: committer.commits.load(Ordering::Relaxed),
+            batches: committer.batches.load(Ordering::Relaxed),
+            rows: committer.rows.load(Ordering::Relaxed),
         }
     }
 
     /// Why nothing more is written, once a transaction was refused.
     pub fn halted(&self) -> Option<&StoreError> {
-        self.shared.halted.get()
-    }
-
-    fn queue(&self) -> Result<&mpsc::Sender<Waiting>, StoreError> {
-        self.queue.as_ref().ok_or(StoreError::Closed)
+        self.committer.halted.get()
     }
 
     fn gone(&self) -> StoreError {
@@ -135,22 +143,20 @@ impl Debug for Writer {
     }
 }
 
-impl Waiting {
-    fn new(batch: Batch) -> (Self, Completion) {
-        let (answer, answered) = oneshot::channel();
-        (Self { batch, answer }, Completion(answered))
-    }
-}
-
 struct Committer {
     store: Arc<dyn Store>,
     epoch: Epoch,
-    shared: Arc<Shared>,
     rows_per_commit: usize,
+    /// Batches submitted and not yet answered.
+    under_way: AtomicUsize,
+    commits: AtomicU64,
+    batches: AtomicU64,
+    rows: AtomicU64,
+    halted: OnceLock<StoreError>,
 }
 
 impl Committer {
-    fn run(self, mut queue: mpsc::Receiver<Waiting>) {
+    fn run(&self, mut queue: mpsc::Receiver<Waiting>) {
         while let Some(first) = queue.blocking_recv() {
             let mut rows = first.batch.rows();
             let mut group = vec![first];
@@ -165,35 +171,37 @@ impl Committer {
 
     fn write(&self, group: Vec<Waiting>, rows: usize) {
         let (batches, answers): (Vec<_>, Vec<_>) =
-            group.into_iter().map(|waiting| (waiting.batch, waiting.answer)).unzip();
-        let result = match self.shared.halted.get() {
+            group.into_iter().map(|waiting| (waiting.batch, waiting.then)).unzip();
+        let count = answers.len();
+        let result = match self.halted.get() {
             Some(cause) => Err(StoreError::Halted { cause: Box::new(cause.clone()) }),
-            None => self.commit(batches, answers.len(), rows),
+            None if rows == 0 => Ok(()),
+            None => self.commit(batches, count, rows),
         };
-        for answer in answers {
-            // The one who asked may have gone; the batch is written all the same.
-            drop(answer.send(result.clone()));
+        for then in answers {
+            then(result.clone());
         }
+        self.under_way.fetch_sub(count, Ordering::Release);
     }
 
     fn commit(&self, batches: Vec<Batch>, count: usize, rows: usize) -> Result<(), StoreError> {
         let result = self.store.commit(self.epoch, batches);
         match &result {
             Ok(()) => {
-                self.shared.commits.fetch_add(1, Ordering::Relaxed);
-                self.shared.batches.fetch_add(count as u64, Ordering::Relaxed);
-                self.shared.rows.fetch_add(rows as u64, Ordering::Relaxed);
+                self.commits.fetch_add(1, Ordering::Relaxed);
+                self.batches.fetch_add(count as u64, Ordering::Relaxed);
+                self.rows.fetch_add(rows as u64, Ordering::Relaxed);
             }
             Err(cause) => {
                 tracing::error!(error = %cause, hint = cause.hint(), "a commit was refused");
-                self.shared.halted.get_or_init(|| cause.clone());
+                self.halted.get_or_init(|| cause.clone());
             }
         }
         result
     }
 }
 
-/// Resolves once the batch is durable or refused.
+/// Tells once the batch is durable or refused.
 #[derive(Debug)]
 #[must_use = "a batch is durable only once its completion says so"]
 pub struct Completion(oneshot::Receiver<Result<(), StoreError>>);
@@ -205,20 +213,13 @@ impl Completion {
     }
 }
 
-impl Future for Completion {
-    type Output = Result<(), StoreError>;
-
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        Pin::new(&mut self.0).poll(cx).map(|answer| answer.unwrap_or(Err(StoreError::Closed)))
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::memory::{Fault, MemoryStore};
     use crate::{Kind, Record};
     use std::sync::Mutex;
+    use std::thread;
 
     fn batch(id: u128) -> Batch {
         Batch::of(vec![Record::put(Kind::new("n"), id, b"{}".to_vec())])
@@ -254,7 +255,7 @@ mod tests {
         let (store, writer, gate) = gated(WriterLimits::default());
         let shut = gate.lock().unwrap();
         let completions: Vec<_> =
-            (0..32).map(|id| writer.submit_blocking(batch(id)).unwrap()).collect();
+            (0..32).map(|id| writer.submit(batch(id)).unwrap()).collect();
         drop(shut);
         for completion in completions {
             completion.wait().unwrap();
@@ -270,7 +271,7 @@ mod tests {
         let (store, writer, gate) = gated(WriterLimits { queue: 64, rows_per_commit: 4 });
         let shut = gate.lock().unwrap();
         let completions: Vec<_> =
-            (0..32).map(|id| writer.submit_blocking(batch(id)).unwrap()).collect();
+            (0..32).map(|id| writer.submit(batch(id)).unwrap()).collect();
         drop(shut);
         for completion in completions {
             completion.wait().unwrap();
@@ -285,34 +286,54 @@ mod tests {
         let epoch = store.acquire("a", 0, 10).unwrap();
         let writer =
             Writer::start(Arc::new(store.clone()), epoch, WriterLimits::default()).unwrap();
-        writer.submit_blocking(batch(1)).unwrap().wait().unwrap();
+        writer.submit(batch(1)).unwrap().wait().unwrap();
         let refusal = StoreError::Injected("no".to_owned());
         let mut once = Some(Fault::Refuse(refusal.clone()));
         store.inject(Box::new(move |_| once.take()));
-        assert_eq!(writer.submit_blocking(batch(2)).unwrap().wait(), Err(refusal.clone()));
-        let halted = writer.submit_blocking(batch(3)).unwrap().wait();
+        assert_eq!(writer.submit(batch(2)).unwrap().wait(), Err(refusal.clone()));
+        let halted = writer.submit(batch(3)).unwrap().wait();
         assert_eq!(halted, Err(StoreError::Halted { cause: Box::new(refusal.clone()) }));
         assert_eq!(writer.halted(), Some(&refusal));
         assert_eq!(ids(&store), [1]);
     }
 
-    #[tokio::test]
-    async fn a_deposed_writer_is_told() {
+    #[test]
+    fn a_deposed_writer_is_told() {
         let store = MemoryStore::new();
         let epoch = store.acquire("a", 0, 10).unwrap();
         let writer =
             Writer::start(Arc::new(store.clone()), epoch, WriterLimits::default()).unwrap();
-        writer.submit(batch(1)).await.unwrap().await.unwrap();
+        writer.submit(batch(1)).unwrap().wait().unwrap();
         store.acquire("b", 11, 10).unwrap();
-        let refused = writer.submit(batch(2)).await.unwrap().await;
+        let refused = writer.submit(batch(2)).unwrap().wait();
         assert_eq!(refused, Err(StoreError::Deposed { epoch: 1, current: 2 }));
+    }
+
+    #[test]
+    fn a_lone_batch_is_committed_here_and_others_keep_their_order() {
+        let (store, writer, gate) = gated(WriterLimits::default());
+        let (tell, told) = std::sync::mpsc::sync_channel(4);
+        let then = |number: u8| -> Then {
+            let tell = tell.clone();
+            Box::new(move |result| tell.send((number, result, thread::current().id())).unwrap())
+        };
+        writer.commit_here(batch(1), then(1)).unwrap();
+        assert_eq!(told.try_recv().unwrap(), (1, Ok(()), thread::current().id()));
+        let shut = gate.lock().unwrap();
+        writer.submit_then(batch(2), then(2)).unwrap();
+        writer.commit_here(batch(3), then(3)).unwrap();
+        writer.commit_here(Batch::default(), then(4)).unwrap();
+        assert!(told.try_recv().is_err(), "one is under way, so the others wait for it");
+        drop(shut);
+        let order: Vec<u8> = told.iter().take(3).map(|(number, _, _)| number).collect();
+        assert_eq!((order, ids(&store)), (vec![2, 3, 4], vec![1, 2, 3]));
     }
 
     #[test]
     fn dropping_a_writer_finishes_what_was_submitted() {
         let (store, writer, gate) = gated(WriterLimits::default());
         let shut = gate.lock().unwrap();
-        let last: Vec<_> = (0..8).map(|id| writer.submit_blocking(batch(id)).unwrap()).collect();
+        let last: Vec<_> = (0..8).map(|id| writer.submit(batch(id)).unwrap()).collect();
         drop(shut);
         drop(writer);
         for completion in last {

@@ -58,7 +58,7 @@ fn child_commits_and_tells() {
     let mut waiting = VecDeque::new();
     let mut out = std::io::stdout();
     loop {
-        waiting.push_back((next, writer.submit_blocking(batch(next)).unwrap()));
+        waiting.push_back((next, writer.submit(batch(next)).unwrap()));
         next += 1;
         if waiting.len() >= IN_FLIGHT {
             let (number, completion) = waiting.pop_front().unwrap();

@@ -233,7 +233,7 @@ fn a_full_disk_is_told_and_nothing_acknowledged_is_lost() {
     let mut acknowledged = 0;
     let error = loop {
         let row = Record::put(JOB, acknowledged, vec![b'1'; 10_000]);
-        match writer.submit_blocking(Batch::of(vec![row])).unwrap().wait() {
+        match writer.submit(Batch::of(vec![row])).unwrap().wait() {
             Ok(()) => acknowledged += 1,
             Err(error) => break error,
         }
