@@ -74,6 +74,8 @@ impl Router {
         tasks: &Tasks,
     ) -> Result<Self, StartError> {
         let threads = listen::threads(options.threads);
+        let mut options = options;
+        options.limits.idle = options.limits.idle.min(listen::sockets_to_keep());
         let (addresses, listeners) = listen::sockets(&options, threads)?;
         let shared = Arc::new(Shared {
             routes: table::Routes::default(),

@@ -19,6 +19,12 @@ pub(crate) fn threads(wanted: usize) -> usize {
 
 type Sockets = (Vec<SocketAddr>, Vec<Vec<TcpListener>>);
 
+/// How many connections to instances may be kept, by the process's limit of open files.
+pub(crate) fn sockets_to_keep() -> usize {
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
+    limit.map_or(usize::MAX, |limit| usize::try_from(limit).unwrap_or(usize::MAX)) / 2
+}
+
 /// The addresses, and for each thread a socket on each of them. The system spreads connections over
 /// the sockets of an address.
 pub(crate) fn sockets(options: &Options, threads: usize) -> Result<Sockets, StartError> {

@@ -23,8 +23,11 @@ pub const RESPONSE_TIMEOUT: Duration = Duration::from_mins(15);
 pub const UPSTREAM_IDLE: Duration = Duration::from_secs(4);
 /// Most kept connections to one instance, for each thread.
 pub const MAX_IDLE_PER_TARGET: usize = 128;
-/// Most kept connections to instances, for each thread. Each holds about 20 KiB.
-pub const MAX_IDLE: usize = 1_024;
+/// Most connections to instances kept with their buffers, for each thread. Each holds about 20 KiB.
+pub const MAX_WARM: usize = 256;
+/// Most connections to instances kept as bare sockets, for all threads, unless half of the files
+/// the process may have open are fewer.
+pub const MAX_IDLE: usize = 16_384;
 /// Most connections from clients.
 pub const MAX_CONNECTIONS: usize = 20_000;
 /// Most requests at a time on one HTTP/2 connection.
@@ -74,6 +77,10 @@ pub struct Limits {
     pub upstream_idle: Duration,
     /// See [`MAX_IDLE_PER_TARGET`].
     pub idle_per_target: usize,
+    /// See [`MAX_WARM`].
+    pub warm: usize,
+    /// See [`MAX_IDLE`].
+    pub idle: usize,
     /// See [`MAX_CONNECTIONS`].
     pub connections: usize,
     /// See [`DRAIN_GRACE`].
@@ -91,6 +98,8 @@ impl Default for Limits {
             response_timeout: RESPONSE_TIMEOUT,
             upstream_idle: UPSTREAM_IDLE,
             idle_per_target: MAX_IDLE_PER_TARGET,
+            warm: MAX_WARM,
+            idle: MAX_IDLE,
             connections: MAX_CONNECTIONS,
             drain_grace: DRAIN_GRACE,
         }

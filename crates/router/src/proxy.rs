@@ -266,7 +266,7 @@ async fn exchange(
             worker.counters.add(Count::Retries);
         }
         let lease = worker.pools.lease(target);
-        let reused = if may_reuse { lease.reuse() } else { None };
+        let reused = if may_reuse { lease.reuse(target, &worker.limits).await } else { None };
         let is_reused = reused.is_some();
         let link = if is_reused { reused } else { open(worker, target).await };
         let Some(mut link) = link else {

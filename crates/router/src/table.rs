@@ -1,13 +1,15 @@
 //! The table requests are looked up in.
 
 use std::collections::HashMap;
-use std::net::SocketAddr;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::net::{SocketAddr, TcpStream};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use arc_swap::ArcSwap;
 use foldhash::fast::RandomState;
 use model::{DeploymentId, HostName, InstanceId, Route, RouteTable, RouteTarget};
+
+use crate::options::Limits;
 
 /// How long a target that refused a connection is passed over while there are others.
 const FAILING_MS: u64 = 2_000;
@@ -21,9 +23,63 @@ pub(crate) struct Target {
     pub(crate) address: SocketAddr,
     /// Milliseconds since the router's start; 0 for a target that is well.
     failing_until: AtomicU64,
+    /// Connections that no thread has, the latest last.
+    sockets: Mutex<Vec<Socket>>,
+    /// How many there are at all targets.
+    kept: Arc<AtomicUsize>,
+}
+
+/// A connection that is kept for the next request: nothing but the socket.
+#[derive(Debug)]
+struct Socket {
+    stream: TcpStream,
+    /// Milliseconds since the router's start.
+    since: u64,
+}
+
+/// Whether the other side has neither closed a connection nor said anything.
+fn is_silent(stream: &TcpStream) -> bool {
+    let peeked = stream.peek(&mut [0]);
+    peeked.is_err_and(|error| error.kind() == std::io::ErrorKind::WouldBlock)
 }
 
 impl Target {
+    fn sockets(&self) -> MutexGuard<'_, Vec<Socket>> {
+        self.sockets.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A kept connection that can take a request, as far as can be known. What an instance said
+    /// without being asked would be taken for the answer to the next request.
+    pub(crate) fn take_socket(&self) -> Option<TcpStream> {
+        loop {
+            let socket = self.sockets().pop()?;
+            self.kept.fetch_sub(1, Ordering::Relaxed);
+            if is_silent(&socket.stream) {
+                return Some(socket.stream);
+            }
+        }
+    }
+
+    /// Keeps a connection for any thread to take, unless there are enough.
+    pub(crate) fn keep_socket(&self, stream: TcpStream, now_ms: u64, limits: &Limits) {
+        let mut sockets = self.sockets();
+        if sockets.len() < limits.idle_per_target && self.kept.load(Ordering::Relaxed) < limits.idle
+        {
+            self.kept.fetch_add(1, Ordering::Relaxed);
+            sockets.push(Socket { stream, since: now_ms });
+        }
+    }
+
+    /// Drops connections that were not used for long; instances close theirs.
+    fn sweep(&self, now_ms: u64, limits: &Limits) {
+        let mut sockets = self.sockets();
+        let before = sockets.len();
+        sockets.retain(|socket| {
+            u128::from(now_ms.saturating_sub(socket.since)) <= limits.upstream_idle.as_millis()
+        });
+        self.kept.fetch_sub(before - sockets.len(), Ordering::Relaxed);
+    }
+
     pub(crate) fn is_failing(&self, now_ms: u64) -> bool {
         let until = self.failing_until.load(Ordering::Relaxed);
         until != 0 && now_ms < until
@@ -37,6 +93,12 @@ impl Target {
         if self.failing_until.load(Ordering::Relaxed) != 0 {
             self.failing_until.store(0, Ordering::Relaxed);
         }
+    }
+}
+
+impl Drop for Target {
+    fn drop(&mut self) {
+        self.kept.fetch_sub(self.sockets().len(), Ordering::Relaxed);
     }
 }
 
@@ -109,6 +171,8 @@ pub struct TableChanges {
 pub(crate) struct Routes {
     served: ArcSwap<Table>,
     known: Mutex<Known>,
+    /// When kept connections were looked at, in milliseconds since the router's start.
+    swept: AtomicU64,
 }
 
 #[derive(Debug, Default)]
@@ -116,6 +180,7 @@ struct Known {
     targets: HashMap<(InstanceId, SocketAddr), Weak<Target>, RandomState>,
     numbered: u64,
     sweep_at: usize,
+    kept: Arc<AtomicUsize>,
 }
 
 impl Known {
@@ -135,6 +200,8 @@ impl Known {
             instance: target.instance,
             address: target.address,
             failing_until: AtomicU64::new(0),
+            sockets: Mutex::default(),
+            kept: Arc::clone(&self.kept),
         });
         self.targets.insert(key, Arc::downgrade(&fresh));
         fresh
@@ -158,6 +225,23 @@ impl Routes {
 
     pub(crate) fn generation(&self) -> u64 {
         self.served.load().generation
+    }
+
+    /// Drops kept connections that were not used for long, at all targets. Any thread may call it
+    /// as often as it likes; it works once a tick.
+    pub(crate) fn sweep_sockets(&self, now_ms: u64, limits: &Limits) {
+        let tick = u64::try_from(limits.tick().as_millis()).unwrap_or(u64::MAX);
+        let last = self.swept.load(Ordering::Relaxed);
+        let due = now_ms.saturating_sub(last) >= tick;
+        let mine = || {
+            let (success, failure) = (Ordering::Relaxed, Ordering::Relaxed);
+            self.swept.compare_exchange(last, now_ms, success, failure).is_ok()
+        };
+        if due && mine() {
+            for entry in self.served.load_full().hosts.values() {
+                entry.targets.iter().for_each(|target| target.sweep(now_ms, limits));
+            }
+        }
     }
 
     /// The served table as others read it.

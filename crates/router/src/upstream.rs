@@ -16,11 +16,12 @@ use http::{Request, Response};
 use hyper::body::Incoming;
 use hyper::client::conn::http1::{Connection, SendRequest};
 use hyper_util::rt::TokioIo;
+use rustix::net::SendFlags;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
 use crate::body::RequestBody;
-use crate::options::{Limits, MAX_IDLE};
+use crate::options::Limits;
 use crate::table::Target;
 
 /// What went over a connection since its request began.
@@ -56,6 +57,19 @@ impl Tally {
 pub(crate) struct UpstreamIo {
     pub(crate) stream: TcpStream,
     tally: Rc<Tally>,
+    /// Nothing is on its way in a socket that was kept, so the first write has room. To hear that
+    /// from the system first would cost a turn of the event loop.
+    has_room: bool,
+}
+
+impl UpstreamIo {
+    /// Writes without asking for room, once; `None` when that was of no use.
+    fn write_at_once(&mut self, bytes: &[u8]) -> Option<usize> {
+        let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+        std::mem::take(&mut self.has_room)
+            .then(|| rustix::net::send(&self.stream, bytes, flags).ok())
+            .flatten()
+    }
 }
 
 impl AsyncRead for UpstreamIo {
@@ -82,6 +96,9 @@ impl AsyncWrite for UpstreamIo {
     ) -> Poll<std::io::Result<usize>> {
         let this = self.get_mut();
         this.tally.offered(&[std::io::IoSlice::new(buf)]);
+        if let Some(written) = this.write_at_once(buf) {
+            return Poll::Ready(Ok(written));
+        }
         Pin::new(&mut this.stream).poll_write(cx, buf)
     }
 
@@ -92,6 +109,11 @@ impl AsyncWrite for UpstreamIo {
     ) -> Poll<std::io::Result<usize>> {
         let this = self.get_mut();
         this.tally.offered(bufs);
+        if let [only] = bufs
+            && let Some(written) = this.write_at_once(only)
+        {
+            return Poll::Ready(Ok(written));
+        }
         write_vectored(&mut this.stream, cx, bufs)
     }
 
@@ -171,8 +193,17 @@ impl Link {
             None => return Err(std::io::ErrorKind::TimedOut.into()),
         };
         stream.set_nodelay(true)?;
+        Self::over(stream, false, limits).await
+    }
+
+    /// Speaks HTTP over a connection that no request is on.
+    async fn over(
+        stream: TcpStream,
+        has_room: bool,
+        limits: &Limits,
+    ) -> std::io::Result<Box<Self>> {
         let tally = Rc::new(Tally::default());
-        let io = TokioIo::new(UpstreamIo { stream, tally: Rc::clone(&tally) });
+        let io = TokioIo::new(UpstreamIo { stream, tally: Rc::clone(&tally), has_room });
         let mut builder = hyper::client::conn::http1::Builder::new();
         builder.max_buf_size(limits.header_bytes).max_header_size(limits.header_bytes);
         let (sender, connection) =
@@ -263,6 +294,9 @@ pub(crate) struct Pool {
 }
 
 /// The pools of a thread, by the target's number: an address alone never finds a connection.
+///
+/// A thread keeps few connections with all they need. What it has beyond those goes to the target
+/// as bare sockets, which any thread may take.
 #[derive(Debug, Default)]
 pub(crate) struct Pools {
     pools: RefCell<HashMap<u64, Rc<Pool>, RandomState>>,
@@ -321,19 +355,33 @@ pub(crate) struct Lease {
 
 impl Lease {
     /// A connection that was used before, the latest first.
-    pub(crate) fn reuse(&self) -> Option<Box<Link>> {
-        let link = self.pool.idle.borrow_mut().pop()?;
-        self.idle.set(self.idle.get().saturating_sub(1));
-        Some(link)
+    pub(crate) async fn reuse(&self, target: &Target, limits: &Limits) -> Option<Box<Link>> {
+        let link = self.pool.idle.borrow_mut().pop();
+        if link.is_some() {
+            self.idle.set(self.idle.get().saturating_sub(1));
+            return link;
+        }
+        let stream = TcpStream::from_std(target.take_socket()?).ok()?;
+        Link::over(stream, true, limits).await.ok()
     }
 
     /// Keeps a connection for the next request, if it can take one.
     pub(crate) fn keep(&self, mut link: Box<Link>, now: u64, limits: &Limits) {
+        if !link.is_ready() {
+            return;
+        }
         let mut idle = self.pool.idle.borrow_mut();
-        if link.is_ready() && idle.len() < limits.idle_per_target && self.idle.get() < MAX_IDLE {
+        if self.idle.get() < limits.warm && idle.len() < limits.idle_per_target {
             link.idle_since = now;
             idle.push(link);
             self.idle.set(self.idle.get() + 1);
+        } else if let Some(target) = self.pool.target.upgrade() {
+            let (io, rest) = link.into_raw();
+            if rest.is_empty()
+                && let Ok(socket) = io.stream.into_std()
+            {
+                target.keep_socket(socket, now, limits);
+            }
         }
     }
 }

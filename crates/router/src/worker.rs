@@ -142,6 +142,7 @@ impl Worker {
             runtime::sleep(tick).await;
             self.now.set(since(self.started));
             self.pools.sweep(self.now(), &self.limits);
+            self.routes.sweep_sockets(self.now(), &self.limits);
             for client in self.clients.borrow().values() {
                 client.sweep();
             }

@@ -33,9 +33,12 @@ pub(crate) fn run() -> Result<Value, String> {
         return serve();
     }
     let dir = process::Dir::new()?;
-    let backend = Nginx::backend(&dir, "backend", &"x".repeat(BODY))?;
-    let one = Pair::start(&dir, backend.port, 1)?;
-    let many = Pair::start(&dir, backend.port, HOSTS)?;
+    // Each proxy has a backend of its own: kept connections to one address are as many as ports.
+    let body = "x".repeat(BODY);
+    let backends =
+        [Nginx::backend(&dir, "backend-a", &body)?, Nginx::backend(&dir, "backend-b", &body)?];
+    let one = Pair::start(&dir, &backends, 1)?;
+    let many = Pair::start(&dir, &backends, HOSTS)?;
     let spread = load::spread_script(&dir, HOSTS)?;
     let mut figures = [Vec::new(), Vec::new(), Vec::new(), Vec::new()];
     for _ in 0..ROUNDS {
@@ -78,9 +81,9 @@ struct Pair {
 }
 
 impl Pair {
-    fn start(dir: &Path, backend: u16, hosts: usize) -> Result<Self, String> {
-        let router = Child::router(SERVE, backend, hosts)?;
-        let nginx = Nginx::proxy(dir, backend, hosts, THREADS)?;
+    fn start(dir: &Path, backends: &[Nginx; 2], hosts: usize) -> Result<Self, String> {
+        let router = Child::router(SERVE, backends[0].port, hosts)?;
+        let nginx = Nginx::proxy(dir, backends[1].port, hosts, THREADS)?;
         Ok(Self { router, nginx })
     }
 }
@@ -89,11 +92,12 @@ fn host(index: usize) -> String {
     format!("h{index}.bench.example")
 }
 
-/// A table whose hosts all go to one instance.
+/// A table in which every host is an app with an instance of its own, all at one address.
 fn table(generation: u64, hosts: usize, backend: u16) -> Result<RouteTable, String> {
     let address = SocketAddr::from((Ipv4Addr::LOCALHOST, backend));
     let routes = (0..hosts).map(|index| {
-        let target = RouteTarget { instance: InstanceId(u128::from(backend)), address };
+        let instance = InstanceId((u128::from(backend) << 32) + index as u128);
+        let target = RouteTarget { instance, address };
         Ok(Route {
             host: host(index).parse().map_err(|error| format!("{error}"))?,
             deployment: DeploymentId(1),

@@ -6,7 +6,8 @@ use model::Time;
 use state::{Change, Changes, Command, Deployment, Job, JobCommand, Process, RowKey, State, Task};
 use store::memory::{Fault, MemoryStore};
 use store::{
-    Batch, Epoch, HistoryEntry, HistoryQuery, Kind, MAX_HISTORY_PAGE, Record, Store as _, StoreError,
+    Batch, Epoch, HistoryEntry, HistoryQuery, Kind, MAX_HISTORY_PAGE, Record, Store as _,
+    StoreError,
 };
 
 use crate::message::{Answer, Ask, Event, Found, Node, Origin, Outcomes, Published, Read};

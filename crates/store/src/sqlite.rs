@@ -10,7 +10,9 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use rusqlite::types::Value;
-use rusqlite::{Connection, OptionalExtension as _, Row, Transaction, TransactionBehavior, named_params};
+use rusqlite::{
+    Connection, OptionalExtension as _, Row, Transaction, TransactionBehavior, named_params,
+};
 
 use crate::contract::{
     Batch, Epoch, HistoryEntry, HistoryQuery, HistoryRow, Kind, Loaded, Order, Record, RowVisitor,

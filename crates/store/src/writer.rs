@@ -254,8 +254,7 @@ mod tests {
     fn waiting_batches_share_a_transaction_and_keep_their_order() {
         let (store, writer, gate) = gated(WriterLimits::default());
         let shut = gate.lock().unwrap();
-        let completions: Vec<_> =
-            (0..32).map(|id| writer.submit(batch(id)).unwrap()).collect();
+        let completions: Vec<_> = (0..32).map(|id| writer.submit(batch(id)).unwrap()).collect();
         drop(shut);
         for completion in completions {
             completion.wait().unwrap();
@@ -270,8 +269,7 @@ mod tests {
     fn a_transaction_stops_growing_at_its_limit() {
         let (store, writer, gate) = gated(WriterLimits { queue: 64, rows_per_commit: 4 });
         let shut = gate.lock().unwrap();
-        let completions: Vec<_> =
-            (0..32).map(|id| writer.submit(batch(id)).unwrap()).collect();
+        let completions: Vec<_> = (0..32).map(|id| writer.submit(batch(id)).unwrap()).collect();
         drop(shut);
         for completion in completions {
             completion.wait().unwrap();

@@ -12,9 +12,18 @@ const GET: &str = "GET / HTTP/1.1\r\nHost: a.example\r\n\r\n";
 const POST: &str = "POST / HTTP/1.1\r\nHost: a.example\r\nContent-Length: 1\r\n\r\nx";
 const OK: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
 
+/// Keeps connections only as bare sockets.
+fn cold() -> Site {
+    Site::with(Limits { warm: 0, ..Limits::default() })
+}
+
 #[tokio::test]
 async fn connections_are_kept_for_the_next_request() {
-    let site = Site::start();
+    keeps_connections(Site::start()).await;
+    keeps_connections(cold()).await;
+}
+
+async fn keeps_connections(site: Site) {
     let instance = Instance::echo(&site.tasks, "one").await;
     site.serve(1, &[("a.example", &[instance.address])]);
     let mut stream = site.connect().await;
@@ -28,9 +37,12 @@ async fn connections_are_kept_for_the_next_request() {
 
 #[tokio::test]
 async fn kept_connections_are_closed_after_a_while() {
-    let limits =
-        Limits { upstream_idle: std::time::Duration::from_millis(20), ..Limits::default() };
-    let site = Site::with(limits);
+    let upstream_idle = std::time::Duration::from_millis(20);
+    closes_in_time(Site::with(Limits { upstream_idle, ..Limits::default() })).await;
+    closes_in_time(Site::with(Limits { upstream_idle, warm: 0, ..Limits::default() })).await;
+}
+
+async fn closes_in_time(site: Site) {
     let instance = Instance::scripted(&site.tasks, |mut stream, seen| async move {
         while read_request(&mut stream).await.is_some() {
             stream.write_all(OK).await.expect("the router reads");
@@ -57,7 +69,11 @@ async fn forgetful(site: &Site) -> Instance {
 
 #[tokio::test]
 async fn a_kept_connection_that_breaks_is_replaced_when_that_is_safe() {
-    let site = Site::start();
+    replaces_broken_connections(Site::start()).await;
+    replaces_broken_connections(cold()).await;
+}
+
+async fn replaces_broken_connections(site: Site) {
     let instance = forgetful(&site).await;
     site.serve(1, &[("a.example", &[instance.address])]);
     let mut stream = site.connect().await;
@@ -77,7 +93,35 @@ async fn a_kept_connection_that_breaks_is_replaced_when_that_is_safe() {
 
 #[tokio::test]
 async fn a_kept_connection_that_was_closed_costs_no_request() {
-    let site = Site::start();
+    survives_a_close(Site::start()).await;
+    survives_a_close(cold()).await;
+}
+
+/// Some servers tell why they close a connection that nobody used.
+#[tokio::test]
+async fn what_nobody_asked_for_answers_no_request() {
+    for site in [Site::start(), cold()] {
+        let instance = Instance::scripted(&site.tasks, |mut stream, seen| async move {
+            read_request(&mut stream).await.expect("a request");
+            stream.write_all(OK).await.expect("the router reads");
+            let late = b"HTTP/1.1 408 Request Timeout\r\nContent-Length: 0\r\n\r\n";
+            stream.write_all(late).await.expect("the router keeps the connection");
+            seen.fetch_add(1, Ordering::SeqCst);
+            read_request(&mut stream).await;
+        })
+        .await;
+        site.serve(1, &[("a.example", &[instance.address])]);
+        let mut stream = site.connect().await;
+        for round in 1..=5 {
+            stream.write_all(GET.as_bytes()).await.expect("the router reads");
+            let answer = soon("the answer", read_response(&mut stream)).await.expect("an answer");
+            assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}");
+            until("the instance has said it", || instance.requests() == round).await;
+        }
+    }
+}
+
+async fn survives_a_close(site: Site) {
     let instance = Instance::scripted(&site.tasks, |mut stream, seen| async move {
         read_request(&mut stream).await.expect("a request");
         stream.write_all(OK).await.expect("the router reads");
@@ -105,7 +149,11 @@ async fn a_kept_connection_that_was_closed_costs_no_request() {
 
 #[tokio::test]
 async fn an_address_that_changed_hands_gets_no_kept_connection() {
-    let site = Site::start();
+    keeps_to_the_instance(Site::start()).await;
+    keeps_to_the_instance(cold()).await;
+}
+
+async fn keeps_to_the_instance(site: Site) {
     let instance = Instance::echo(&site.tasks, "one").await;
     let table = |generation, id| RouteTable {
         generation,

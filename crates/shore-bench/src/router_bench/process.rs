@@ -103,7 +103,8 @@ impl Nginx {
         Self::start(dir, name, port, 2, &server)
     }
 
-    /// Passes `hosts` hosts on, as a careful administrator would have it.
+    /// Passes `hosts` hosts on, as a careful administrator would have it: each is an app with an
+    /// upstream of its own that keeps connections.
     pub(super) fn proxy(
         dir: &Path,
         backend: u16,
@@ -114,8 +115,6 @@ impl Nginx {
         let mut servers = format!(
             "keepalive_requests 1000000000;\n\
              server_names_hash_max_size 65536;\nserver_names_hash_bucket_size 64;\n\
-             upstream app {{ server 127.0.0.1:{backend}; keepalive 128;\n\
-             keepalive_requests 1000000000; }}\n\
              proxy_http_version 1.1;\nproxy_set_header Connection '';\n\
              proxy_set_header Host $http_host;\nproxy_set_header X-Forwarded-For $remote_addr;\n\
              proxy_set_header X-Forwarded-Host $http_host;\n\
@@ -126,8 +125,10 @@ impl Nginx {
             let name = super::host(index);
             writeln!(
                 servers,
-                "server {{ listen 127.0.0.1:{port}; server_name {name};\n\
-                 location / {{ proxy_pass http://app; }} }}"
+                "upstream app{index} {{ server 127.0.0.1:{backend}; keepalive 128;\n\
+                 keepalive_requests 1000000000; }}\n\
+                 server {{ listen 127.0.0.1:{port}; server_name {name};\n\
+                 location / {{ proxy_pass http://app{index}; }} }}"
             )
             .map_err(|error| error.to_string())?;
         }
@@ -151,7 +152,8 @@ impl Nginx {
         }
         let config = format!(
             "daemon off;\nworker_processes {workers};\npid {path}/pid;\n\
-             error_log {path}/error.log;\nevents {{ worker_connections 8192; }}\n\
+             error_log {path}/error.log;\nworker_rlimit_nofile 20000;\n\
+             events {{ worker_connections 15000; }}\n\
              http {{\naccess_log off;\n{temporary}{http}}}\n"
         );
         let file = at.join("nginx.conf");
