@@ -46,12 +46,12 @@ fn batches_in(store: &SqliteStore) -> Vec<u128> {
     rows.into_keys().collect()
 }
 
-/// Not a test of its own: what the child process does, for ever.
-#[test]
-#[ignore = "run as the child of the test below"]
-fn child_commits_and_tells() {
-    let Some(dir) = std::env::var_os(CHILD_DIR) else { return };
-    let store = Arc::new(SqliteStore::open(&database(dir.as_ref())).unwrap());
+/// The test that is its own child when [`CHILD_DIR`] says so.
+const CHILD: &str = "what_was_acknowledged_survives_kill_9";
+
+/// What the child process does, for ever.
+fn commit_and_tell(dir: &Path) {
+    let store = Arc::new(SqliteStore::open(&database(dir)).unwrap());
     let epoch = store.acquire("child", 0, 1_000).unwrap();
     let mut next = batches_in(&store).last().map_or(0, |last| last + 1);
     let writer = Writer::start(store, epoch, WriterLimits::default()).unwrap();
@@ -70,14 +70,16 @@ fn child_commits_and_tells() {
     }
 }
 
+/// This test program as the child that commits into `dir`.
+fn child(dir: &Path) -> Command {
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command.args(["--exact", CHILD, "--nocapture"]).env(CHILD_DIR, dir);
+    command
+}
+
 /// Lets a child commit until it is killed after `life`; returns what it said was durable.
 fn acknowledged(dir: &Path, life: Duration) -> Vec<u128> {
-    let mut child = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "child_commits_and_tells", "--ignored", "--nocapture"])
-        .env(CHILD_DIR, dir)
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
+    let mut child = child(dir).stdout(Stdio::piped()).spawn().unwrap();
     let lines = BufReader::new(child.stdout.take().unwrap()).lines();
     let mut started = None;
     let mut acks = Vec::new();
@@ -96,6 +98,9 @@ fn acknowledged(dir: &Path, life: Duration) -> Vec<u128> {
 
 #[test]
 fn what_was_acknowledged_survives_kill_9() {
+    if let Some(dir) = std::env::var_os(CHILD_DIR) {
+        return commit_and_tell(dir.as_ref());
+    }
     let dir = tempfile::tempdir().unwrap();
     let random = Random::system();
     let mut all = Vec::new();
@@ -116,11 +121,7 @@ fn what_was_acknowledged_survives_kill_9() {
 fn a_second_process_is_refused_and_told_who_has_it() {
     let dir = tempfile::tempdir().unwrap();
     let _mine = SqliteStore::open(&database(dir.path())).unwrap();
-    let output = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "child_commits_and_tells", "--ignored", "--nocapture"])
-        .env(CHILD_DIR, dir.path())
-        .output()
-        .unwrap();
+    let output = child(dir.path()).output().unwrap();
     assert!(!output.status.success());
     let said = String::from_utf8_lossy(&output.stderr).into_owned()
         + &String::from_utf8_lossy(&output.stdout);
