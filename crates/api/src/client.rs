@@ -8,7 +8,7 @@ use http_body_util::{BodyExt as _, Full, StreamBody};
 use hyper::body::{Frame, Incoming};
 use hyper_util::client::legacy::Client as HyperClient;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
-use model::Digest;
+use model::{Digest, PROTOCOL, ProtocolMismatch, ProtocolRange, negotiate};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -52,6 +52,9 @@ pub enum ClientError {
     /// The endpoint makes no sense.
     #[error(transparent)]
     Connect(#[from] ConnectError),
+    /// Client and server share no protocol.
+    #[error("{0}")]
+    Version(ProtocolMismatch),
 }
 
 impl ClientError {
@@ -60,7 +63,7 @@ impl ClientError {
         match self {
             Self::Unreachable { .. } => true,
             Self::Refused { status, .. } => *status == StatusCode::SERVICE_UNAVAILABLE,
-            Self::Answer { .. } | Self::Connect(_) => false,
+            Self::Answer { .. } | Self::Connect(_) | Self::Version(_) => false,
         }
     }
 
@@ -68,7 +71,10 @@ impl ClientError {
     pub fn status(&self) -> Option<StatusCode> {
         match self {
             Self::Refused { status, .. } => Some(*status),
-            Self::Unreachable { .. } | Self::Answer { .. } | Self::Connect(_) => None,
+            Self::Unreachable { .. }
+            | Self::Answer { .. }
+            | Self::Connect(_)
+            | Self::Version(_) => None,
         }
     }
 }
@@ -117,11 +123,17 @@ impl Client {
             .uri(format!("{}{path}", base.trim_end_matches('/')))
             .header(header::AUTHORIZATION, format!("Bearer {}", self.endpoint.token))
             .header(header::USER_AGENT, concat!("shore/", env!("CARGO_PKG_VERSION")))
+            .header(crate::PROTOCOL_HEADER, PROTOCOL.to_string())
     }
 
     async fn send(&self, request: Request<Body>) -> Result<Response<Incoming>, ClientError> {
         let call = format!("{} {}", request.method(), request.uri().path());
         let response = self.http.request(request).await.map_err(|error| self.lost(&error))?;
+        let theirs = response.headers().get(crate::PROTOCOL_HEADER);
+        let theirs = theirs.and_then(|range| range.to_str().ok()?.parse::<ProtocolRange>().ok());
+        if let Some(theirs) = theirs {
+            negotiate(PROTOCOL, theirs).map_err(ClientError::Version)?;
+        }
         if response.status().is_success() {
             return Ok(response);
         }

@@ -11,6 +11,9 @@ pub use connect::{ConnectError, Connector, Endpoint, IoStream};
 
 /// The version of this program, for people and for the first message of every stream.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
+/// The header in which client and server of the HTTP API say which protocols they speak, as in
+/// `1-3`. Without it nothing is checked: other clients than ours need not know it.
+pub const PROTOCOL_HEADER: &str = "shore-protocol";
 /// Where the server listens unless told otherwise.
 pub const SERVER_PORT: u16 = 7420;
 /// Where the server listens for SSH unless told otherwise.

@@ -67,6 +67,24 @@ impl Hello {
     }
 }
 
+impl Welcome {
+    /// Refuses a server that goes on in a protocol this program does not speak.
+    pub fn check(&self) -> Result<(), tonic::Status> {
+        if (PROTOCOL.min..=PROTOCOL.current).contains(&self.protocol) {
+            return Ok(());
+        }
+        Err(tonic::Status::failed_precondition(format!(
+            "the server (version {}) chose protocol {}, this program (version {}) speaks {} to {}: \
+             update the older of the two",
+            self.version.chars().take(40).collect::<String>(),
+            self.protocol,
+            crate::VERSION,
+            PROTOCOL.min,
+            PROTOCOL.current
+        )))
+    }
+}
+
 impl Attempt {
     /// An attempt from its parts.
     pub fn of(job: JobId, epoch: u32) -> Self {

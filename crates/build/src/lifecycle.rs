@@ -10,9 +10,10 @@ use model::Digest;
 use serde::{Deserialize, Serialize};
 
 use crate::buildpack::{BuildContext, Buildpack, Built, Command, DetectContext, Detected, Process};
-use crate::error::{BuildError, Context as _};
+use crate::error::{BuildError, Context as _, Exit};
 use crate::metadata::{API, BuildpackRef, LaunchProcess, Metadata};
 use crate::procfile::{self, Entry};
+use crate::source::SourceError;
 use crate::words::Line;
 use crate::{Env, Paths, builtin};
 
@@ -112,6 +113,12 @@ pub fn create(paths: &Paths, env: &Env, out: &mut dyn Write) -> Result<BuildResu
         return Err(std::io::Error::from(std::io::ErrorKind::NotFound))
             .building("find the source in", &app);
     }
+    crate::source::check_links(&app).map_err(|error| match error {
+        SourceError::Io { context, source } => {
+            BuildError::Io { context, exit: Exit::BuildOther, source }
+        }
+        other => BuildError::source_file("the source", other.to_string()),
+    })?;
     let procfile = read_procfile(&app)?;
     let buildpack = detect(paths, &procfile, out)?;
     let cache_dir = paths.cache_dir();

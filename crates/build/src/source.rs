@@ -122,6 +122,49 @@ pub fn unpack(archive: impl Read, dir: &Path, limits: Limits) -> Result<Summary,
     crate::image::unpack(archive, dir, limits)
 }
 
+/// Refuses a tree with a symbolic link that points out of it. An archive that was not packed here can
+/// hold one, and what a build follows must be in the source.
+pub fn check_links(root: &Path) -> Result<(), SourceError> {
+    let root = root.canonicalize().map_err(|error| io_error("find", root, error))?;
+    check_below(&root, Path::new(""), 0)
+}
+
+fn check_below(root: &Path, name: &Path, depth: usize) -> Result<(), SourceError> {
+    let dir = root.join(name);
+    if depth > MAX_DEPTH {
+        return Err(SourceError::TooDeep(dir));
+    }
+    let read = |error| io_error("read", &dir, error);
+    for entry in std::fs::read_dir(&dir).map_err(read)? {
+        let entry = entry.map_err(read)?;
+        let (name, kind) = (name.join(entry.file_name()), entry.file_type().map_err(read)?);
+        if kind.is_dir() {
+            check_below(root, &name, depth + 1)?;
+        } else if kind.is_symlink() {
+            let target = std::fs::read_link(entry.path()).map_err(read)?;
+            if leaves(root, &name, &target) {
+                return Err(SourceError::Leaves { link: name, target });
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Whether a link at `name` below `root` points out of it, as it reads or as it resolves.
+fn leaves(root: &Path, name: &Path, target: &Path) -> bool {
+    let mut depth = name.components().count().saturating_sub(1);
+    for part in target.components() {
+        match part {
+            Component::Normal(_) => depth += 1,
+            Component::CurDir => {}
+            Component::ParentDir if depth > 0 => depth -= 1,
+            Component::ParentDir | Component::RootDir | Component::Prefix(_) => return true,
+        }
+    }
+    let real = root.join(name).canonicalize();
+    real.is_ok_and(|real| !real.starts_with(root))
+}
+
 struct Packer<'a, W: Write> {
     tar: TarWriter<W>,
     ignore_file: &'static str,
@@ -174,7 +217,7 @@ impl<W: Write> Packer<'_, W> {
         }
         if metadata.is_symlink() {
             let target = std::fs::read_link(&from).map_err(read)?;
-            if self.leaves(name, &target) {
+            if leaves(self.root, name, &target) {
                 return Err(SourceError::Leaves { link: name.to_owned(), target });
             }
             return self.tar.link(name, &target).map_err(read);
@@ -199,21 +242,6 @@ impl<W: Write> Packer<'_, W> {
             return Err(SourceError::TooLarge { dir: dir(), limit, at: path.to_owned() });
         }
         Ok(())
-    }
-
-    /// Whether a link at `name` points out of the directory, as it reads or as it resolves.
-    fn leaves(&self, name: &Path, target: &Path) -> bool {
-        let mut depth = name.components().count().saturating_sub(1);
-        for part in target.components() {
-            match part {
-                Component::Normal(_) => depth += 1,
-                Component::CurDir => {}
-                Component::ParentDir if depth > 0 => depth -= 1,
-                Component::ParentDir | Component::RootDir | Component::Prefix(_) => return true,
-            }
-        }
-        let real = self.root.join(name).canonicalize();
-        real.is_ok_and(|real| !real.starts_with(self.root))
     }
 }
 
@@ -275,6 +303,7 @@ mod tests {
         }
         let (first, bytes) = packed(&one);
         assert_eq!(first, packed(&two).0);
+        check_links(one.path()).expect("a link within is fine");
         assert_eq!(names(&bytes), ["a", "b/", "b/c", "link"]);
         let back = tempfile::tempdir().expect("a directory");
         assert_eq!(unpack(&*bytes, back.path(), MAX).expect("unpacked").entries, 4);
@@ -313,6 +342,8 @@ mod tests {
             if made {
                 fs::remove_file(parent).expect("removed");
             }
+            assert!(matches!(error, SourceError::Leaves { .. }), "{target}: {error}");
+            let error = check_links(dir.path()).expect_err(target);
             assert!(matches!(error, SourceError::Leaves { .. }), "{target}: {error}");
         }
     }

@@ -47,6 +47,7 @@ impl Agent {
         let random = Random::system();
         let mut backoff = Backoff::new(RECONNECT.0, RECONNECT.1);
         let mut connections = 0;
+        let mut refused = String::new();
         loop {
             let closed = match self.connect(connections + 1).await {
                 Ok(session) => {
@@ -69,7 +70,13 @@ impl Agent {
                 self.leave_alone().await;
                 return Ok(());
             }
-            tracing::info!(reason = status.message(), "not connected to the server");
+            if is_final(&status) && refused != status.message() {
+                // Its instances go on; somebody has to give it what it needs.
+                tracing::error!(reason = status.message(), "the server refuses this cell");
+                status.message().clone_into(&mut refused);
+            } else {
+                tracing::info!(reason = status.message(), "not connected to the server");
+            }
             self.pause(backoff.next_delay(&random)).await;
         }
     }
@@ -161,6 +168,7 @@ impl Agent {
         let mut down = client.cell(request).await?.into_inner();
         match down.message().await?.and_then(|first| first.message) {
             Some(Down::Welcome(welcome)) => {
+                welcome.check()?;
                 tracing::info!(server = welcome.version, "connected to the server");
                 Ok(down)
             }

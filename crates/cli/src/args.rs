@@ -4,7 +4,8 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
-use model::{Name, Role};
+use model::{HostName, Name, Role};
+use store::blobs::MAX_BLOB_BYTES;
 
 /// Code to running software, on machines you own.
 ///
@@ -156,11 +157,15 @@ pub(crate) struct ServerArgs {
     #[arg(long)]
     pub(crate) data: Option<PathBuf>,
     /// The parent of every app's host
-    #[arg(long, default_value = "localhost")]
-    pub(crate) domain: String,
+    #[arg(long, default_value = crate::roles::LOCALHOST)]
+    pub(crate) domain: HostName,
     /// Host names and addresses under which others reach this server, for its certificate
-    #[arg(long = "name", value_name = "HOST")]
+    #[arg(long = "name", value_name = "HOST", value_parser = host)]
     pub(crate) names: Vec<String>,
+    /// The largest source archive or image layer it takes, in MiB
+    #[arg(long, value_name = "MIB", default_value_t = MAX_BLOB_BYTES >> 20,
+        value_parser = clap::value_parser!(u64).range(1..=MAX_BLOB_MB))]
+    pub(crate) max_blob_mb: u64,
 }
 
 /// How a component joins.
@@ -198,10 +203,10 @@ pub(crate) struct CellArgs {
     pub(crate) join: JoinArgs,
     /// Its failure domain
     #[arg(long, default_value = "default")]
-    pub(crate) zone: String,
+    pub(crate) zone: Name,
     /// A word that apps may ask for
     #[arg(long = "tag")]
-    pub(crate) tags: Vec<String>,
+    pub(crate) tags: Vec<Name>,
     /// The address under which routers reach its instances
     #[arg(long, default_value = "127.0.0.1")]
     pub(crate) address: std::net::IpAddr,
@@ -418,6 +423,9 @@ pub(crate) enum TokenCommand {
         /// How long it works, in hours; for ever when absent
         #[arg(long, value_name = "HOURS")]
         hours: Option<u64>,
+        /// Make it in the data directory of a server that is stopped, for want of a token
+        #[arg(long, value_name = "DIR", conflicts_with_all = ["project", "hours"])]
+        data: Option<PathBuf>,
     },
     /// List tokens
     List,
@@ -442,7 +450,7 @@ pub(crate) enum ContextCommand {
     /// Add or change a context and use it
     Set {
         /// Its name
-        name: String,
+        name: Name,
         /// The server's address
         #[arg(long)]
         server: String,
@@ -462,6 +470,17 @@ pub(crate) enum ContextCommand {
         /// Its name
         name: String,
     },
+}
+
+/// Most MiB that `--max-blob-mb` takes: 1 TiB.
+const MAX_BLOB_MB: u64 = 1 << 20;
+
+/// A host name or an address, as a certificate may name it.
+fn host(text: &str) -> Result<String, String> {
+    if text.parse::<std::net::IpAddr>().is_ok() {
+        return Ok(text.to_owned());
+    }
+    text.parse::<HostName>().map(|host| host.to_string()).map_err(|error| error.to_string())
 }
 
 fn key_value(text: &str) -> Result<(String, String), String> {

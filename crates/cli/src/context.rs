@@ -75,8 +75,10 @@ impl Contexts {
 impl Context {
     /// Where its server is.
     pub(crate) fn endpoint(&self) -> Result<Endpoint> {
-        let token: JoinToken = self.token.parse().map_err(CliError::invalid)?;
-        Endpoint::new(&self.url, token).map_err(CliError::invalid)
+        let token: JoinToken = self.token.parse().map_err(|reason| {
+            CliError::invalid(reason).hint("copy the whole token, on one line, to `--token`")
+        })?;
+        Endpoint::new(&self.url, token).map_err(CliError::address)
     }
 
     /// A client of its server.

@@ -77,15 +77,44 @@ impl CliError {
         self
     }
 
+    /// A server that cannot be addressed.
+    #[expect(clippy::needless_pass_by_value, reason = "it maps errors")]
+    pub(crate) fn address(error: api::ConnectError) -> Self {
+        let hint = match &error {
+            api::ConnectError::NoAuthority => {
+                "this token was made before the server spoke TLS: stop the server, make a new one \
+                 with `shore token create --data DIR`, start it again"
+            }
+            api::ConnectError::Plain(_) => {
+                "start the server with `--listen` on that address, then it speaks TLS"
+            }
+            api::ConnectError::Address(_) | api::ConnectError::Tls(_) => {
+                "see what `shore server` printed at its start"
+            }
+        };
+        Self::invalid(error).hint(hint)
+    }
+
     /// A file operation that failed.
     pub(crate) fn file(attempt: &str, path: &std::path::Path, error: &std::io::Error) -> Self {
         let message = format!("cannot {attempt} {}: {error}", path.display());
         let kind = match error.kind() {
             std::io::ErrorKind::NotFound => ErrorKind::NotFound,
             std::io::ErrorKind::PermissionDenied => ErrorKind::Denied,
+            std::io::ErrorKind::IsADirectory
+            | std::io::ErrorKind::NotADirectory
+            | std::io::ErrorKind::InvalidData => ErrorKind::Invalid,
             _ => ErrorKind::Unavailable,
         };
-        Self::new(kind, message)
+        let hint = match error.kind() {
+            std::io::ErrorKind::NotFound => "check the path",
+            std::io::ErrorKind::PermissionDenied => "check who may use it: `ls -l`",
+            std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => {
+                "free space on its disk: `df -h`"
+            }
+            _ => "see what is there: `ls -l`",
+        };
+        Self::new(kind, message).hint(hint)
     }
 }
 
@@ -102,14 +131,16 @@ impl From<ClientError> for CliError {
                     404 => ErrorKind::NotFound,
                     409 => ErrorKind::Conflict,
                     400 | 413 | 415 | 422 => ErrorKind::Invalid,
-                    503 | 507 => ErrorKind::Unavailable,
+                    426 | 503 | 507 => ErrorKind::Unavailable,
                     _ => ErrorKind::Internal,
                 };
                 Self { kind, message, hint: body.hint }
             }
             ClientError::Answer { .. } => Self::internal(message)
                 .hint("the server may be of another version: compare `shore version`"),
-            ClientError::Connect(_) => Self::invalid(message),
+            ClientError::Connect(error) => Self::address(error),
+            ClientError::Version(_) => Self::new(ErrorKind::Unavailable, message)
+                .hint("compare `shore version` with that of the server"),
         }
     }
 }

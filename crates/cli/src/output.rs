@@ -4,7 +4,7 @@ use std::io::Write as _;
 use api::http_types::{JobView, LogLine};
 use comfy_table::presets::NOTHING;
 use comfy_table::{ContentArrangement, Table};
-use model::{LogSource, StepStatus, TerminalEvent, Time};
+use model::{ERROR_MARK, LogSource, StepStatus, TerminalEvent, Time};
 use serde::Serialize;
 
 use crate::error::CliError;
@@ -161,7 +161,8 @@ fn styled(event: &TerminalEvent) -> String {
 
 /// An error inside a container; it becomes part of the task's or instance's log.
 pub(crate) fn inside_error(reason: &str) {
-    err(&format!(" !     {}", reason.replace('\n', "\n !     ")));
+    let lines = reason.lines().map(|line| format!("{ERROR_MARK}{line}"));
+    err(&lines.collect::<Vec<_>>().join("\n"));
 }
 
 /// A reader that went away misses what is printed; the work goes on.

@@ -2,6 +2,7 @@
 
 mod all_in_one;
 mod identity;
+mod port;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -9,10 +10,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use api::Endpoint;
-use model::{JoinToken, Role};
+use model::{HostName, JoinToken, Role};
 use runtime::{Ids, Kind, Random, Stop, SystemClock, Tasks};
 use server::{Authority, Parts, Server};
 use store::Store;
+use store::blobs::BlobLimits;
 use store::sqlite::SqliteStore;
 use tokio::net::TcpListener;
 use tracing_subscriber::EnvFilter;
@@ -24,13 +26,22 @@ use crate::error::{CliError, ErrorKind, Result};
 
 pub(crate) use all_in_one::AllInOne;
 
+/// The store's file in a server's data directory.
+const STORE: &str = "store.db";
+/// The parent of every app's host unless told otherwise.
+pub(crate) const LOCALHOST: &str = "localhost";
 /// How long everything has to end once it is asked to.
 pub(crate) const STOP_GRACE: Duration = Duration::from_secs(15);
 
 /// Sends what roles say of themselves to standard error.
 pub(crate) fn log_to_stderr(filter: &str) {
     let filter = EnvFilter::try_new(filter).unwrap_or_else(|_| EnvFilter::new("warn"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        // A line that cannot be written, as on a full disk, must not end who wrote it.
+        .log_internal_errors(false)
+        .init();
 }
 
 /// Waits for Ctrl-C or TERM.
@@ -51,38 +62,16 @@ pub(crate) async fn interrupted() {
     }
 }
 
-/// Binds a port, or says what to do about it.
-pub(crate) async fn bind(what: &str, address: SocketAddr, flag: &str) -> Result<TcpListener> {
-    TcpListener::bind(address).await.map_err(|error| port_error(what, address, flag, &error))
-}
-
-/// A port that cannot be had.
-pub(crate) fn port_error(
-    what: &str,
-    address: SocketAddr,
-    flag: &str,
-    error: &std::io::Error,
-) -> CliError {
-    let message = format!("cannot listen on {address} for the {what}: {error}");
-    let hint = match error.kind() {
-        std::io::ErrorKind::AddrInUse => {
-            format!("another program has the port: end it, or choose one with `{flag}`")
-        }
-        std::io::ErrorKind::PermissionDenied => {
-            format!("ports below 1024 need more rights: choose another with `{flag}`")
-        }
-        _ => format!("choose another address with `{flag}`"),
-    };
-    CliError::new(ErrorKind::Unavailable, message).hint(hint)
-}
-
 /// What a server role needs.
 pub(crate) struct ServerOptions {
     pub(crate) listen: SocketAddr,
     pub(crate) ssh: Option<SocketAddr>,
     pub(crate) dir: PathBuf,
-    pub(crate) domain: String,
+    pub(crate) domain: HostName,
     pub(crate) names: Vec<String>,
+    /// The flags that choose the address of the server and of its SSH.
+    pub(crate) flags: [&'static str; 2],
+    pub(crate) blobs: BlobLimits,
 }
 
 /// A server that listens.
@@ -95,36 +84,21 @@ pub(crate) struct RunningServer {
 
 /// Opens the store and starts listening.
 pub(crate) async fn start_server(options: ServerOptions, tasks: &Tasks) -> Result<RunningServer> {
-    let ServerOptions { listen, ssh, dir, domain, names } = options;
+    let ServerOptions { listen, ssh, dir, domain, names, flags, blobs } = options;
     std::fs::create_dir_all(&dir).map_err(|error| CliError::file("make", &dir, &error))?;
-    let listener = bind("server", listen, "--port or --listen").await?;
+    let listener = port::bind("server", listen, flags[0]).await?;
     let listen = listener.local_addr().map_err(CliError::internal)?;
     let ssh = match ssh {
-        Some(address) => Some(bind("SSH server", address, "--ssh-port or --ssh").await?),
+        Some(address) => Some(port::bind("SSH server", address, flags[1]).await?),
         None => None,
     };
-    let authority = if listen.ip().is_loopback() {
+    let (server, authority) = open_server(&dir, domain, blobs, tasks).await?;
+    let first = server.first_token().await.map_err(CliError::internal)?;
+    let tls = if listen.ip().is_loopback() {
         None
     } else {
-        Some(Authority::open(&dir).map_err(CliError::internal)?)
-    };
-    let store = open_store(&dir)?;
-    let parts = Parts {
-        store,
-        clock: Arc::new(SystemClock),
-        ids: Ids::new(Random::system()),
-        tasks: tasks.clone(),
-        domain,
-        authority: authority.as_ref().map(Authority::fingerprint),
-    };
-    let server = Server::start(parts, &dir).await.map_err(start_error)?;
-    let first = server.first_token().await.map_err(CliError::internal)?;
-    let tls = match &authority {
-        Some(authority) => {
-            let names = certificate_names(names, listen);
-            Some(authority.server_config(names).map_err(CliError::internal)?)
-        }
-        None => None,
+        let names = certificate_names(names, listen);
+        Some(authority.server_config(names).map_err(CliError::internal)?)
     };
     let scheme = if tls.is_some() { "https" } else { "http" };
     let app = edge::router(server.clone());
@@ -135,17 +109,57 @@ pub(crate) async fn start_server(options: ServerOptions, tasks: &Tasks) -> Resul
     Ok(RunningServer { server, url: format!("{scheme}://{listen}"), first })
 }
 
+/// Opens the data of a server. Its authority is made with it, also while it listens on loopback only,
+/// so that its tokens go on working when it moves to TLS.
+async fn open_server(
+    dir: &Path,
+    domain: HostName,
+    blobs: BlobLimits,
+    tasks: &Tasks,
+) -> Result<(Server, Authority)> {
+    let store = open_store(dir)?;
+    let authority = Authority::open(dir).map_err(CliError::internal)?;
+    let parts = Parts {
+        store,
+        clock: Arc::new(SystemClock),
+        ids: Ids::new(Random::system()),
+        tasks: tasks.clone(),
+        domain: domain.to_string(),
+        authority: Some(authority.fingerprint()),
+        blobs,
+    };
+    let server = Server::start(parts, dir).await.map_err(start_error)?;
+    Ok((server, authority))
+}
+
+/// An administrator's token, made in the data directory of a server that does not run. Who can write
+/// there is its owner.
+pub(crate) async fn token_in(dir: &Path, role: Role, label: String) -> Result<JoinToken> {
+    if !dir.join(STORE).is_file() {
+        let message =
+            format!("cannot make a token: there is no server's data in {}", dir.display());
+        return Err(CliError::new(ErrorKind::NotFound, message)
+            .hint("name the directory that holds `store.db`, as for `shore server --data`"));
+    }
+    let tasks = Tasks::new(Stop::new());
+    let domain = LOCALHOST.parse().map_err(CliError::internal)?;
+    let (server, _) = open_server(dir, domain, BlobLimits::default(), &tasks).await?;
+    let made = server.create_token(role, None, label, None).await.map_err(CliError::invalid);
+    tasks.shutdown(STOP_GRACE).await;
+    made
+}
+
 fn serve_ssh(listener: TcpListener, server: &Server, dir: &Path, tasks: &Tasks) -> Result<()> {
     let port = listener.local_addr().map_err(CliError::internal)?.port();
     let git = edge::ssh::Git::open(dir, &identity::platform_exe()?, server.clone())
         .map_err(CliError::internal)?;
-    server.set_ports(|ports| ports.ssh = Some(port));
+    server.serves_ssh(port);
     tasks.spawn(Kind::Ordinary, "ssh", git.serve(listener));
     Ok(())
 }
 
 fn open_store(dir: &Path) -> Result<Arc<dyn Store>> {
-    let path = dir.join("store.db");
+    let path = dir.join(STORE);
     match SqliteStore::open(&path) {
         Ok(store) => Ok(Arc::new(store)),
         Err(error) => {
@@ -187,10 +201,10 @@ pub(crate) async fn dev(shell: &Shell, ports: &DevPorts) -> Result<()> {
             info.server, info.http_port, info.ssh_port, info.data
         )
     });
-    running.or_stopped(std::future::pending::<()>()).await;
+    let ended = running.or_stopped(std::future::pending::<()>()).await;
     shell.output.say("stopping");
     running.shutdown().await;
-    Ok(())
+    ended.map(|_| ())
 }
 
 /// `shore server`
@@ -203,6 +217,8 @@ pub(crate) async fn server(shell: &Shell, args: ServerArgs) -> Result<()> {
         dir,
         domain: args.domain,
         names: args.names,
+        flags: ["--listen", "--ssh"],
+        blobs: BlobLimits { max_blob_bytes: args.max_blob_mb << 20, ..BlobLimits::default() },
     };
     let running = start_server(options, &tasks).await?;
     let ready = serde_json::json!({
@@ -218,18 +234,21 @@ pub(crate) async fn server(shell: &Shell, args: ServerArgs) -> Result<()> {
         ),
         None => format!("ready: {}", running.url),
     });
-    until_stopped(&tasks).await;
-    Ok(())
+    until_stopped(&tasks).await
 }
 
-/// Waits for a signal or for a critical task to fail, then ends everything.
-async fn until_stopped(tasks: &Tasks) {
-    if tasks.stop().or_stop(interrupted()).await.is_none() {
-        tracing::error!("a part that is needed has failed");
-    }
+/// Waits for a signal or for a critical task to fail, then ends everything. The failure is the error.
+async fn until_stopped(tasks: &Tasks) -> Result<()> {
+    let failed = tasks.stop().or_stop(interrupted()).await.is_none();
     if !tasks.shutdown(STOP_GRACE).await {
         tracing::warn!("some work did not end in time");
     }
+    if failed { Err(part_failed()) } else { Ok(()) }
+}
+
+/// A part without which the others are no use.
+fn part_failed() -> CliError {
+    CliError::internal("a part that is needed has failed").hint("the log above says which and why")
 }
 
 fn own_dir(given: Option<PathBuf>, name: &str) -> Result<PathBuf> {
@@ -240,10 +259,19 @@ fn own_dir(given: Option<PathBuf>, name: &str) -> Result<PathBuf> {
 }
 
 fn joined(join: &JoinArgs, role: Role) -> Result<(Endpoint, PathBuf)> {
-    let token: JoinToken = join.token.parse().map_err(CliError::invalid)?;
-    let endpoint = Endpoint::new(&join.server, token).map_err(CliError::invalid)?;
+    let endpoint = endpoint(&join.server, &join.token, role)?;
     let dir = own_dir(join.data.clone(), role.name())?;
     Ok((endpoint, dir))
+}
+
+/// A server as a component reaches it.
+fn endpoint(url: &str, token: &str, role: Role) -> Result<Endpoint> {
+    let role = role.name();
+    let token: JoinToken = token.parse().map_err(|reason| {
+        CliError::invalid(format!("cannot start the {role}: {reason}"))
+            .hint(format!("make a token with `shore token create --role {role}`"))
+    })?;
+    Endpoint::new(url, token).map_err(CliError::address)
 }
 
 /// `shore runner`
@@ -255,7 +283,10 @@ pub(crate) async fn runner(_: &Shell, args: RunnerArgs) -> Result<()> {
     let ended = tasks.stop().clone();
     let running = runner::run(options, endpoint, tasks.clone());
     let done = tokio::select! {
-        done = running => done.map_err(|error| CliError::new(ErrorKind::Denied, error.to_string())),
+        done = running => done.map_err(|error| match error {
+            runner::RunnerError::Refused(reason) => refused("runner", &reason),
+            runner::RunnerError::Client(error) => CliError::from(error),
+        }),
         () = interrupted() => Ok(()),
     };
     ended.stop();
@@ -269,12 +300,15 @@ pub(crate) async fn cell(_: &Shell, args: CellArgs) -> Result<()> {
     let tasks = Tasks::new(Stop::new());
     let name = identity::name(args.join.name, "cell")?;
     let mut options = identity::cell(&dir, name)?;
-    options.zone = args.zone;
-    options.tags = args.tags.into_iter().collect();
+    options.zone = args.zone.to_string();
+    options.tags = args.tags.iter().map(ToString::to_string).collect();
     options.address = args.address;
     let running = cell::Cell::run(options, endpoint, tasks.clone());
     let done = tokio::select! {
-        done = running => done.map_err(|error| CliError::new(ErrorKind::Unavailable, error.to_string())),
+        done = running => done.map_err(|error| match error {
+            cell::CellError::Refused(reason) => refused("cell", &reason),
+            other => CliError::new(ErrorKind::Unavailable, other.to_string()),
+        }),
         () = interrupted() => Ok(()),
     };
     tasks.stop().stop();
@@ -291,15 +325,24 @@ pub(crate) async fn router(shell: &Shell, args: RouterArgs) -> Result<()> {
         .map_err(|error| router_error(&error, "--listen"))?;
     let ready = serde_json::json!({ "event": "ready", "listen": router.addresses() });
     shell.output.value(&ready, || format!("ready: {}", args.listen));
-    until_stopped(&tasks).await;
-    Ok(())
+    let ended = until_stopped(&tasks).await;
+    match router.refusal() {
+        Some(reason) => Err(refused("router", &reason)),
+        None => ended,
+    }
+}
+
+/// A component the server does not want.
+fn refused(role: &str, reason: &str) -> CliError {
+    CliError::new(ErrorKind::Denied, format!("the server refused this {role}: {reason}"))
+        .hint(format!("check `--server` and the token: `shore token create --role {role}`"))
 }
 
 /// A router that does not start.
 pub(crate) fn router_error(error: &router::StartError, flag: &str) -> CliError {
     match error {
         router::StartError::Listen { address, error } => {
-            port_error("router", *address, flag, error)
+            port::refused("router", *address, flag, error)
         }
         other => CliError::internal(format!("the router cannot start: {other}")),
     }

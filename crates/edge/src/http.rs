@@ -7,6 +7,7 @@ mod caller;
 mod error;
 mod events;
 mod jobs;
+mod protocol;
 mod work;
 
 use axum::Router;
@@ -74,7 +75,9 @@ pub fn router(server: Server) -> Router {
     router
         .route_service(api::proto::COMPONENTS_PATH, server.components())
         .fallback(error::no_such_path)
+        .method_not_allowed_fallback(error::no_such_method)
         .layer(DefaultBodyLimit::max(api::MAX_JSON_BODY))
+        .layer(axum::middleware::from_fn(protocol::agree))
         .with_state(server)
 }
 

@@ -5,6 +5,7 @@
 
 mod files;
 pub mod http;
+mod near;
 mod serve;
 pub mod ssh;
 

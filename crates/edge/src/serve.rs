@@ -4,13 +4,14 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use api::http_types::ErrorBody;
 use axum::Router;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
 use hyper_util::service::TowerToHyperService;
 use runtime::Tasks;
-use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::TcpListener;
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio_rustls::TlsAcceptor;
 
@@ -20,6 +21,10 @@ pub const MAX_CONNECTIONS: usize = 4_096;
 const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a client may take for the TLS handshake.
 const TLS_TIMEOUT: Duration = Duration::from_secs(10);
+/// How a TLS handshake begins.
+const TLS_HANDSHAKE: u8 = 22;
+/// How long what a client without TLS still sends is read, so that it gets the answer.
+const PLAIN_LINGER: Duration = Duration::from_secs(1);
 /// Pause after an accept that failed, as when no file descriptor is left.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
@@ -52,6 +57,7 @@ pub async fn serve(
         tasks.spawn_ok("http-connection", async move {
             match tls {
                 None => connection(stream, app, &stop).await,
+                Some(_) if speaks_plainly(&stream).await => not_without_tls(stream).await,
                 Some(tls) => match runtime::timeout(TLS_TIMEOUT, tls.accept(stream)).await {
                     Some(Ok(stream)) => connection(stream, app, &stop).await,
                     Some(Err(error)) => refused(peer, &error),
@@ -60,6 +66,35 @@ pub async fn serve(
             }
             drop(slot);
         });
+    }
+}
+
+/// Whether a client begins with something else than a TLS handshake.
+async fn speaks_plainly(stream: &TcpStream) -> bool {
+    let mut first = [0];
+    let peeked = runtime::timeout(TLS_TIMEOUT, stream.peek(&mut first)).await;
+    matches!(peeked, Some(Ok(1))) && first != [TLS_HANDSHAKE]
+}
+
+/// Tells a client that came without TLS to come with it.
+async fn not_without_tls(mut stream: TcpStream) {
+    let body = ErrorBody {
+        kind: "invalid".to_owned(),
+        message: "this server speaks TLS".to_owned(),
+        hint: Some("use https:// in place of http://, with a token of this server".to_owned()),
+    };
+    let body = serde_json::to_string(&body).unwrap_or_default();
+    let length = body.len();
+    let answer = format!(
+        "HTTP/1.1 400 Bad Request\r\nContent-Type: application/json\r\n\
+         Content-Length: {length}\r\nConnection: close\r\n\r\n{body}"
+    );
+    // A client that went away needs no answer.
+    if stream.write_all(answer.as_bytes()).await.is_ok() {
+        stream.shutdown().await.unwrap_or_default();
+        let mut nowhere = tokio::io::sink();
+        let rest = tokio::io::copy(&mut stream, &mut nowhere);
+        drop(runtime::timeout(PLAIN_LINGER, rest).await);
     }
 }
 

@@ -138,6 +138,24 @@ pub struct ProtocolRange {
     pub current: u32,
 }
 
+impl fmt::Display for ProtocolRange {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}-{}", self.min, self.current)
+    }
+}
+
+impl FromStr for ProtocolRange {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let range = text.split_once('-').and_then(|(min, current)| {
+            Some(Self { min: min.parse().ok()?, current: current.parse().ok()? })
+        });
+        let range = range.filter(|range| range.min <= range.current);
+        range.ok_or_else(|| format!("{text:?} is no range of protocols, as `1-3` is"))
+    }
+}
+
 /// What this version speaks.
 pub const PROTOCOL: ProtocolRange = ProtocolRange { min: 1, current: 1 };
 
@@ -207,6 +225,10 @@ mod tests {
         ] {
             assert_eq!(negotiate(range(client), range(server)), Ok(wanted));
         }
+        for (text, wanted) in [("1-3", Some((1, 3))), ("3-1", None), ("1", None), ("a-b", None)] {
+            assert_eq!(text.parse().ok(), wanted.map(range), "{text}");
+        }
+        assert_eq!(range((1, 3)).to_string(), "1-3");
         let outdated = |client, server| {
             negotiate(range(client), range(server)).expect_err("no common version")
         };

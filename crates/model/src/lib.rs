@@ -30,12 +30,12 @@ pub use id::{
 };
 pub use instance::{CrashPolicy, InstanceEvent, InstanceState};
 pub use job::{JobEvent, JobState, Operation, Outcome, Target};
-pub use log::{LogEntry, LogSource, StepStatus, TerminalEvent};
+pub use log::{ERROR_MARK, LogEntry, LogSource, StepStatus, TerminalEvent};
 pub use name::{HostName, MAX_NAME, Name, NameError};
 pub use route::{Route, RouteTable, RouteTarget};
 pub use spec::{
-    Check, CheckKind, ContainerSpec, Limits, MAX_ENV_BYTES, MAX_ENV_VARS, MAX_INSTANCES,
-    ProcessSpec, SpecError, TaskSpec, validate_env,
+    Check, CheckKind, ContainerSpec, Limits, MAX_ENV_BYTES, MAX_ENV_NAME, MAX_ENV_VARS,
+    MAX_INSTANCES, ProcessSpec, SpecError, TaskSpec, validate_env,
 };
 pub use task::{MAX_TASK_RESULT, TaskEvent, TaskState};
 pub use time::Time;

@@ -6,6 +6,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::Time;
 
+/// How the lines of an error begin that one of our programs reports from inside a container.
+pub const ERROR_MARK: &str = " !     ";
+
 /// Where a line came from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

@@ -8,6 +8,8 @@ use crate::{Action, ActionError, CrashPolicy, Digest};
 
 /// Most environment variables of one container.
 pub const MAX_ENV_VARS: usize = 500;
+/// Most characters of the name of a variable.
+pub const MAX_ENV_NAME: usize = 256;
 /// Most bytes of all names and values of one container's environment.
 pub const MAX_ENV_BYTES: usize = 128 * 1024;
 /// Most instances of one process.
@@ -127,7 +129,10 @@ pub enum SpecError {
     #[error(transparent)]
     Action(#[from] ActionError),
     /// A variable's name cannot be used.
-    #[error("environment variable {0:?} is not allowed: use A-Z, a-z, 0-9 and `_`, no digit first")]
+    #[error(
+        "environment variable {0:?} is not allowed: use A-Z, a-z, 0-9 and `_`, no digit first, at \
+         most {MAX_ENV_NAME} in all"
+    )]
     EnvName(String),
     /// A variable's value cannot be used.
     #[error("the value of environment variable {0} holds a NUL byte")]
@@ -165,7 +170,8 @@ pub fn validate_env(env: &BTreeMap<String, String>) -> Result<(), SpecError> {
     }
     for (name, value) in env {
         let first = name.bytes().next().is_some_and(|b| b.is_ascii_alphabetic() || b == b'_');
-        if !first || !name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_') {
+        let plain = name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_');
+        if !first || !plain || name.len() > MAX_ENV_NAME {
             return Err(SpecError::EnvName(name.chars().take(64).collect()));
         }
         if value.contains('\0') {

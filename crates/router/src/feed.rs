@@ -8,7 +8,7 @@ use api::proto::router_up::Message as Up;
 use api::proto::{Changes, RouterDown, RouterHello, RouterUp, components_client};
 use api::{Connector, Endpoint};
 use model::{HostName, Route, RouteTable};
-use runtime::{Backoff, Random, Stop, Tasks};
+use runtime::{Backoff, Kind, Random, Stop, Tasks};
 use tokio::sync::{mpsc, watch};
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::{Request, Status, Streaming};
@@ -81,8 +81,11 @@ pub(crate) fn start(
         tasks.spawn_ok("router table keeper", keeper);
     }
     let stop = tasks.stop().clone();
-    tasks.spawn_ok("router feed", async move {
-        stop.or_stop(feed.run(&stop)).await;
+    let refused = router.refused.clone();
+    tasks.spawn(Kind::Critical, "router feed", async move {
+        let Some(Err(reason)) = stop.or_stop(feed.run(&stop)).await else { return Ok(()) };
+        refused.send_replace(Some(reason.clone()));
+        Err(reason)
     });
     Ok(())
 }
@@ -124,22 +127,37 @@ struct Feed {
 
 impl Feed {
     /// Keeps a stream to the server for as long as the router runs.
-    async fn run(self, stop: &Stop) {
+    /// Stays connected until a stop. An error is why the server does not want this router, when there
+    /// is no table to go on with.
+    async fn run(self, stop: &Stop) -> Result<(), String> {
         let mut backoff = Backoff::new(RECONNECT_FIRST, RECONNECT_LAST);
         let random = Random::system();
+        let mut refused = String::new();
         while !stop.is_stopped() {
             let status = match self.session(&mut backoff).await {
                 Ok(()) => Status::unavailable("the server ended the stream"),
                 Err(status) => status,
             };
             let delay = backoff.next_delay(&random);
-            tracing::info!(
-                code = ?status.code(), message = status.message(), ?delay,
-                generation = self.router.generation(),
-                "no stream to the server; the last table goes on serving"
-            );
+            let (message, generation) = (status.message(), self.router.generation());
+            if !is_final(&status) {
+                tracing::info!(
+                    code = ?status.code(), message, ?delay, generation,
+                    "no stream to the server; the last table goes on serving"
+                );
+            } else if generation == 0 {
+                return Err(message.to_owned());
+            } else if refused != message {
+                tracing::error!(
+                    reason = message,
+                    generation,
+                    "the server refuses this router; the last table goes on serving"
+                );
+                message.clone_into(&mut refused);
+            }
             runtime::sleep(delay).await;
         }
+        Ok(())
     }
 
     async fn session(&self, backoff: &mut Backoff) -> Result<(), Status> {
@@ -182,6 +200,7 @@ impl Feed {
     async fn message(&self, message: Down, up: &mpsc::Sender<RouterUp>) -> Result<(), Status> {
         let applied = match message {
             Down::Welcome(welcome) => {
+                welcome.check()?;
                 tracing::info!(server = welcome.version, "the server gives the routes");
                 return Ok(());
             }
@@ -205,6 +224,12 @@ impl Feed {
             Applied::Gap => Err(Status::aborted("changes are missing: asking for the whole table")),
         }
     }
+}
+
+/// Whether trying again cannot help.
+fn is_final(status: &Status) -> bool {
+    use tonic::Code::{FailedPrecondition, PermissionDenied, Unauthenticated};
+    matches!(status.code(), FailedPrecondition | PermissionDenied | Unauthenticated)
 }
 
 async fn tell(up: &mpsc::Sender<RouterUp>, message: Up) -> Result<(), Status> {

@@ -26,7 +26,7 @@ use std::sync::atomic::AtomicUsize;
 use api::Endpoint;
 use model::RouteTable;
 use runtime::{Kind, Tasks};
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 
 pub use options::*;
 pub use stats::Stats;
@@ -63,6 +63,8 @@ pub struct Router {
     shared: Arc<Shared>,
     threads: Arc<[Arc<Counters>]>,
     addresses: Arc<[SocketAddr]>,
+    /// Why the server does not want this router, once it said so and there is nothing to serve.
+    refused: watch::Sender<Option<String>>,
 }
 
 impl Router {
@@ -91,7 +93,12 @@ impl Router {
         for (index, listeners) in listeners.into_iter().enumerate() {
             counters.push(spawn(index, &shared, listeners, tasks)?);
         }
-        let router = Self { shared, threads: counters.into(), addresses: addresses.into() };
+        let router = Self {
+            shared,
+            threads: counters.into(),
+            addresses: addresses.into(),
+            refused: watch::Sender::new(None),
+        };
         if let Some(endpoint) = endpoint {
             feed::start(&router, endpoint, options, tasks)?;
         }
@@ -101,6 +108,11 @@ impl Router {
     /// Where it listens.
     pub fn addresses(&self) -> &[SocketAddr] {
         &self.addresses
+    }
+
+    /// Why it ended by itself: the server does not want it, and it has nothing to serve.
+    pub fn refusal(&self) -> Option<String> {
+        self.refused.borrow().clone()
     }
 
     /// What it did so far and does now.

@@ -11,8 +11,8 @@ use api::http_types::{
 use futures_util::{FutureExt as _, StreamExt as _};
 use manifest::{AppFile, CheckFile, DeployFile};
 use model::{
-    Action, BuildId, Check, CheckKind, ContainerSpec, CrashPolicy, DeploymentId, Digest, Limits,
-    LogSource, Name, Operation, ProcessSpec, TaskId, TaskSpec, UploadMode,
+    Action, BuildId, Check, CheckKind, ContainerSpec, CrashPolicy, DeploymentId, Digest,
+    ERROR_MARK, Limits, LogSource, Name, Operation, ProcessSpec, TaskId, TaskSpec, UploadMode,
 };
 use serde::Deserialize;
 
@@ -33,6 +33,8 @@ const WAIT_MS: u64 = 25_000;
 const LOOK: Duration = Duration::from_secs(3);
 /// Lines shown of an instance that did not become healthy.
 const LAST_LINES: u64 = 50;
+/// Most characters of what a task said was wrong.
+const MAX_TOLD: usize = 500;
 
 /// Does a job and says how it ended.
 pub(crate) async fn run(mut context: Context) {
@@ -151,6 +153,7 @@ async fn follow_task(context: &Context, task: TaskView) -> Result<TaskView, JobE
     let id = task.id;
     let mut resume: Option<String> = None;
     let mut said = None;
+    let mut told = Told::default();
     loop {
         let path = format!("/v1/tasks/{id}/events");
         let opened = context.call(|client| client.events(&path, resume.as_deref()).boxed()).await?;
@@ -159,7 +162,7 @@ async fn follow_task(context: &Context, task: TaskView) -> Result<TaskView, JobE
             let next = async { Ok::<_, JobError>(runtime::timeout(LOOK, events.next()).await) };
             match context.or_cancel(next).await? {
                 Some(Some(Ok(event))) => {
-                    show(context, &event).await;
+                    show(context, &event, &mut told).await;
                     resume = event.id.or(resume);
                 }
                 // The log ended, or the connection was cut: the outer loop goes on where it was.
@@ -171,7 +174,7 @@ async fn follow_task(context: &Context, task: TaskView) -> Result<TaskView, JobE
         let task: TaskView = context.call(|client| client.get(&path).boxed()).await?;
         match task.reason {
             _ if task.state == "succeeded" => return Ok(task),
-            Some(reason) if task.ended => return Err(JobError::Failed(reason)),
+            Some(reason) if task.ended => return Err(JobError::Failed(told.with(reason))),
             None if task.ended => return Err(JobError::Cancelled),
             Some(_) | None => {}
         }
@@ -191,10 +194,34 @@ async fn say_why(context: &Context, id: TaskId, said: &mut Option<String>) -> Re
     Ok(())
 }
 
-async fn show(context: &Context, event: &Event) {
+/// What a task said was wrong, which tells more than how it ended.
+#[derive(Debug, Default)]
+struct Told {
+    /// The first line of the last error.
+    error: Option<String>,
+    /// Whether the last line belongs to it.
+    within: bool,
+}
+
+impl Told {
+    fn hear(&mut self, text: &str) {
+        let error = text.strip_prefix(ERROR_MARK);
+        if let (Some(error), false) = (error, self.within) {
+            self.error = Some(error.chars().take(MAX_TOLD).collect());
+        }
+        self.within = error.is_some();
+    }
+
+    fn with(self, reason: String) -> String {
+        self.error.map_or_else(|| reason.clone(), |error| format!("{error} ({reason})"))
+    }
+}
+
+async fn show(context: &Context, event: &Event, told: &mut Told) {
     match event.name.as_str() {
         "log" => {
             if let Ok(line) = serde_json::from_str::<LogLine>(&event.data) {
+                told.hear(&line.text);
                 context.line(line.source, line.text).await;
             }
         }
@@ -361,4 +388,21 @@ async fn destroy(context: &mut Context) -> Result<(), JobError> {
         })
         .await
         .map(|_| ())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_line_of_the_last_error_is_the_reason() {
+        let mut told = Told::default();
+        for line in
+            ["ok", " !     first", " !     more", "", " !     no buildpack", " !       node"]
+        {
+            told.hear(line);
+        }
+        assert_eq!(told.with("status 20".to_owned()), "no buildpack (status 20)");
+        assert_eq!(Told::default().with("status 1".to_owned()), "status 1");
+    }
 }

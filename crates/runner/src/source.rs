@@ -14,8 +14,10 @@ use crate::context::JobError;
 
 /// How gzip begins.
 const GZIP: [u8; 2] = [0x1f, 0x8b];
-/// Most entries looked at for the project file.
+/// Most entries looked at for the project file; a cell unpacks no more either.
 const MAX_ENTRIES: usize = 1_000_000;
+/// Most bytes of all files of a source; a cell unpacks no more either.
+const MAX_BYTES: u64 = 8 << 30;
 
 type Content = BoxStream<'static, std::io::Result<Bytes>>;
 
@@ -28,7 +30,9 @@ pub(crate) async fn archive(client: &Client, source: Digest) -> Result<Content, 
 pub(crate) async fn project_file(archive: Content) -> Result<ProjectFile, JobError> {
     let reader = SyncIoBridge::new(StreamReader::new(archive));
     let text = runtime::blocking(move || find(reader)).await;
-    match text.map_err(|error| JobError::Failed(format!("the source cannot be read: {error}")))? {
+    match text
+        .map_err(|error| JobError::Failed(format!("the source archive cannot be read: {error}")))?
+    {
         Some(text) => manifest::parse(&text).map_err(|error| JobError::Failed(error.to_string())),
         None => Ok(ProjectFile::default()),
     }
@@ -46,8 +50,16 @@ fn find(archive: impl std::io::Read) -> std::io::Result<Option<String>> {
 
 fn find_in(archive: impl std::io::Read) -> std::io::Result<Option<String>> {
     let mut archive = tar::Archive::new(archive);
-    for entry in archive.entries()?.take(MAX_ENTRIES) {
+    let mut bytes = 0_u64;
+    for (number, entry) in archive.entries()?.enumerate() {
         let entry = entry?;
+        // A small archive can say that it becomes very large; then nothing of it is unpacked.
+        bytes = bytes.saturating_add(entry.size());
+        if bytes > MAX_BYTES || number >= MAX_ENTRIES {
+            return Err(std::io::Error::other(format!(
+                "it unpacks to more than {MAX_BYTES} bytes or {MAX_ENTRIES} files"
+            )));
+        }
         let path = entry.path()?;
         if path.strip_prefix("./").unwrap_or(&path) != std::path::Path::new(FILE_NAME) {
             continue;
@@ -89,5 +101,15 @@ mod tests {
         let other = archive("sub/shore.hcl", "x");
         assert_eq!(find(other.as_slice()).expect("readable"), None);
         assert!(find(&b"garbage that is no archive at all"[..]).is_err());
+    }
+
+    #[test]
+    fn an_archive_that_says_it_is_huge_is_refused_unread() {
+        let mut header = tar::Header::new_gnu();
+        header.set_path("zeros").expect("a name");
+        header.set_size(MAX_BYTES + 1);
+        header.set_cksum();
+        let error = find(&header.as_bytes()[..]).expect_err("too large").to_string();
+        assert!(error.contains("more than 8589934592 bytes"), "{error}");
     }
 }

@@ -165,7 +165,8 @@ impl Runner {
             tokio::select! {
                 message = down.message() => match message? {
                     Some(message) => {
-                        if let Some(Down::Welcome(_)) = message.message {
+                        if let Some(Down::Welcome(welcome)) = &message.message {
+                            welcome.check()?;
                             backoff.reset();
                             self.welcome(&up).await?;
                         } else if let Some(message) = message.message {

@@ -16,7 +16,7 @@ use model::{CellId, Time};
 use runtime::Clock;
 use state::{Changes, Command, MAX_FINISHED_JOBS, Refusal, Reply, RowKey, State};
 use store::{
-    Batch, HistoryEntry, HistoryQuery, Kind, Record, Store, StoreError, Writer, WriterLimits,
+    Batch, Epoch, HistoryEntry, HistoryQuery, Kind, Record, Store, StoreError, Writer, WriterLimits,
 };
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
 
@@ -38,7 +38,7 @@ const REBUILD_PAUSE: Duration = Duration::from_secs(1);
 const EMBEDDED_LEASE_MS: u64 = 1 << 45;
 
 /// The history of jobs that ended.
-const JOBS: Kind = Kind::new("job");
+const JOBS: Kind = Kind::new(state::JOB_HISTORY);
 
 /// What a commit changed.
 #[derive(Debug, Clone, Default)]
@@ -97,6 +97,7 @@ impl Loop {
             clock,
             domain: domain.to_owned(),
             live: None,
+            epoch: None,
             generation: 0,
             publisher: Arc::new(Publisher {
                 events: events.clone(),
@@ -165,6 +166,8 @@ struct Applier {
     clock: Arc<dyn Clock>,
     domain: String,
     live: Option<Live>,
+    /// The lease that was taken at the start.
+    epoch: Option<Epoch>,
     /// How often the state was loaded.
     generation: u64,
     publisher: Arc<Publisher>,
@@ -174,9 +177,19 @@ struct Applier {
 impl Applier {
     fn load(&mut self) -> Result<Live, StoreError> {
         self.generation += 1;
-        let epoch = self.store.acquire("embedded", self.clock.now_ms(), EMBEDDED_LEASE_MS)?;
+        // The writer before has ended and finished what it took. So the lease need not be taken
+        // again, which a full disk would refuse: the state can still be read then.
+        let epoch = match self.epoch {
+            Some(epoch) => epoch,
+            None => self.store.acquire("embedded", self.clock.now_ms(), EMBEDDED_LEASE_MS)?,
+        };
         let mut state = State::new(&self.domain);
-        self.store.load(&mut |kind, _, body| state.load(kind, body))?;
+        let loaded = self.store.load(&mut |kind, _, body| state.load(kind, body))?;
+        // Should somebody else have taken it, the next attempt takes it back.
+        self.epoch = (loaded.epoch == epoch).then_some(epoch);
+        if loaded.epoch != epoch {
+            return Err(StoreError::Deposed { epoch: epoch.0, current: loaded.epoch.0 });
+        }
         load_ended(&*self.store, &mut state)?;
         let limits = WriterLimits { queue: MAX_IN_FLIGHT, ..WriterLimits::default() };
         let writer = Writer::start(Arc::clone(&self.store), epoch, limits)?;
@@ -289,7 +302,7 @@ fn batch_of(now: Time, changes: Changes) -> Batch {
     });
     let histories = changes.archived.into_iter().map(|row| HistoryEntry {
         kind: Kind::new(row.kind),
-        key: format!("{:032x}", row.id),
+        key: state::history_key(row.id),
         at_ms: now.0,
         body: row.body,
     });

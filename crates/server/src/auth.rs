@@ -70,12 +70,65 @@ pub fn allows(principal: &Principal, action: Action, project: Option<ProjectId>)
     role_may && in_scope
 }
 
-/// Verifies a token against what the state keeps of it.
-pub(crate) fn verify(state: &State, now: model::Time, token: &JoinToken) -> Option<Principal> {
-    let row = state.get::<Token>(token.id)?;
-    let live = row.revoked_at.is_none() && row.expires_at.is_none_or(|at| at > now);
-    let same = constant_time_eq(&row.hash.0, &Digest::of(&token.secret).0);
-    (live && same).then_some(Principal { token: row.id, role: row.role, project: row.project })
+/// Why a token does not let its bearer in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum TokenFault {
+    /// There is none.
+    #[error("a token is needed, and none was sent")]
+    Missing,
+    /// It does not read as a token.
+    #[error("what was sent is no token: `shore_<id>_<secret>` is wanted")]
+    Garbled,
+    /// Nobody with this id and secret.
+    #[error("this server does not know the token")]
+    Unknown,
+    /// Its time is over.
+    #[error("the token has expired")]
+    Expired,
+    /// It was taken back.
+    #[error("the token was revoked")]
+    Revoked,
+}
+
+impl TokenFault {
+    /// What to do about it.
+    pub const fn hint(self) -> &'static str {
+        match self {
+            Self::Missing => "send `Authorization: Bearer TOKEN`",
+            Self::Garbled => "copy the whole token, on one line",
+            Self::Unknown => "it may be of another server: see `shore context list`",
+            Self::Expired | Self::Revoked => {
+                "let an administrator make a new one with `shore token create`, then \
+                 `shore context set NAME --server URL --token TOKEN`"
+            }
+        }
+    }
+}
+
+/// Verifies a token against what the state keeps of it. Only who knows the secret learns more than
+/// that the token is unknown.
+pub(crate) fn verify(
+    state: &State,
+    now: model::Time,
+    token: &JoinToken,
+) -> Result<Principal, TokenFault> {
+    let row = state.get::<Token>(token.id).ok_or(TokenFault::Unknown)?;
+    if !constant_time_eq(&row.hash.0, &Digest::of(&token.secret).0) {
+        return Err(TokenFault::Unknown);
+    }
+    live(row, now)?;
+    Ok(Principal { token: row.id, role: row.role, project: row.project })
+}
+
+/// Whether a token still works.
+pub(crate) fn live(row: &Token, now: model::Time) -> Result<(), TokenFault> {
+    if row.revoked_at.is_some() {
+        return Err(TokenFault::Revoked);
+    }
+    if row.expires_at.is_some_and(|at| at <= now) {
+        return Err(TokenFault::Expired);
+    }
+    Ok(())
 }
 
 /// Compares without telling by its duration where the difference is.

@@ -17,7 +17,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::apply::ApplyError;
-use crate::auth::{Action, Principal, allows};
+use crate::auth::{Action, Principal, TokenFault, allows};
 use crate::server::Server;
 
 /// Messages that may wait for a component that reads slowly.
@@ -40,18 +40,37 @@ impl Server {
             .get("authorization")
             .and_then(|value| value.to_str().ok())
             .and_then(|value| value.strip_prefix("Bearer "))
-            .ok_or_else(|| Status::unauthenticated("a token is needed: authorization: Bearer …"))?;
+            .ok_or_else(|| refused(TokenFault::Missing, action))?;
         let principal = self.authenticate(bearer).await.map_err(status)?;
-        let principal = principal.ok_or_else(|| {
-            Status::unauthenticated("the token is unknown, expired or revoked: make a new one")
-        })?;
+        let principal = principal.map_err(|fault| refused(fault, action))?;
         if !allows(&principal, action, None) {
-            let role = principal.role.name();
-            let message = format!("a {role} token may not open this stream: use one for its role");
+            let (role, wanted) = (principal.role.name(), stream_of(action));
+            let message = format!(
+                "this is a token for the role {role}, not {wanted}: make one with \
+                 `shore token create --role {wanted}`"
+            );
             return Err(Status::permission_denied(message));
         }
         Ok(principal)
     }
+}
+
+/// The role a stream is for.
+const fn stream_of(action: Action) -> &'static str {
+    match action {
+        Action::Runner => "runner",
+        Action::Cell => "cell",
+        Action::Router => "router",
+        Action::Read | Action::Change | Action::Administer | Action::Work | Action::Bytes => "none",
+    }
+}
+
+/// A token that lets nobody in, as a component is told.
+fn refused(fault: TokenFault, action: Action) -> Status {
+    let wanted = stream_of(action);
+    Status::unauthenticated(format!(
+        "{fault}: make a new one with `shore token create --role {wanted}`"
+    ))
 }
 
 /// A failed command as a gRPC status.
@@ -92,16 +111,32 @@ pub struct Service {
 }
 
 impl Service {
-    /// Runs a session until either side ends it; its error is the stream's last item.
-    fn run<U, D, F>(&self, name: &'static str, session: F) -> Response<Down<D>>
+    /// Runs a session until either side ends it or its token stops working; its error is the
+    /// stream's last item.
+    fn run<U, D, F>(
+        &self,
+        name: &'static str,
+        (principal, action): (Principal, Action),
+        session: F,
+    ) -> Response<Down<D>>
     where
         D: Send + 'static,
         F: FnOnce(mpsc::Sender<Result<D, Status>>) -> U,
         U: Future<Output = Result<(), Status>> + Send + 'static,
     {
         let (down, receiver) = mpsc::channel(MAX_DOWN);
-        let running = session(down.clone());
-        let stop = self.server.tasks().stop().clone();
+        let session = session(down.clone());
+        let server = self.server.clone();
+        let stop = server.tasks().stop().clone();
+        let running = async move {
+            tokio::select! {
+                ended = session => ended,
+                fault = server.token_ends(principal.token) => match fault {
+                    Ok(fault) => Err(refused(fault, action)),
+                    Err(error) => Err(status(error)),
+                },
+            }
+        };
         self.server.tasks().spawn_ok(name, async move {
             let ended = stop.or_stop(running).await;
             let ended = ended.unwrap_or_else(|| Err(Status::unavailable("the server is stopping")));
@@ -122,20 +157,20 @@ impl Components for Service {
     type RouterStream = Down<RouterDown>;
 
     async fn runner(&self, request: Request<Streaming<RunnerUp>>) -> Answer<RunnerDown> {
-        self.server.admit(&request, Action::Runner).await?;
+        let bearer = (self.server.admit(&request, Action::Runner).await?, Action::Runner);
         let (server, up) = (self.server.clone(), request.into_inner());
-        Ok(self.run("runner-stream", |down| runner::session(server, up, down)))
+        Ok(self.run("runner-stream", bearer, |down| runner::session(server, up, down)))
     }
 
     async fn cell(&self, request: Request<Streaming<CellUp>>) -> Answer<CellDown> {
-        self.server.admit(&request, Action::Cell).await?;
+        let bearer = (self.server.admit(&request, Action::Cell).await?, Action::Cell);
         let (server, up) = (self.server.clone(), request.into_inner());
-        Ok(self.run("cell-stream", |down| cell::session(server, up, down)))
+        Ok(self.run("cell-stream", bearer, |down| cell::session(server, up, down)))
     }
 
     async fn router(&self, request: Request<Streaming<RouterUp>>) -> Answer<RouterDown> {
-        self.server.admit(&request, Action::Router).await?;
+        let bearer = (self.server.admit(&request, Action::Router).await?, Action::Router);
         let (server, up) = (self.server.clone(), request.into_inner());
-        Ok(self.run("router-stream", |down| router::session(server, up, down)))
+        Ok(self.run("router-stream", bearer, |down| router::session(server, up, down)))
     }
 }

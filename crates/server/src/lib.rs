@@ -12,7 +12,7 @@ mod tls;
 pub mod views;
 
 pub use apply::{ApplyError, Loop, MAX_BATCH, MAX_EVENTS, MAX_IN_FLIGHT, MAX_WAITING, Published};
-pub use auth::{Action, Principal, allows};
+pub use auth::{Action, Principal, TokenFault, allows};
 pub use components::Service;
-pub use server::{Parts, Ports, ROUTER_WAIT, Server, StartError, not_found};
+pub use server::{Parts, Ports, ROUTER_WAIT, Server, ServerError, StartError, not_found};
 pub use tls::{Authority, TlsError};

@@ -2,24 +2,28 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use logbuf::{LogError, LogStore, StoreLimits};
-use model::{Digest, JoinToken, ProjectId, Role, Time, TokenId};
+use model::{Digest, JobId, JoinToken, ProjectId, Role, Time, TokenId};
 use runtime::{Clock, Ids, Kind, Tasks};
-use state::{Command, NewToken, Refusal, Reply, State, Token};
+use state::{Command, Job, NewToken, Refusal, Reply, RowKey, State, Token};
 use store::blobs::{BlobLimits, Blobs};
-use store::{Store, StoreError};
+use store::{HistoryQuery, HistoryRow, Store, StoreError};
 use tokio::sync::{broadcast, watch};
 
 use crate::apply::{ApplyError, Loop, Published};
-use crate::auth::{self, Principal};
+use crate::auth::{self, Principal, TokenFault};
 
 /// How often log lines are written to disk.
 const LOG_FLUSH: Duration = Duration::from_millis(200);
 /// How long a release waits for the routers to serve it before it says that they do not yet.
 pub const ROUTER_WAIT: Duration = Duration::from_secs(2);
+/// How often the bearer of an open stream is looked at, whatever happens.
+const LONGEST_LIFE: Duration = Duration::from_hours(1);
+/// The history of jobs that ended.
+const JOBS: store::Kind = store::Kind::new(state::JOB_HISTORY);
 /// No deadline is slept past this, so that a clock that jumps is noticed.
 const LONGEST_SLEEP: Duration = Duration::from_secs(1);
 
@@ -36,8 +40,10 @@ pub struct Parts {
     pub tasks: Tasks,
     /// The parent of every app's host.
     pub domain: String,
-    /// The fingerprint of its authority, for tokens, when it is reached by TLS.
+    /// The fingerprint of its authority: part of every token, so that it also works over TLS.
     pub authority: Option<Digest>,
+    /// What its blob directory takes.
+    pub blobs: BlobLimits,
 }
 
 /// Why the server did not start.
@@ -57,6 +63,25 @@ pub enum StartError {
     Thread(#[from] std::io::Error),
 }
 
+/// Why something could not be read.
+#[derive(Debug, thiserror::Error)]
+pub enum ServerError {
+    /// The state gave no answer.
+    #[error(transparent)]
+    Apply(#[from] ApplyError),
+    /// The store gave no answer.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// A job in the history is not what was written.
+    #[error("job {seq} of the history is unreadable: {error}")]
+    Unreadable {
+        /// Its place there.
+        seq: u64,
+        /// What is wrong with it.
+        error: serde_json::Error,
+    },
+}
+
 /// Where people reach things, as far as it is known.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Ports {
@@ -64,6 +89,17 @@ pub struct Ports {
     pub router: Option<u16>,
     /// Where git pushes go.
     pub ssh: Option<u16>,
+}
+
+/// A connected router.
+#[derive(Debug, Clone, Copy)]
+struct Connected {
+    /// Grows with every connection, so that an old one that ends late changes nothing.
+    session: u128,
+    /// Where it takes requests.
+    port: Option<u16>,
+    /// The generation it serves, once it said so.
+    serves: u64,
 }
 
 /// The server. Cheap to clone.
@@ -82,16 +118,19 @@ struct Inner {
     authority: Option<Digest>,
     logs: LogStore,
     blobs: Blobs,
-    /// The generation each connected router serves.
-    routers: watch::Sender<BTreeMap<u128, u64>>,
-    ports: Mutex<Ports>,
+    /// Where jobs that ended long ago are read.
+    store: Arc<dyn Store>,
+    /// The connected routers.
+    routers: watch::Sender<BTreeMap<u128, Connected>>,
+    ssh_port: OnceLock<u16>,
 }
 
 impl Server {
     /// Opens logs and blobs under `dir`, loads the state and starts everything.
     pub async fn start(parts: Parts, dir: &Path) -> Result<Self, StartError> {
         let logs = LogStore::open(&dir.join("logs"), StoreLimits::default())?;
-        let blobs = Blobs::open(&dir.join("blobs"), BlobLimits::default())?;
+        let blobs = Blobs::open(&dir.join("blobs"), parts.blobs)?;
+        let store = Arc::clone(&parts.store);
         let apply = Loop::start(parts.store, Arc::clone(&parts.clock), &parts.domain)?;
         let inner = Inner {
             apply,
@@ -102,8 +141,9 @@ impl Server {
             authority: parts.authority,
             logs,
             blobs,
+            store,
             routers: watch::Sender::new(BTreeMap::new()),
-            ports: Mutex::new(Ports::default()),
+            ssh_port: OnceLock::new(),
         };
         let server = Self { inner: Arc::new(inner) };
         server.apply(Command::Boot).await?;
@@ -184,15 +224,18 @@ impl Server {
 
     /// Where people reach things.
     pub fn ports(&self) -> Ports {
-        *self.inner.ports.lock().unwrap_or_else(PoisonError::into_inner)
+        let routers = self.inner.routers.borrow();
+        let newest = routers.values().filter(|it| it.port.is_some()).max_by_key(|it| it.session);
+        Ports { router: newest.and_then(|it| it.port), ssh: self.inner.ssh_port.get().copied() }
     }
 
-    /// Says where people reach things.
-    pub fn set_ports(&self, change: impl FnOnce(&mut Ports)) {
-        change(&mut self.inner.ports.lock().unwrap_or_else(PoisonError::into_inner));
+    /// Says where git pushes go, once.
+    pub fn serves_ssh(&self, port: u16) {
+        // A second SSH server would be a second address of the same thing.
+        self.inner.ssh_port.set(port).unwrap_or_default();
     }
 
-    /// The URL of a host, once it is known where the router listens.
+    /// The URL of a host, as long as a router is connected.
     pub fn url_of(&self, host: &str) -> Option<String> {
         match self.ports().router? {
             80 => Some(format!("http://{host}")),
@@ -200,11 +243,72 @@ impl Server {
         }
     }
 
-    /// Who bears this token, if it is good.
-    pub async fn authenticate(&self, token: &str) -> Result<Option<Principal>, ApplyError> {
-        let Ok(token) = token.parse::<JoinToken>() else { return Ok(None) };
+    /// Who bears this token, or why it lets nobody in.
+    pub async fn authenticate(
+        &self,
+        token: &str,
+    ) -> Result<Result<Principal, TokenFault>, ApplyError> {
+        let Ok(token) = token.parse::<JoinToken>() else { return Ok(Err(TokenFault::Garbled)) };
         let now = self.now();
         self.read(move |state| auth::verify(state, now, &token)).await
+    }
+
+    /// Waits until a token stops working, and says why.
+    pub(crate) async fn token_ends(&self, token: TokenId) -> Result<TokenFault, ApplyError> {
+        let mut events = self.subscribe();
+        loop {
+            let now = self.now();
+            let look = move |state: &State| match state.get::<Token>(token) {
+                Some(row) => (auth::live(row, now), row.expires_at),
+                None => (Err(TokenFault::Unknown), None),
+            };
+            let (live, expires_at) = self.read(look).await?;
+            if let Err(fault) = live {
+                return Ok(fault);
+            }
+            let wait = expires_at.map_or(LONGEST_LIFE, |at| at.since(now).min(LONGEST_LIFE));
+            let changed = async {
+                while let Ok(event) = next_event(&mut events).await {
+                    if event.rows.is_empty() || event.rows.contains(&RowKey::Token(token)) {
+                        return;
+                    }
+                }
+                std::future::pending().await
+            };
+            // Either way there is something to look at.
+            runtime::timeout(wait, changed).await.unwrap_or(());
+        }
+    }
+
+    /// A job, also one that ended so long ago that only the history has it.
+    pub async fn job(&self, id: JobId) -> Result<Option<Arc<Job>>, ServerError> {
+        if let Some(job) = self.read(move |state| state.get::<Job>(id).cloned()).await? {
+            return Ok(Some(job));
+        }
+        let key = Some(state::history_key(id.0));
+        let query = HistoryQuery { key, ..HistoryQuery::newest(JOBS, 1) };
+        let found = self.ended(query).await?;
+        Ok(found.into_iter().next().map(|(_, job)| job))
+    }
+
+    /// At most `limit` jobs that ended, the newest first, with their places in the history; only
+    /// those before the place `before`.
+    pub async fn ended_jobs(
+        &self,
+        before: Option<u64>,
+        limit: u32,
+    ) -> Result<Vec<(u64, Arc<Job>)>, ServerError> {
+        self.ended(HistoryQuery { before, ..HistoryQuery::newest(JOBS, limit) }).await
+    }
+
+    async fn ended(&self, query: HistoryQuery) -> Result<Vec<(u64, Arc<Job>)>, ServerError> {
+        let store = Arc::clone(&self.inner.store);
+        let rows = self.inner.tasks.blocking(move || store.query_history(&query)).await?;
+        let read = |row: HistoryRow| match serde_json::from_slice(&row.body) {
+            Ok(job) => Ok((row.seq, Arc::new(job))),
+            Err(error) => Err(ServerError::Unreadable { seq: row.seq, error }),
+        };
+        rows.into_iter().map(read).collect()
     }
 
     /// Makes a token; the secret is in the answer and nowhere else.
@@ -233,24 +337,37 @@ impl Server {
         self.create_token(Role::Admin, None, "first administrator".to_owned(), None).await.map(Some)
     }
 
-    /// A router serves this generation now.
-    pub(crate) fn router_serves(&self, router: u128, generation: u64) {
+    /// A router connected; the answer names its session.
+    pub(crate) fn router_came(&self, router: u128, port: Option<u16>) -> u128 {
+        let session = self.fresh_id();
         self.inner.routers.send_modify(|all| {
-            all.insert(router, generation);
+            all.insert(router, Connected { session, port, serves: 0 });
+        });
+        session
+    }
+
+    /// A router serves this generation now.
+    pub(crate) fn router_serves(&self, router: u128, session: u128, generation: u64) {
+        self.inner.routers.send_modify(|all| {
+            if let Some(it) = all.get_mut(&router).filter(|it| it.session == session) {
+                it.serves = generation;
+            }
         });
     }
 
     /// A router's stream ended.
-    pub(crate) fn router_gone(&self, router: u128) {
+    pub(crate) fn router_gone(&self, router: u128, session: u128) {
         self.inner.routers.send_modify(|all| {
-            all.remove(&router);
+            if all.get(&router).is_some_and(|it| it.session == session) {
+                all.remove(&router);
+            }
         });
     }
 
     /// Waits until every connected router serves `generation`; false when that takes too long.
     pub async fn routers_serve(&self, generation: u64) -> bool {
         let mut routers = self.inner.routers.subscribe();
-        let all_serve = routers.wait_for(|all| all.values().all(|served| *served >= generation));
+        let all_serve = routers.wait_for(|all| all.values().all(|it| it.serves >= generation));
         runtime::timeout(ROUTER_WAIT, all_serve).await.is_some_and(|waited| waited.is_ok())
     }
 

@@ -45,6 +45,14 @@ pub use work::{DEPLOY_SLACK, DRAIN, KEPT_BUILDS, KEPT_DEPLOYMENTS, MAX_PROCESSES
 
 use tables::Core;
 
+/// The history that every ended job goes to.
+pub const JOB_HISTORY: &str = "job";
+
+/// The key under which a row is found in its history.
+pub fn history_key(id: u128) -> String {
+    format!("{id:032x}")
+}
+
 /// The control plane. See the crate's documentation.
 #[derive(Debug)]
 pub struct State {
@@ -54,7 +62,7 @@ pub struct State {
 /// A job that ended: it leaves the rows of the store for the history, for good.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Archived {
-    /// `job`.
+    /// The name of the history, as in [`JOB_HISTORY`].
     pub kind: &'static str,
     /// The identifier without its type.
     pub id: u128,

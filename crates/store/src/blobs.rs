@@ -84,7 +84,7 @@ pub enum BlobError {
         limit: u64,
     },
     /// The disk has less free space than must be left.
-    #[error("only {free} bytes are free, and {floor} must stay free")]
+    #[error("the disk has only {free} bytes free, of which {floor} must stay free")]
     LowSpace {
         /// Free bytes.
         free: u64,
@@ -149,8 +149,13 @@ impl BlobError {
     /// What a person can do about it.
     pub const fn hint(&self) -> &'static str {
         match self {
-            Self::TooLarge { .. } => "make it smaller, or raise the limit of the server",
-            Self::LowSpace { .. } | Self::Full { .. } => "free space or enlarge the disk",
+            Self::TooLarge { .. } => {
+                "make it smaller (.shoreignore leaves files of a source out), or raise the limit: \
+                 `shore server --max-blob-mb`"
+            }
+            Self::LowSpace { .. } | Self::Full { .. } => {
+                "free space on the server's disk or enlarge it, then try again"
+            }
             Self::Mismatch { .. } | Self::Source { .. } => "send it again",
             Self::Missing { .. } => "it was never stored, or it was collected: store it again",
             Self::Damaged { .. } => "check the disk, then store it again from its origin",
@@ -214,6 +219,16 @@ impl Blobs {
 
     /// Starts a blob whose bytes are pushed piece by piece.
     pub async fn begin(&self) -> Result<Upload, BlobError> {
+        self.begin_announced(0).await
+    }
+
+    /// Starts a blob that is said to have `len` bytes. One that cannot be taken is refused at once.
+    pub async fn begin_announced(&self, len: u64) -> Result<Upload, BlobError> {
+        let limit = self.inner.limits.max_blob_bytes;
+        if len > limit {
+            return Err(BlobError::TooLarge { limit });
+        }
+        self.check_space(len)?;
         Upload::begin(self.clone()).await
     }
 
@@ -384,14 +399,18 @@ impl Blobs {
         self.inner.dir.join("tmp").join(number.to_string())
     }
 
-    /// Refuses when less than the floor would be left.
-    fn check_space(&self) -> Result<(), BlobError> {
+    /// Refuses when less than the floor would be left after `more` bytes.
+    fn check_space(&self, more: u64) -> Result<(), BlobError> {
         let dir = &self.inner.dir;
         let disk = rustix::fs::statvfs(dir)
             .map_err(|error| BlobError::io("look at", dir, &error.into()))?;
         let free = disk.f_bavail.saturating_mul(disk.f_frsize);
         let floor = self.inner.limits.min_free_bytes;
-        if free < floor { Err(BlobError::LowSpace { free, floor }) } else { Ok(()) }
+        if free.saturating_sub(more) < floor {
+            Err(BlobError::LowSpace { free, floor })
+        } else {
+            Ok(())
+        }
     }
 }
 

@@ -124,7 +124,9 @@ impl StoreError {
             Self::Foreign { .. } => "point the data directory at an empty folder or at a store",
             Self::Newer { .. } => "start the release that wrote it, or restore an older backup",
             Self::Corrupt { .. } => "restore the last backup; keep the damaged file for inspection",
-            Self::Full { .. } => "free space or enlarge the disk, then start the server again",
+            Self::Full { .. } => {
+                "free space or enlarge the disk; a server that runs goes on by itself"
+            }
             Self::Io { .. } => "check the disk, its mount and the permissions of the file",
             Self::Database { .. } => "see the message; if it persists, restore the last backup",
             Self::BadRecord { .. } => "the row was written by other software or is damaged",
@@ -144,10 +146,10 @@ impl StoreError {
     }
 }
 
-/// Whether the system said that there is no room, by disk or by quota.
+/// Whether the system said that there is no room, by disk, by quota or by a limit on files.
 pub(crate) fn is_full(error: &std::io::Error) -> bool {
-    use std::io::ErrorKind::{QuotaExceeded, StorageFull};
-    matches!(error.kind(), StorageFull | QuotaExceeded)
+    use std::io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
+    matches!(error.kind(), StorageFull | QuotaExceeded | FileTooLarge)
 }
 
 fn holder_name(pid: Option<u32>) -> String {
@@ -160,7 +162,9 @@ mod tests {
 
     #[test]
     fn full_disk_and_quota_are_told_apart_from_other_io_errors() {
-        for (errno, full) in [(28, true), (122, true), (5, false), (13, false), (30, false)] {
+        for (errno, full) in
+            [(28, true), (122, true), (27, true), (5, false), (13, false), (30, false)]
+        {
             let source = std::io::Error::from_raw_os_error(errno);
             let error = StoreError::io("write", Path::new("/data/longshore.db"), &source);
             assert_eq!(matches!(error, StoreError::Full { .. }), full, "errno {errno}");

@@ -91,20 +91,37 @@ pub fn shore_binary() -> Result<PathBuf, Failure> {
 #[derive(Debug)]
 pub struct Dev {
     shore: PathBuf,
-    home: TempDir,
+    home: PathBuf,
     /// Where it listens.
     pub ports: Ports,
     child: Option<Child>,
+    /// Removed last.
+    _root: TempDir,
 }
 
 impl Dev {
     /// Starts `shore dev` in a fresh directory and waits until it is ready.
     pub fn start(shore: &Path) -> Result<Self, Failure> {
-        let home = tempfile::Builder::new().prefix("shore-test-").tempdir();
-        let home = home.map_err(|error| error.to_string())?;
-        let mut dev = Self { shore: shore.to_owned(), home, ports: Ports::free()?, child: None };
+        Self::start_below(shore, Path::new(""))
+    }
+
+    /// Starts it in the directory `below` a fresh one.
+    pub fn start_below(shore: &Path, below: &Path) -> Result<Self, Failure> {
+        let root = tempfile::Builder::new().prefix("shore-test-").tempdir();
+        let root = root.map_err(|error| error.to_string())?;
+        let (shore, home) = (shore.to_owned(), root.path().join(below));
+        std::fs::create_dir_all(&home).map_err(|error| error.to_string())?;
+        let mut dev = Self { shore, home, ports: Ports::free()?, child: None, _root: root };
         dev.launch()?;
         Ok(dev)
+    }
+
+    /// The owner's token.
+    pub fn token(&self) -> Result<String, Failure> {
+        let text = std::fs::read_to_string(self.data().join("tokens.json"));
+        let text = text.map_err(|error| error.to_string())?;
+        let tokens: Value = serde_json::from_str(&text).map_err(|error| error.to_string())?;
+        tokens["admin"].as_str().map(str::to_owned).ok_or_else(|| "no token is kept".to_owned())
     }
 
     /// Starts it again after it ended, on the same data.
@@ -134,7 +151,7 @@ impl Dev {
     }
 
     fn log_file(&self) -> PathBuf {
-        self.home.path().join("shore-dev.log")
+        self.home.join("shore-dev.log")
     }
 
     /// What the roles said of themselves.
@@ -144,12 +161,12 @@ impl Dev {
 
     /// A directory for the test's own files.
     pub fn home(&self) -> &Path {
-        self.home.path()
+        &self.home
     }
 
     /// Where everything is kept.
     pub fn data(&self) -> PathBuf {
-        self.home.path().join("data/longshore")
+        self.home.join("data/longshore")
     }
 
     /// The process number of the all-in-one server.
@@ -161,15 +178,15 @@ impl Dev {
         let mut command = Command::new(&self.shore);
         command
             .args(args)
-            .env("XDG_DATA_HOME", self.home.path().join("data"))
-            .env("XDG_CONFIG_HOME", self.home.path().join("config"))
+            .env("XDG_DATA_HOME", self.home.join("data"))
+            .env("XDG_CONFIG_HOME", self.home.join("config"))
             .env("NO_COLOR", "1");
         command
     }
 
     /// Runs `shore ARGS` as a person in another terminal would.
     pub fn shore(&self, args: &[&str]) -> Result<Ran, Failure> {
-        run(self.command(args).current_dir(self.home.path()))
+        run(self.command(args).current_dir(&self.home))
     }
 
     /// Runs `shore ARGS --json` and reads the first line.

@@ -85,6 +85,11 @@ impl Repo {
         command
     }
 
+    /// Makes `url` the remote `shore`.
+    pub fn point_to(&self, url: &str) -> Result<(), Failure> {
+        self.git(&["remote", "set-url", "shore", url])?.ok("git remote").map(|_| ())
+    }
+
     /// Runs `git ARGS`.
     pub fn git(&self, args: &[&str]) -> Result<Ran, Failure> {
         run(&mut self.command(args))

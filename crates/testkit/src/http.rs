@@ -18,11 +18,22 @@ pub struct Page {
 
 /// `GET path` of `host`, from the router on `port` of this machine.
 pub fn get(port: u16, host: &str, path: &str) -> std::io::Result<Page> {
+    exchange(port, &format!("GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close"), b"")
+}
+
+/// Sends a request as it is written, without its last two line breaks, and reads the answer.
+pub fn exchange(port: u16, head: &str, body: &[u8]) -> std::io::Result<Page> {
     let mut stream = TcpStream::connect(("127.0.0.1", port))?;
     stream.set_read_timeout(Some(LIMIT))?;
     stream.set_nodelay(true)?;
-    let head = format!("GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n");
     stream.write_all(head.as_bytes())?;
+    stream.write_all(b"\r\n\r\n")?;
+    stream.write_all(body)?;
+    answer(&mut stream)
+}
+
+/// Reads an answer after which the connection closes.
+pub fn answer(stream: &mut TcpStream) -> std::io::Result<Page> {
     let mut bytes = Vec::new();
     stream.read_to_end(&mut bytes)?;
     let text = String::from_utf8_lossy(&bytes);

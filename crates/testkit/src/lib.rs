@@ -1,16 +1,18 @@
 //! Uses the product as a person would: starts `shore dev`, runs commands, pushes with the real git
 //! and ssh, asks for pages. For end-to-end tests and measurements; never shipped.
 
+mod alone;
 mod cluster;
 mod dev;
 mod git;
 mod http;
 mod load;
 
+pub use alone::Alone;
 pub use cluster::{Cluster, Role};
 pub use dev::{Dev, Ports, Ran, shore_binary};
 pub use git::Repo;
-pub use http::{Page, get};
+pub use http::{Page, answer, exchange, get};
 pub use load::{Load, Loaded};
 
 /// Why a step of a person's did not work, for the one who reads the test's output.

@@ -67,9 +67,14 @@ pub(super) async fn key(shell: &Shell, command: KeyCommand) -> Result<()> {
 }
 
 pub(super) async fn token(shell: &Shell, command: TokenCommand) -> Result<()> {
+    if let TokenCommand::Create { role, label, data: Some(dir), .. } = command {
+        let token = crate::roles::token_in(&dir, role, label).await?.to_string();
+        shell.output.value(&serde_json::json!({ "token": token }), || token.clone());
+        return Ok(());
+    }
     let client = shell.client()?;
     match command {
-        TokenCommand::Create { role, project, label, hours } => {
+        TokenCommand::Create { role, project, label, hours, data: _ } => {
             let ttl_ms = hours.map(|hours| hours.saturating_mul(3_600_000));
             let create = CreateToken { role, project, label, ttl_ms };
             let made: TokenCreated = client.post("/v1/tokens", &create).await?;

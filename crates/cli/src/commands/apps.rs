@@ -22,6 +22,10 @@ use crate::output::ago;
 /// The app that is meant when a project has one.
 const DEFAULT_APP: &str = "web";
 
+/// Why something that is released has no URL.
+pub(super) const NO_ROUTER: &str =
+    "no router is connected, so nothing answers: start `shore router`";
+
 /// Which app a command is about.
 #[derive(Debug, Clone)]
 pub(crate) struct Which {
@@ -35,11 +39,17 @@ impl Which {
         let dir = dir.unwrap_or_else(|| Path::new("."));
         let path = dir.join(FILE_NAME);
         let file = match std::fs::read_to_string(&path) {
-            Ok(text) => manifest::parse(&text).map_err(CliError::invalid)?,
+            Ok(text) => manifest::parse(&text).map_err(|error| {
+                CliError::invalid(format!("cannot use {}: {error}", dir.display()))
+                    .hint("mend the file; the README shows all it may say")
+            })?,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
                 manifest::ProjectFile::default()
             }
-            Err(error) => return Err(CliError::file("read", &path, &error)),
+            Err(error) => {
+                return Err(CliError::file("read", &path, &error)
+                    .hint("shore.hcl is a text file in UTF-8: mend it or take it away"));
+            }
         };
         let project = args.project.clone().or(file.project);
         let project = project.map_or_else(|| name_of(dir), Ok)?;
@@ -119,7 +129,9 @@ pub(super) async fn status(shell: &Shell, args: StatusArgs) -> Result<()> {
         shell.output.value(&status, String::new);
         return Ok(());
     }
-    let url = status.url.as_deref().unwrap_or("nothing is released yet");
+    let released = status.app.released.contains_key(&status.workspace);
+    let nothing = if released { NO_ROUTER } else { "nothing is released yet" };
+    let url = status.url.as_deref().unwrap_or(nothing);
     shell.output.value(&(), || {
         format!("{}/{} in {}: {url}", status.app.project, status.app.name, status.workspace)
     });

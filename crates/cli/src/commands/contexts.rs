@@ -21,8 +21,8 @@ pub(super) async fn context(shell: &Shell, command: ContextCommand) -> Result<()
         ContextCommand::Set { name, server, token } => {
             let context = Context { url: server, token };
             let info: ServerInfo = context.client()?.get("/v1/info").await?;
-            contexts.contexts.insert(name.clone(), context);
-            contexts.current = Some(name.clone());
+            contexts.contexts.insert(name.to_string(), context);
+            contexts.current = Some(name.to_string());
             contexts.save()?;
             shell.output.value(&info, || {
                 format!("context {name}: server {}, role {}", info.version, info.role.name())

@@ -175,10 +175,15 @@ pub(super) async fn release(shell: &Shell, args: ReleaseArgs) -> Result<()> {
     let status = status_of(shell, &args.app).await?;
     let wanted = status.deployments.iter().find(|it| it.number == args.deployment);
     let Some(deployment) = wanted.map(|it| it.id) else {
-        let message = format!("there is no deployment {}", args.deployment);
-        return Err(
-            CliError::new(ErrorKind::NotFound, message).hint("list them with `shore status --all`")
-        );
+        let (project, app) = (&status.app.project, &status.app.name);
+        let message = format!("there is no deployment {} of {project}/{app}", args.deployment);
+        let known: Vec<String> =
+            status.deployments.iter().map(|it| it.number.to_string()).collect();
+        let hint = match known.as_slice() {
+            [] => "there are none yet: `shore up` makes one".to_owned(),
+            known => format!("there are {}: see `shore status --all`", known.join(", ")),
+        };
+        return Err(CliError::new(ErrorKind::NotFound, message).hint(hint));
     };
     change(shell, &args.app, Operation::Release { deployment }).await
 }

@@ -8,7 +8,7 @@ use futures_util::StreamExt as _;
 use model::{Digest, Operation};
 use tokio_util::io::ReaderStream;
 
-use super::apps::{Which, log_path, show_logs};
+use super::apps::{NO_ROUTER, Which, log_path, show_logs};
 use super::jobs::queue_and_follow;
 use super::{Shell, ensure_project};
 use crate::args::UpArgs;
@@ -17,6 +17,7 @@ use crate::error::{CliError, Result};
 use crate::roles::AllInOne;
 
 pub(super) async fn up(shell: &Shell, args: UpArgs) -> Result<()> {
+    check_dir(&args.dir)?;
     let which = Which::find(&args.app, Some(&args.dir))?;
     let packed = pack(&args.dir).await?;
     if let Some(client) = reachable(shell).await? {
@@ -27,13 +28,14 @@ pub(super) async fn up(shell: &Shell, args: UpArgs) -> Result<()> {
     let client = running.client()?;
     let done = running.or_stopped(deploy(shell, &client, &args, &which, &packed)).await;
     let done = match done {
-        Some(Ok(())) => {
+        Ok(Some(Ok(()))) => {
             shell.output.say("following the logs; Ctrl-C stops everything");
             let logs = log_path(&which, &args.app.workspace);
-            running.or_stopped(show_logs(shell, &client, &logs, false)).await.unwrap_or(Ok(()))
+            let shown = running.or_stopped(show_logs(shell, &client, &logs, false)).await;
+            shown.and_then(|shown| shown.unwrap_or(Ok(())))
         }
-        Some(Err(error)) => Err(error),
-        None => Ok(()),
+        Ok(Some(Err(error))) | Err(error) => Err(error),
+        Ok(None) => Ok(()),
     };
     shell.output.say("stopping");
     running.shutdown().await;
@@ -52,6 +54,18 @@ async fn reachable(shell: &Shell) -> Result<Option<Client>> {
     }
 }
 
+fn check_dir(dir: &Path) -> Result<()> {
+    let choose = "give the directory with the code: `shore up DIR`";
+    match std::fs::metadata(dir) {
+        Ok(found) if found.is_dir() => Ok(()),
+        Ok(_) => {
+            let message = format!("cannot bring up {}: it is not a directory", dir.display());
+            Err(CliError::invalid(message).hint(choose))
+        }
+        Err(error) => Err(CliError::file("bring up", dir, &error).hint(choose)),
+    }
+}
+
 /// The source archive in a temporary file, with its digest.
 struct Packed {
     file: tempfile::NamedTempFile,
@@ -67,6 +81,11 @@ async fn pack(dir: &Path) -> Result<Packed> {
             build::source::pack(&dir, file.as_file(), build::source::MAX).map_err(|error| {
                 CliError::invalid(error).hint(".shoreignore names what to leave out")
             })?;
+        if packed.content.entries == 0 {
+            let message = format!("cannot bring up {}: there is nothing in it", dir.display());
+            return Err(CliError::invalid(message)
+                .hint("go to the directory with the code, or see what .shoreignore leaves out"));
+        }
         Ok(Packed { file, digest: packed.digest })
     })
     .await
@@ -79,16 +98,20 @@ async fn deploy(
     which: &Which,
     packed: &Packed,
 ) -> Result<()> {
-    ensure_project(client, &which.project).await?;
+    // What cannot be sent leaves no project behind.
     upload(client, packed).await?;
+    ensure_project(client, &which.project).await?;
     let operation = Operation::Up { source: packed.digest };
     let workspace = &args.app.workspace;
     queue_and_follow(shell, client, (which, workspace), operation).await?;
     let path =
         format!("/v1/projects/{}/apps/{}/status?workspace={workspace}", which.project, which.app);
     let status: AppStatus = client.get(&path).await?;
-    if let (Some(url), false) = (&status.url, shell.output.is_json()) {
-        shell.output.say(&format!("\n{}/{} is live at {url}", which.project, which.app));
+    let name = format!("{}/{}", which.project, which.app);
+    match &status.url {
+        _ if shell.output.is_json() => {}
+        Some(url) => shell.output.say(&format!("\n{name} is live at {url}")),
+        None => shell.output.say(&format!("\n{name} is released; {NO_ROUTER}")),
     }
     Ok(())
 }

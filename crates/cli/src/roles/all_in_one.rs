@@ -8,8 +8,12 @@ use model::{JoinToken, Role};
 use runtime::{Kind, Stop, Tasks};
 use serde::{Deserialize, Serialize};
 use server::Server;
+use store::blobs::BlobLimits;
 
-use super::{STOP_GRACE, ServerOptions, identity, interrupted, router_error, start_server};
+use super::{
+    LOCALHOST, STOP_GRACE, ServerOptions, identity, interrupted, part_failed, router_error,
+    start_server,
+};
 use crate::args::DevPorts;
 use crate::context::{Context, Contexts, LOCAL, write_private};
 use crate::env;
@@ -72,8 +76,10 @@ impl AllInOne {
             listen: loopback(ports.port),
             ssh: Some(loopback(ports.ssh_port)),
             dir: data.join("server"),
-            domain: "localhost".to_owned(),
+            domain: LOCALHOST.parse().map_err(CliError::internal)?,
             names: Vec::new(),
+            flags: ["--port", "--ssh-port"],
+            blobs: BlobLimits::default(),
         };
         let running = start_server(options, &server).await?;
         let tokens = tokens(&running.server, &data.join("tokens.json")).await?;
@@ -112,16 +118,17 @@ impl AllInOne {
         Ok(Client::new(self.endpoint.clone())?)
     }
 
-    /// Runs `work` until a signal comes or a part fails; `None` when that was first.
-    pub(crate) async fn or_stopped<T>(&self, work: impl Future<Output = T>) -> Option<T> {
+    /// Runs `work` until a signal comes, which gives `None`, or a part fails, which is an error.
+    pub(crate) async fn or_stopped<T>(&self, work: impl Future<Output = T>) -> Result<Option<T>> {
         tokio::select! {
-            done = work => Some(done),
-            () = self.interrupted.stopped() => None,
-            () = self.server.stop().stopped() => None,
-            () = self.workers.stop().stopped() => None,
-            () = self.router.stop().stopped() => None,
-            () = self.cell.stop().stopped() => None,
+            done = work => return Ok(Some(done)),
+            () = self.interrupted.stopped() => return Ok(None),
+            () = self.server.stop().stopped() => {}
+            () = self.workers.stop().stopped() => {}
+            () = self.router.stop().stopped() => {}
+            () = self.cell.stop().stopped() => {}
         }
+        Err(part_failed())
     }
 
     /// Ends everything: first jobs, then containers, then the ways in, then the server.
@@ -164,7 +171,7 @@ async fn tokens(server: &Server, path: &Path) -> Result<Tokens> {
     let kept = std::fs::read_to_string(path).ok();
     if let Some(tokens) = kept.and_then(|text| serde_json::from_str::<Tokens>(&text).ok()) {
         let known = server.authenticate(&tokens.admin).await.map_err(CliError::internal)?;
-        if known.is_some() {
+        if known.is_ok() {
             return Ok(tokens);
         }
     }

@@ -7,7 +7,7 @@ use api::http_types::{
     TokenCreated, TokenView,
 };
 use axum::Json;
-use axum::extract::{Path, State};
+use axum::extract::State;
 use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD, STANDARD_NO_PAD};
 use model::{KeyId, PROTOCOL, ProjectId, TokenId};
@@ -15,7 +15,7 @@ use server::{Action, Server, views};
 use sha2::{Digest as _, Sha256};
 use state::{Cell, Command, Key, NewKey, Project, Runner, Token};
 
-use super::caller::{Body, Caller, id, name};
+use super::caller::{Body, Caller, Path, id, name};
 use super::{ApiError, ApiResult};
 
 /// Who the server is and who it thinks you are.

@@ -6,13 +6,13 @@ use api::http_types::{
     AppStatus, AppView, BuildView, Create, RunCommand, Scale, SetConfig, TaskView,
 };
 use axum::Json;
-use axum::extract::{Path, Query, State};
+use axum::extract::State;
 use model::{Action as Do, AppId, Name, TaskId, TaskSpec};
 use serde::Deserialize;
 use server::{Action, Server, views};
 use state::{App, Command, Deployment, Process, Reply, State as Control, WorkCommand};
 
-use super::caller::{Body, Caller, name, workspace};
+use super::caller::{Body, Caller, Path, Query, name, workspace};
 use super::{ApiError, ApiResult};
 
 /// Which workspace.

@@ -1,25 +1,51 @@
 //! Blobs: source archives, image layers, caches. Streams both ways.
 
+use std::time::Duration;
+
 use api::http_types::BlobStored;
 use axum::Json;
-use axum::body::Body;
-use axum::extract::{Path, State};
+use axum::body::{Body, BodyDataStream};
+use axum::extract::State;
 use axum::response::{IntoResponse as _, Response};
 use futures_util::StreamExt as _;
-use http::{HeaderValue, header};
+use http::{HeaderMap, HeaderValue, header};
 use model::Digest;
 use server::{Action, Server};
 use store::blobs::{BlobError, Stored, Upload};
 use tokio_util::io::ReaderStream;
 
-use super::caller::Caller;
+use super::caller::{Caller, Path};
 use super::{ApiError, ApiResult};
 
 /// Bytes read from a blob at once.
 const CHUNK: usize = 64 * 1024;
 
-async fn receive(mut upload: Upload, body: Body) -> Result<Upload, ApiError> {
+/// How long what a client still sends after a refusal is read. A connection that is closed while the
+/// client sends would lose the answer.
+const LINGER: Duration = Duration::from_secs(2);
+
+/// Takes a body. One that is too large is refused by its announced length, else as soon as too many
+/// bytes came; nothing of it stays.
+async fn receive(server: &Server, headers: &HeaderMap, body: Body) -> Result<Upload, ApiError> {
+    let announced = headers.get(header::CONTENT_LENGTH);
+    let announced = announced.and_then(|len| len.to_str().ok()?.parse().ok()).unwrap_or(0);
     let mut chunks = body.into_data_stream();
+    let upload = match server.blobs().begin_announced(announced).await {
+        Ok(upload) => fill(upload, &mut chunks).await,
+        // The client waits for leave to send: there is nothing to read.
+        Err(error) if headers.contains_key(header::EXPECT) => return Err(error.into()),
+        Err(error) => Err(error),
+    };
+    upload.map_err(|error| {
+        server.tasks().spawn_ok("refused-upload", async move {
+            let rest = async { while let Some(Ok(_)) = chunks.next().await {} };
+            runtime::timeout(LINGER, rest).await.unwrap_or(());
+        });
+        ApiError::from(error)
+    })
+}
+
+async fn fill(mut upload: Upload, chunks: &mut BodyDataStream) -> Result<Upload, BlobError> {
     while let Some(chunk) = chunks.next().await {
         let chunk = chunk.map_err(|error| BlobError::Source { detail: error.to_string() })?;
         upload.write(&chunk).await?;
@@ -41,10 +67,11 @@ fn stored(blob: Stored) -> BlobStored {
 pub(crate) async fn create_blob(
     server: State<Server>,
     caller: Caller,
+    headers: HeaderMap,
     body: Body,
 ) -> ApiResult<BlobStored> {
     caller.require(Action::Bytes)?;
-    let upload = receive(server.blobs().begin().await?, body).await?;
+    let upload = receive(&server, &headers, body).await?;
     Ok(Json(stored(upload.finish().await?)))
 }
 
@@ -55,11 +82,12 @@ pub(crate) async fn put_blob(
     server: State<Server>,
     caller: Caller,
     Path(name): Path<String>,
+    headers: HeaderMap,
     body: Body,
 ) -> ApiResult<BlobStored> {
     caller.require(Action::Bytes)?;
     let expected = digest(&name)?;
-    let upload = receive(server.blobs().begin().await?, body).await?;
+    let upload = receive(&server, &headers, body).await?;
     Ok(Json(stored(upload.finish_as(expected.0).await?)))
 }
 

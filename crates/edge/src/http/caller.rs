@@ -3,15 +3,16 @@
 use std::sync::Arc;
 
 use axum::Json;
-use axum::extract::{FromRequest, FromRequestParts, Request};
+use axum::extract::{self, FromRequest, FromRequestParts, Request};
 use http::header::AUTHORIZATION;
 use http::request::Parts;
 use model::{Name, ProjectId, Role};
 use serde::de::DeserializeOwned;
-use server::{Action, Principal, Server, allows};
-use state::{App, Project};
+use server::{Action, Principal, Server, TokenFault, allows};
+use state::{App, Project, State};
 
 use super::ApiError;
+use crate::near::near;
 
 /// A caller whose token was verified. No handler runs without one.
 #[derive(Debug, Clone, Copy)]
@@ -28,9 +29,9 @@ impl FromRequestParts<Server> for Caller {
             .get(AUTHORIZATION)
             .and_then(|value| value.to_str().ok())
             .and_then(|value| value.strip_prefix("Bearer "))
-            .ok_or_else(ApiError::unauthorized)?;
+            .ok_or_else(|| ApiError::unauthorized(TokenFault::Missing))?;
         let principal = server.authenticate(bearer).await?;
-        Ok(Self { principal: principal.ok_or_else(ApiError::unauthorized)? })
+        Ok(Self { principal: principal.map_err(ApiError::unauthorized)? })
     }
 }
 
@@ -93,10 +94,20 @@ impl Caller {
         action: Action,
         name: &Name,
     ) -> Result<Arc<Project>, ApiError> {
-        let wanted = name.clone();
-        let row = server.read(move |state| state.project_named(&wanted).cloned()).await?;
-        let row = row.ok_or_else(|| ApiError::not_found("project", name))?;
-        self.require_on(action, row.id, || ApiError::not_found("project", name))?;
+        let (wanted, caller) = (name.clone(), *self);
+        let look = move |state: &State| {
+            let row = state.project_named(&wanted).cloned();
+            let row = row.filter(|row| caller.can(Action::Read, Some(row.id)));
+            // Only what the caller may look at is offered.
+            row.ok_or_else(|| {
+                let all = state.all::<Project>();
+                let own = all.filter(|row| caller.can(Action::Read, Some(row.id)));
+                near(wanted.as_str(), own.map(|row| row.name.as_str()))
+            })
+        };
+        let missing = |near| ApiError::not_found("project", name).meant(near);
+        let row = server.read(look).await?.map_err(missing)?;
+        self.require_on(action, row.id, || missing(None))?;
         Ok(row)
     }
 
@@ -109,9 +120,21 @@ impl Caller {
     ) -> Result<Arc<App>, ApiError> {
         let row = self.project(server, action, project).await?;
         let wanted = app.clone();
-        let found = server.read(move |state| state.app_named(row.id, &wanted).cloned()).await?;
-        found.ok_or_else(|| ApiError::not_found("app", format!("{app} in project {project}")))
+        let look = move |state: &State| {
+            state.app_named(row.id, &wanted).cloned().ok_or_else(|| {
+                let own = state.all::<App>().filter(|app| app.project == row.id);
+                near(wanted.as_str(), own.map(|app| app.name.as_str()))
+            })
+        };
+        let name = || format!("{app} in project {project}");
+        server.read(look).await?.map_err(|near| ApiError::not_found("app", name()).meant(near))
     }
+}
+
+/// What is wrong, without what axum says in front of it.
+fn reason_of(text: &str) -> &str {
+    let told = text.strip_prefix("Failed to ").and_then(|text| text.split_once(": "));
+    told.map_or(text, |(_, reason)| reason)
 }
 
 /// A JSON body; what is wrong with it is said in our words.
@@ -123,9 +146,44 @@ impl<T: DeserializeOwned> FromRequest<Server> for Body<T> {
 
     async fn from_request(request: Request, server: &Server) -> Result<Self, ApiError> {
         let Json(body) = Json::<T>::from_request(request, server).await.map_err(|error| {
-            ApiError::new(error.status(), "invalid", error.body_text(), "send the JSON it names")
+            let text = error.body_text();
+            let reason = reason_of(&text);
+            ApiError::unreadable("JSON body", error.status(), reason)
         })?;
         Ok(Self(body))
+    }
+}
+
+/// What a query says; what is wrong with it is said in our words.
+#[derive(Debug)]
+pub(super) struct Query<T>(pub T);
+
+impl<T: DeserializeOwned> FromRequestParts<Server> for Query<T> {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, server: &Server) -> Result<Self, ApiError> {
+        let query = extract::Query::<T>::from_request_parts(parts, server).await;
+        let extract::Query(found) = query.map_err(|error| {
+            let text = error.body_text();
+            let reason = reason_of(&text);
+            ApiError::unreadable("query", error.status(), reason)
+        })?;
+        Ok(Self(found))
+    }
+}
+
+/// What a path says; what is wrong with it is said in our words.
+#[derive(Debug)]
+pub(super) struct Path<T>(pub T);
+
+impl<T: DeserializeOwned + Send> FromRequestParts<Server> for Path<T> {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, server: &Server) -> Result<Self, ApiError> {
+        let path = extract::Path::<T>::from_request_parts(parts, server).await;
+        let extract::Path(found) =
+            path.map_err(|error| ApiError::unreadable("path", error.status(), &error.body_text()))?;
+        Ok(Self(found))
     }
 }
 

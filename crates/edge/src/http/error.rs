@@ -3,8 +3,8 @@
 use api::http_types::ErrorBody;
 use axum::Json;
 use axum::response::{IntoResponse, Response};
-use http::{StatusCode, Uri};
-use server::ApplyError;
+use http::{Method, StatusCode, Uri};
+use server::{ApplyError, ServerError, TokenFault};
 use state::Refusal;
 use store::blobs::BlobError;
 
@@ -29,11 +29,26 @@ impl ApiError {
             "project" => {
                 "list projects with `shore project list`, make one with `shore project create`"
             }
-            "app" => "list apps with `shore app list`",
+            "app" => "list apps with `shore app list`; `shore up` or a push makes one",
             "job" => "list jobs with `shore job list`",
+            "token" => "list tokens with `shore token list`",
+            "key" => "list keys with `shore key list`",
+            "deployment" => "list deployments with `shore status --all`",
+            "process" => "list processes with `shore status`",
+            "source archive" => "upload it first: PUT /v1/blobs/DIGEST",
             _ => "check the name",
         };
         Self::new(StatusCode::NOT_FOUND, "not_found", message, hint)
+    }
+
+    /// The same with a name that was probably meant.
+    #[must_use]
+    pub fn meant(mut self, near: Option<String>) -> Self {
+        if let Some(near) = near {
+            let rest = self.body.hint.take().unwrap_or_default();
+            self.body.hint = Some(format!("did you mean `{near}`? Otherwise {rest}"));
+        }
+        self
     }
 
     /// The request makes no sense.
@@ -47,11 +62,15 @@ impl ApiError {
         Self::new(StatusCode::FORBIDDEN, "forbidden", message, hint)
     }
 
-    /// The caller is not known.
-    pub fn unauthorized() -> Self {
-        let message = "a valid token is needed: it is missing, unknown, expired or revoked";
-        let hint = "log in with `shore context set NAME --server URL --token TOKEN`";
-        Self::new(StatusCode::UNAUTHORIZED, "unauthorized", message.to_owned(), hint)
+    /// The caller's token lets nobody in.
+    pub fn unauthorized(fault: TokenFault) -> Self {
+        Self::new(StatusCode::UNAUTHORIZED, "unauthorized", fault.to_string(), fault.hint())
+    }
+
+    /// Part of a request that cannot be read.
+    pub(crate) fn unreadable(what: &str, status: StatusCode, reason: &str) -> Self {
+        let message = format!("the {what} cannot be read: {reason}");
+        Self::new(status, "invalid", message, "see the OpenAPI document for what is wanted")
     }
 
     /// Something of ours broke.
@@ -89,6 +108,15 @@ impl From<Refusal> for ApiError {
     }
 }
 
+impl From<ServerError> for ApiError {
+    fn from(error: ServerError) -> Self {
+        match error {
+            ServerError::Apply(error) => Self::from(error),
+            ServerError::Store(_) | ServerError::Unreadable { .. } => Self::internal(error),
+        }
+    }
+}
+
 impl From<BlobError> for ApiError {
     fn from(error: BlobError) -> Self {
         let (status, kind) = match &error {
@@ -121,6 +149,14 @@ impl IntoResponse for ApiError {
         }
         (self.status, Json(self.body)).into_response()
     }
+}
+
+/// A path the API has, with a method it has not.
+pub(crate) async fn no_such_method(method: Method, uri: Uri) -> ApiError {
+    let path: String = uri.path().chars().take(200).collect();
+    let message = format!("{method} cannot be done on {path}");
+    let hint = "see the OpenAPI document for what there is";
+    ApiError::new(StatusCode::METHOD_NOT_ALLOWED, "invalid", message, hint)
 }
 
 /// Any path the API does not have.

@@ -6,7 +6,7 @@ use std::convert::Infallible;
 use std::time::Duration;
 
 use api::http_types::{LogLine, Skipped};
-use axum::extract::{Path, Query, State};
+use axum::extract::State;
 use axum::response::Sse;
 use axum::response::sse::{Event, KeepAlive};
 use futures_util::Stream;
@@ -15,12 +15,12 @@ use logbuf::{Batch, EntryRef, Group, Item, LogBuffer, Merge, Read, Start};
 use model::{AppId, DeploymentId, InstanceId, JobId, LogSource, Name, Time};
 use serde::{Deserialize, Serialize};
 use server::{Action, Server, views};
-use state::{App, Deployment, Job, Process, State as Control, Task};
+use state::{App, Deployment, Process, State as Control, Task};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 
 use super::apps::app;
-use super::caller::{Caller, id, name, workspace};
+use super::caller::{Caller, Path, Query, id, name, workspace};
 use super::{ApiError, jobs, work};
 
 /// Lines read at once.
@@ -200,8 +200,8 @@ pub(crate) async fn job_events(
 }
 
 async fn job_view(server: &Server, id: JobId) -> Option<api::http_types::JobView> {
-    let view = server.read(move |state| state.get::<Job>(id).map(|row| views::job(state, row)));
-    view.await.ok().flatten()
+    let row = server.job(id).await.ok().flatten()?;
+    server.read(move |state| views::job(state, &row)).await.ok()
 }
 
 /// Shows a job whenever it changes; whether it ended.

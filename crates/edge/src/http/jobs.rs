@@ -5,21 +5,28 @@ use std::time::Duration;
 
 use api::http_types::{CancelJob, JobView, QueueJob};
 use axum::Json;
-use axum::extract::{Path, Query, State};
-use model::{AppId, JobId, Operation, ProjectId, Target};
+use axum::extract::State;
+use model::{AppId, JobId, Operation, Target};
 use serde::Deserialize;
 use server::{Action, Server, views};
-use state::{App, Command, Job, JobCommand, JobSpec, NewJob, Project, Reply, State as Control};
+use state::{
+    App, Command, Job, JobCommand, JobSpec, MAX_FINISHED_JOBS, NewJob, Project, Reply,
+    State as Control,
+};
 
-use super::caller::{Body, Caller, id, name};
+use super::caller::{Body, Caller, Path, Query, id, name};
 use super::{ApiError, ApiResult};
 
 /// Most jobs in one answer.
 pub(crate) const MAX_LISTED: usize = 1_000;
 const DEFAULT_LISTED: usize = 50;
+/// Jobs of the history read at once.
+const HISTORY_PAGE: u32 = 1_000;
+/// Pages of the history one list looks through.
+const MAX_HISTORY_PAGES: usize = 100;
 
 /// Which jobs.
-#[derive(Debug, Deserialize, utoipa::IntoParams)]
+#[derive(Debug, Clone, Deserialize, utoipa::IntoParams)]
 pub(crate) struct JobFilter {
     /// Only this project's.
     project: Option<String>,
@@ -40,7 +47,7 @@ pub(crate) async fn queue_job(
     Body(queue): Body<QueueJob>,
 ) -> ApiResult<JobView> {
     let project = caller.project(&server, Action::Change, &queue.project).await?;
-    let app = app_of(&server, project.id, &queue).await?;
+    let app = app_of(&server, caller, &project, &queue).await?;
     if let Operation::Build { source } | Operation::Up { source } = &queue.operation
         && !server.blobs().exists(source.0).await?
     {
@@ -73,9 +80,11 @@ pub(crate) async fn queue_job(
     Ok(Json(server.read(move |state| views::job(state, &job)).await?))
 }
 
+/// The app a job is about. Only what brings source makes one that does not exist yet.
 async fn app_of(
     server: &Server,
-    project: ProjectId,
+    caller: Caller,
+    project: &Project,
     queue: &QueueJob,
 ) -> Result<Option<AppId>, ApiError> {
     let Some(name) = queue.app.clone() else {
@@ -85,8 +94,12 @@ async fn app_of(
         }
         return Ok(None);
     };
+    if !matches!(queue.operation, Operation::Build { .. } | Operation::Up { .. }) {
+        let row = caller.app(server, Action::Change, (&project.name, &name)).await?;
+        return Ok(Some(row.id));
+    }
     let id = AppId(server.fresh_id());
-    match server.apply(Command::EnsureApp { id, project, name }).await? {
+    match server.apply(Command::EnsureApp { id, project: project.id, name }).await? {
         Reply::App(id, _) => Ok(Some(id)),
         _ => Err(ApiError::internal("an app was not answered with its id")),
     }
@@ -101,20 +114,62 @@ pub(crate) async fn list_jobs(
     Query(filter): Query<JobFilter>,
 ) -> ApiResult<Vec<JobView>> {
     let limit = filter.limit.unwrap_or(DEFAULT_LISTED).min(MAX_LISTED);
+    let older = filter.clone();
     let list = server.read(move |state| {
         let wanted = |job: &&Arc<Job>| {
             caller.can(Action::Read, Some(job.spec.project)) && filter.takes(state, job)
         };
         // Only what is shown is rendered: this runs where commands are applied.
-        state
-            .all::<Job>()
-            .rev()
-            .filter(wanted)
-            .take(limit)
-            .map(|job| views::job(state, job))
-            .collect()
+        let shown = state.all::<Job>().rev().filter(wanted).take(limit);
+        let shown: Vec<_> = shown.map(|job| views::job(state, job)).collect();
+        let ended = || state.all::<Job>().filter(|job| job.state.is_terminal()).count();
+        let complete = shown.len() >= limit || ended() < MAX_FINISHED_JOBS;
+        (shown, complete)
     });
-    Ok(Json(list.await?))
+    let (mut list, complete) = list.await?;
+    if complete {
+        return Ok(Json(list));
+    }
+    let wanted = move |state: &Control, job: &Job| {
+        caller.can(Action::Read, Some(job.spec.project)) && older.takes(state, job)
+    };
+    add_older(&server, &mut list, limit, Arc::new(wanted)).await?;
+    Ok(Json(list))
+}
+
+type Wanted = Arc<dyn Fn(&Control, &Job) -> bool + Send + Sync>;
+
+/// Adds jobs that only the history has until the list has `limit`. They are older than all others.
+async fn add_older(
+    server: &Server,
+    list: &mut Vec<JobView>,
+    limit: usize,
+    wanted: Wanted,
+) -> Result<(), ApiError> {
+    // The newest of the history are at hand; the first page that is read still holds some of them.
+    let newest = server.ended_jobs(None, 1).await?;
+    let at_hand = (MAX_FINISHED_JOBS as u64).saturating_sub(u64::from(HISTORY_PAGE));
+    let mut before = newest.first().map(|(place, _)| place.saturating_sub(at_hand));
+    for _ in 0..MAX_HISTORY_PAGES {
+        if list.len() >= limit {
+            return Ok(());
+        }
+        let page = server.ended_jobs(before, HISTORY_PAGE).await?;
+        let Some((oldest, _)) = page.last() else { return Ok(()) };
+        before = Some(*oldest);
+        let (left, wanted) = (limit - list.len(), Arc::clone(&wanted));
+        let more = server.read(move |state| {
+            let older =
+                page.iter().map(|(_, job)| job).filter(|job| state.get::<Job>(job.id).is_none());
+            older
+                .filter(|job| wanted(state, job))
+                .take(left)
+                .map(|job| views::job(state, job))
+                .collect::<Vec<_>>()
+        });
+        list.extend(more.await?);
+    }
+    Ok(())
 }
 
 impl JobFilter {
@@ -135,8 +190,7 @@ pub(crate) async fn job(
     text: &str,
 ) -> Result<Arc<Job>, ApiError> {
     let id: JobId = id(text)?;
-    let row = server.read(move |state| state.get::<Job>(id).cloned()).await?;
-    let row = row.ok_or_else(|| ApiError::not_found("job", id))?;
+    let row = server.job(id).await?.ok_or_else(|| ApiError::not_found("job", id))?;
     caller.require_on(action, row.spec.project, || ApiError::not_found("job", id))?;
     Ok(row)
 }

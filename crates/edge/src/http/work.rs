@@ -9,13 +9,13 @@ use api::http_types::{
     StartDeployment, TaskView,
 };
 use axum::Json;
-use axum::extract::{Path, Query, State};
+use axum::extract::State;
 use model::{BuildId, DeploymentId, HostName, JobId, TaskId};
 use serde::Deserialize;
 use server::{Action, Server, views};
 use state::{App, Attempt, Command, Deployment, Job, ProcessTemplate, Reply, Task, WorkCommand};
 
-use super::caller::{Body, Caller, id};
+use super::caller::{Body, Caller, Path, Query, id};
 use super::{ApiError, ApiResult};
 
 /// The longest a call waits for a change.

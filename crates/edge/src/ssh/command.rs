@@ -43,8 +43,12 @@ pub(crate) fn parse(data: &[u8]) -> Result<Request, String> {
     let path = path.strip_suffix('/').unwrap_or(path);
     let path = path.strip_suffix(".git").unwrap_or(path);
     let (project, app) = path.split_once('/').unwrap_or((path, DEFAULT_APP));
-    let project = Name::parse("project", project).map_err(|error| error.to_string())?;
-    let app = Name::parse("app", app).map_err(|error| error.to_string())?;
+    let named = |what, text| {
+        Name::parse(what, text).map_err(|error| {
+            format!("{error}\nhint: the path is /PROJECT or /PROJECT/APP: see `git remote -v`")
+        })
+    };
+    let (project, app) = (named("project", project)?, named("app", app)?);
     Ok(Request { verb, project, app })
 }
 

@@ -28,11 +28,8 @@ pub(crate) async fn job(server: &Server, job: JobId, say: &mut Say) -> Result<()
         shown = lines(&log, say) => shown?,
         () = ended => {}
     }
-    let state = server
-        .read(move |state| state.get::<Job>(job).map(|job| job.state.clone()))
-        .await
-        .map_err(|error| error.to_string())?;
-    match state {
+    let row = server.job(job).await.map_err(|error| error.to_string())?;
+    match row.map(|row| row.state.clone()) {
         Some(JobState::Succeeded) => Ok(()),
         Some(JobState::Failed { reason } | JobState::Cancelled { reason }) => {
             Err(format!("{reason}\nhint: mend it and push again; the branch was not moved"))

@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::os::fd::AsRawFd as _;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::ExitCode;
@@ -49,12 +50,26 @@ fn var(name: &str) -> Option<String> {
     std::env::var(name).ok()
 }
 
+/// Uses the socket at `path` under a short name of the same file: a socket's address holds 107 bytes,
+/// and data directories can be deeper than that.
+pub(crate) fn at_socket<T>(
+    path: &Path,
+    act: impl FnOnce(&Path) -> std::io::Result<T>,
+) -> std::io::Result<T> {
+    let missing = || std::io::Error::from(std::io::ErrorKind::NotFound);
+    let (dir, name) = path.parent().zip(path.file_name()).ok_or_else(missing)?;
+    let dir = std::fs::File::open(dir)?;
+    let short = Path::new("/proc/self/fd").join(dir.as_raw_fd().to_string()).join(name);
+    act(&short)
+}
+
 fn run() -> std::io::Result<ExitCode> {
     let mut updates = String::new();
     std::io::stdin().take(MAX_UPDATES).read_to_string(&mut updates)?;
     let passed = PASSED.iter().filter_map(|name| Some(((*name).to_owned(), var(name)?)));
     let push = Push { token: var(TOKEN).unwrap_or_default(), env: passed.collect(), updates };
-    let mut socket = UnixStream::connect(var(SOCKET).unwrap_or_default())?;
+    let path = var(SOCKET).unwrap_or_default();
+    let mut socket = at_socket(Path::new(&path), |short| UnixStream::connect(short))?;
     let mut line = serde_json::to_vec(&push)?;
     line.push(b'\n');
     socket.write_all(&line)?;
@@ -67,4 +82,23 @@ fn run() -> std::io::Result<ExitCode> {
         }
     }
     Err(std::io::Error::other("it went away"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::net::UnixListener;
+
+    #[test]
+    fn a_socket_may_be_deeper_than_its_address_can_say() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let deep = dir.path().join("d".repeat(120)).join("e".repeat(120));
+        std::fs::create_dir_all(&deep).expect("made");
+        let path = deep.join("hook.sock");
+        assert!(UnixListener::bind(&path).is_err(), "the plain way is too long");
+        let listener = at_socket(&path, |short| UnixListener::bind(short)).expect("it listens");
+        assert!(path.exists(), "it is where it was meant to be");
+        at_socket(&path, |short| UnixStream::connect(short)).expect("it is reached");
+        listener.accept().expect("and accepts");
+    }
 }

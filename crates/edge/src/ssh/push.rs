@@ -11,7 +11,7 @@ use runtime::Tasks;
 use russh::Channel;
 use russh::server::Msg;
 use server::Server;
-use state::{Command, JobCommand, JobSpec, NewJob, Project, Reply};
+use state::{Command, JobCommand, JobSpec, NewJob, Project, Reply, State};
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::unix::OwnedWriteHalf;
 use tokio::net::{UnixListener, UnixStream};
@@ -19,7 +19,8 @@ use tokio::process::{Child, Command as Program};
 
 use super::command::{Request, Verb};
 use super::hook::{MAX_UPDATES, Push, SOCKET, TOKEN};
-use super::{Pusher, SshError, file_error, follow};
+use super::{Pusher, SshError, file_error, follow, hook};
+use crate::near::near;
 
 /// Most bytes of one push.
 pub(crate) const MAX_PACK: &str = "2g";
@@ -27,6 +28,8 @@ pub(crate) const MAX_PACK: &str = "2g";
 const DEPLOYED: [&str; 2] = ["refs/heads/main", "refs/heads/master"];
 /// Bytes moved at once.
 const CHUNK: usize = 64 * 1024;
+/// Where hooks reach the server, below the directory of the repositories.
+const SOCKET_FILE: &str = "hook.sock";
 /// How git names "no commit".
 const NO_COMMIT: &str = "0000000000000000000000000000000000000000";
 
@@ -65,7 +68,7 @@ impl Pushes {
     }
 
     fn socket(&self) -> PathBuf {
-        self.dir.join("hook.sock")
+        self.dir.join(SOCKET_FILE)
     }
 
     /// Takes calls of hooks.
@@ -73,7 +76,8 @@ impl Pushes {
         let path = self.socket();
         // A socket left behind by an earlier server has no listener.
         drop(std::fs::remove_file(&path));
-        let listener = UnixListener::bind(&path).map_err(file_error("listen on", &path))?;
+        let listener = hook::at_socket(&path, |short| UnixListener::bind(short));
+        let listener = listener.map_err(file_error("listen on", &path))?;
         let (this, all, stop) = (self.clone(), tasks.clone(), tasks.stop().clone());
         tasks.spawn_ok("hooks", async move {
             while let Some(Ok((stream, _))) = stop.or_stop(listener.accept()).await {
@@ -157,13 +161,22 @@ impl Pushes {
     }
 
     async fn project(&self, key: &Pusher, name: &Name) -> Result<Arc<Project>, String> {
-        let wanted = name.clone();
-        let row = self.server.read(move |state| state.project_named(&wanted).cloned()).await;
-        let row = row.map_err(|error| error.to_string())?;
-        // To a key of another project it does not exist.
-        let row = row.filter(|row| key.project.is_none_or(|own| own == row.id));
-        row.ok_or_else(|| {
-            format!("there is no project {name}\nhint: make it with `shore project create {name}`")
+        let (wanted, limited) = (name.clone(), key.project);
+        let look = move |state: &State| {
+            // To a key of another project it does not exist.
+            let own = |row: &Project| limited.is_none_or(|own| own == row.id);
+            let row = state.project_named(&wanted).cloned().filter(|row| own(row));
+            row.ok_or_else(|| {
+                let all = state.all::<Project>().filter(|row| own(row));
+                near(wanted.as_str(), all.map(|row| row.name.as_str()))
+            })
+        };
+        let found = self.server.read(look).await.map_err(|error| error.to_string())?;
+        found.map_err(|near| {
+            let guess = near.map_or_else(String::new, |near| format!("did you mean `{near}`? "));
+            format!(
+                "there is no project {name}\nhint: {guess}make it with `shore project create {name}`"
+            )
         })
     }
 

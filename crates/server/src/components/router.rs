@@ -19,6 +19,8 @@ const HEARTBEAT: Duration = Duration::from_secs(5);
 struct Session {
     server: Server,
     router: u128,
+    /// Which of its connections this is.
+    number: u128,
     down: Out,
     /// The generation the router was sent.
     sent: u64,
@@ -33,14 +35,18 @@ pub(super) async fn session(
         return Err(Status::failed_precondition("the first message must be a hello"));
     };
     let (router, welcome) = welcome(hello.hello.as_ref())?;
-    if let Some(port) = u16::try_from(hello.http_port).ok().filter(|port| *port != 0) {
-        server.set_ports(|ports| ports.router = Some(port));
-    }
-    let mut session = Session { server, router, down, sent: 0 };
+    let port = u16::try_from(hello.http_port).ok().filter(|port| *port != 0);
+    let number = server.router_came(router, port);
+    let mut session = Session { server, router, number, down, sent: 0 };
     session.send(Down::Welcome(welcome)).await?;
-    let ended = session.run(&mut up).await;
-    session.server.router_gone(router);
-    ended
+    session.run(&mut up).await
+}
+
+impl Drop for Session {
+    /// However the session ends, nobody waits for this router any more.
+    fn drop(&mut self) {
+        self.server.router_gone(self.router, self.number);
+    }
 }
 
 impl Session {
@@ -58,7 +64,7 @@ impl Session {
             tokio::select! {
                 message = up.message() => match message? {
                     Some(RouterUp { message: Some(Up::Applied(generation)) }) => {
-                        self.server.router_serves(self.router, generation);
+                        self.server.router_serves(self.router, self.number, generation);
                     }
                     Some(RouterUp { message: Some(Up::Hello(_)) }) => {
                         return Err(Status::failed_precondition("a second hello"));

@@ -47,7 +47,6 @@ impl Debug for Upload {
 
 impl Upload {
     pub(super) async fn begin(blobs: Blobs) -> Result<Self, BlobError> {
-        blobs.check_space()?;
         let path = blobs.fresh_temp();
         let file = File::create_new(&path)
             .await
@@ -77,7 +76,7 @@ impl Upload {
         }
         if self.len >= self.check_at {
             self.check_at = self.len.saturating_add(SPACE_CHECK_BYTES);
-            self.blobs.check_space()?;
+            self.blobs.check_space(0)?;
         }
         for piece in bytes.chunks(CHUNK_BYTES) {
             self.hasher.update(piece);

@@ -1,0 +1,138 @@
+//! Tokens that let nobody in, or not here.
+
+use std::process::{Child, Stdio};
+use std::time::Duration;
+
+use testkit::{Alone, Failure, wait_for};
+
+use crate::{holds, program, refused, told};
+
+/// How long a component may take to come or to go.
+const LIMIT: Duration = Duration::from_secs(20);
+
+/// A token that does not work, and what is said about it.
+struct Bad {
+    token: String,
+    said: &'static str,
+}
+
+/// Tokens for `role`, each bad in another way.
+fn bad(server: &Alone, role: &str) -> Result<[Bad; 4], Failure> {
+    let expired = server.make_token(&["--role", role, "--hours", "0"])?;
+    let revoked = server.make_token(&["--role", role])?;
+    let id = revoked.split('_').nth(1).ok_or("a token has an id")?;
+    server.shore(&["token", "revoke", &format!("tok_{id}")])?.ok("token revoke")?;
+    // The same token with another secret.
+    let good = server.make_token(&["--role", role])?;
+    let mut parts: Vec<&str> = good.split('_').collect();
+    let other = "0".repeat(64);
+    parts[2] = &other;
+    Ok([
+        Bad { token: expired, said: "the token has expired" },
+        Bad { token: revoked, said: "the token was revoked" },
+        Bad { token: parts.join("_"), said: "this server does not know the token" },
+        Bad { token: format!("{good}x"), said: "no token: `shore_<id>_<secret>` is wanted" },
+    ])
+}
+
+#[test]
+fn people_are_told_why_their_token_does_not_work() -> Result<(), Failure> {
+    let server = Alone::start(program(), &[])?;
+    server.shore(&["project", "create", "mine"])?.ok("project create")?;
+    server.shore(&["project", "create", "other"])?.ok("project create")?;
+    let call = |line: &str, token: &str| {
+        server.call(line, &[&format!("Authorization: Bearer {token}"), "Content-Length: 0"], b"")
+    };
+    for bad in bad(&server, "developer")? {
+        let page = call("GET /v1/info", &bad.token)?;
+        holds(&page.body, &[bad.said, "\"hint\":\""])?;
+        if page.status != 401 {
+            return Err(format!("{} was answered with {}", bad.said, page.status));
+        }
+        let url = format!("http://127.0.0.1:{}", server.port);
+        let set = ["context", "set", "bad", "--server", &url, "--token", &bad.token];
+        let code = if bad.said.starts_with("no token") { 6 } else { 4 };
+        refused(server.shore(&set)?, code, &[bad.said, "hint: "])?;
+    }
+    let page = server.call("GET /v1/info", &[], b"")?;
+    holds(&page.body, &["none was sent", "Authorization: Bearer"])?;
+    // A token of another role or project.
+    let viewer = server.make_token(&["--role", "viewer"])?;
+    let limited = server.make_token(&["--role", "developer", "--project", "mine"])?;
+    let runner = server.make_token(&["--role", "runner"])?;
+    let cases: [(&str, &str, u16, &str); 5] = [
+        ("DELETE /v1/projects/mine", &viewer, 403, "a viewer token may not change apps"),
+        ("GET /v1/tokens", &viewer, 403, "may not administer the server"),
+        ("GET /v1/tokens", &limited, 403, "limited to one project may not administer"),
+        ("DELETE /v1/projects/mine", &runner, 403, "a runner token may not change apps"),
+        // To a token of another project it does not even exist.
+        ("DELETE /v1/projects/other", &limited, 404, "there is no project other"),
+    ];
+    for (line, token, status, said) in cases {
+        let page = call(line, token)?;
+        holds(&page.body, &[said, "\"hint\":\""]).map_err(|it| format!("{line}: {it}"))?;
+        if page.status != status {
+            return Err(format!("{line} was answered with {}, not {status}", page.status));
+        }
+    }
+    let all = server.shore(&["project", "list"])?.ok("project list")?;
+    holds(&all, &["mine", "other"])
+}
+
+/// A component, started with a token.
+fn component(server: &Alone, role: &str, token: &str) -> Result<Child, Failure> {
+    let mut command = server.command(&[role, "--log", "error"]);
+    let url = format!("http://127.0.0.1:{}", server.port);
+    command.env("SHORE_SERVER", url).env("SHORE_TOKEN", token);
+    if role == "router" {
+        command.args(["--listen", "127.0.0.1:0"]);
+    }
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+    command.spawn().map_err(told)
+}
+
+/// Waits until a component ended by itself; its exit code and what it said.
+fn ended(mut child: Child) -> Result<(Option<i32>, String), Failure> {
+    let status = wait_for("a component to end", LIMIT, || child.try_wait().ok().flatten());
+    if status.is_err() {
+        child.kill().map_err(told)?;
+    }
+    let output = child.wait_with_output().map_err(told)?;
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    status.map_err(|late| format!("{late}:\n{said}")).map(|status| (status.code(), said))
+}
+
+#[test]
+fn components_are_told_why_their_token_does_not_work() -> Result<(), Failure> {
+    let server = Alone::start(program(), &[])?;
+    for role in ["runner", "cell", "router"] {
+        let make = format!("shore token create --role {role}");
+        let wrong = Bad { token: server.token.clone(), said: "for the role admin, not" };
+        for bad in bad(&server, role)?.into_iter().chain([wrong]) {
+            let (code, said) = ended(component(&server, role, &bad.token)?)?;
+            holds(&said, &[role, bad.said, &make]).map_err(|it| format!("{role}: {it}"))?;
+            let wanted = if bad.said.starts_with("no token") { 6 } else { 4 };
+            if code != Some(wanted) {
+                return Err(format!("{role} ended with {code:?}, not {wanted}:\n{said}"));
+            }
+        }
+    }
+    server.shore(&["project", "list"])?.ok("the server goes on").map(|_| ())
+}
+
+#[test]
+fn a_token_that_is_revoked_ends_the_stream_it_opened() -> Result<(), Failure> {
+    let server = Alone::start(program(), &[])?;
+    let token = server.make_token(&["--role", "runner"])?;
+    let runner = component(&server, "runner", &token)?;
+    let admin = format!("Authorization: Bearer {}", server.token);
+    wait_for("the runner to join", LIMIT, || {
+        let page = server.call("GET /v1/runners", &[&admin], b"").ok()?;
+        page.body.contains("\"online\":true").then_some(())
+    })?;
+    let id = token.split('_').nth(1).ok_or("a token has an id")?;
+    server.shore(&["token", "revoke", &format!("tok_{id}")])?.ok("token revoke")?;
+    let (code, said) = ended(runner)?;
+    holds(&said, &["the server refused this runner", "the token was revoked"])?;
+    if code == Some(4) { Ok(()) } else { Err(format!("it ended with {code:?}:\n{said}")) }
+}
