@@ -78,7 +78,6 @@ impl CliError {
     }
 
     /// A server that cannot be addressed.
-    #[expect(clippy::needless_pass_by_value, reason = "it maps errors")]
     pub(crate) fn address(error: api::ConnectError) -> Self {
         let hint = match &error {
             api::ConnectError::NoAuthority => {

@@ -174,7 +174,7 @@ async fn follow_task(context: &Context, task: TaskView) -> Result<TaskView, JobE
         let task: TaskView = context.call(|client| client.get(&path).boxed()).await?;
         match task.reason {
             _ if task.state == "succeeded" => return Ok(task),
-            Some(reason) if task.ended => return Err(JobError::Failed(told.with(reason))),
+            Some(reason) if task.ended => return Err(JobError::Failed(told.with(&reason))),
             None if task.ended => return Err(JobError::Cancelled),
             Some(_) | None => {}
         }
@@ -212,8 +212,8 @@ impl Told {
         self.within = error.is_some();
     }
 
-    fn with(self, reason: String) -> String {
-        self.error.map_or_else(|| reason.clone(), |error| format!("{error} ({reason})"))
+    fn with(self, reason: &str) -> String {
+        self.error.map_or_else(|| reason.to_owned(), |error| format!("{error} ({reason})"))
     }
 }
 
@@ -402,7 +402,7 @@ mod tests {
         {
             told.hear(line);
         }
-        assert_eq!(told.with("status 20".to_owned()), "no buildpack (status 20)");
-        assert_eq!(Told::default().with("status 1".to_owned()), "status 1");
+        assert_eq!(told.with("status 20"), "no buildpack (status 20)");
+        assert_eq!(Told::default().with("status 1"), "status 1");
     }
 }

@@ -273,7 +273,7 @@ impl Server {
                         return;
                     }
                 }
-                std::future::pending().await
+                std::future::pending::<()>().await;
             };
             // Either way there is something to look at.
             runtime::timeout(wait, changed).await.unwrap_or(());

@@ -16,6 +16,13 @@ const START_LIMIT: Duration = Duration::from_secs(20);
 /// How long a stop may take.
 const STOP_LIMIT: Duration = Duration::from_secs(30);
 
+/// Ports that are chosen from.
+const FIRST_PORT: u16 = 10_000;
+/// How many there are.
+const PORTS: u64 = 20_000;
+/// How many are tried for each that is wanted.
+const TRIES: usize = 100;
+
 /// Where an all-in-one server listens.
 #[derive(Debug, Clone, Copy)]
 pub struct Ports {
@@ -28,9 +35,15 @@ pub struct Ports {
 }
 
 impl Ports {
-    /// Three ports that are free now.
+    /// Three ports that are free now, below those the system gives to connections: a server that is
+    /// started again finds them free.
     pub fn free() -> Result<Self, Failure> {
-        let bind = || TcpListener::bind("127.0.0.1:0").map_err(|error| error.to_string());
+        let random = runtime::Random::system();
+        let bind = || {
+            let ports = (0..TRIES).map(|_| FIRST_PORT + (random.next_u64() % PORTS) as u16);
+            let mut free = ports.filter_map(|port| TcpListener::bind(("127.0.0.1", port)).ok());
+            free.next().ok_or_else(|| "no port is free".to_owned())
+        };
         let held = [bind()?, bind()?, bind()?];
         let port = |socket: &TcpListener| {
             socket.local_addr().map(|address| address.port()).map_err(|error| error.to_string())

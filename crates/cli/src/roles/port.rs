@@ -39,7 +39,7 @@ pub(super) fn refused(
 /// The process that listens on a port, when this user may see it.
 fn holder(port: u16) -> Option<String> {
     let sockets = inodes(port);
-    let processes = std::fs::read_dir("/proc").ok()?.filter_map(|entry| entry.ok());
+    let processes = std::fs::read_dir("/proc").ok()?.filter_map(std::result::Result::ok);
     processes.filter(|entry| has_one(&entry.path(), &sockets)).find_map(|entry| {
         let pid: u32 = entry.file_name().to_str()?.parse().ok()?;
         let name = std::fs::read_to_string(entry.path().join("comm")).ok()?;

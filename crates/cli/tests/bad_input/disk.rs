@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::process::Command;
 
-use testkit::{Alone, Failure};
+use testkit::{Alone, Failure, Ran};
 
 use crate::{holds, program, refused, told};
 
@@ -14,6 +14,10 @@ const NO_SIGNAL: &str = "trap '' XFSZ";
 /// The file that takes the room.
 const FILL: &str = "fill";
 const CHUNK: usize = 1 << 20;
+/// Bytes of one variable, which a commit writes.
+const BIG: usize = 100 << 10;
+/// More of them than the files of a new store have room for.
+const MANY: usize = 500;
 
 /// How the disk is filled.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -85,11 +89,46 @@ fn upload(server: &Alone, content: &[u8]) -> Result<(u16, String), Failure> {
     Ok((page.status, page.body))
 }
 
+/// Commits until one is refused: for a while there is room in the files that are there. The last that
+/// was answered, and the refusal.
+fn fill_the_store(server: &Alone) -> Result<(usize, Ran), Failure> {
+    for number in 1..MANY {
+        let (status, said) = set(server, number)?;
+        if status != 200 {
+            holds(&said, &["the server cannot write now", "hint"])?;
+            let var = format!("BIG={}", value(number));
+            let ran = server.shore(&["config", "set", "--project", "before", &var])?;
+            return Ok((number - 1, ran));
+        }
+    }
+    Err("the disk never became full".to_owned())
+}
+
+fn value(number: usize) -> String {
+    format!("{number:04}{}", "x".repeat(BIG))
+}
+
+fn set(server: &Alone, number: usize) -> Result<(u16, String), Failure> {
+    let body = serde_json::json!({ "vars": { "BIG": value(number) } }).to_string();
+    json(server, "PATCH /v1/projects/before/apps/web/config", &body)
+}
+
+fn json(server: &Alone, line: &str, body: &str) -> Result<(u16, String), Failure> {
+    let token = format!("Authorization: Bearer {}", server.token);
+    let length = format!("Content-Length: {}", body.len());
+    let headers = [token.as_str(), "Content-Type: application/json", length.as_str()];
+    let page = server.call(line, &headers, body.as_bytes())?;
+    Ok((page.status, page.body))
+}
+
 #[test]
 fn a_full_disk_refuses_what_is_new_and_keeps_what_was() -> Result<(), Failure> {
     let disk = Disk::choose();
     let mut server = disk.start()?;
     server.shore(&["project", "create", "before"])?.ok("project create")?;
+    let made = json(&server, "POST /v1/projects/before/apps", r#"{"name":"web"}"#)?;
+    holds(&made.1, &["web"])?;
+    set(&server, 0)?;
     let (status, kept) = upload(&server, &vec![1; CHUNK])?;
     if status != 200 {
         return Err(format!("a good upload was answered with {status}: {kept}"));
@@ -100,20 +139,11 @@ fn a_full_disk_refuses_what_is_new_and_keeps_what_was() -> Result<(), Failure> {
     if status != 507 {
         return Err(format!("an upload to a full disk was answered with {status}: {said}"));
     }
-    // A commit may still find room in a file that is there; soon none does.
-    let mut names = (0..200).map(|number| format!("during-{number}"));
-    let full = names.find_map(|name| {
-        let ran = server.shore(&["project", "create", &name]);
-        ran.map(|ran| (ran.code != 0).then_some((name, ran))).transpose()
-    });
-    let (name, ran) = full.ok_or("the disk never became full")??;
+    let (last, ran) = fill_the_store(&server)?;
     refused(ran, 7, &["the server cannot write now", "store.db", "hint: "])?;
-    // It is alive, and still knows everything that was answered.
-    let list = server.shore(&["project", "list"])?.ok("project list while full")?;
-    holds(&list, &["before"])?;
-    if list.contains(&format!("{name} ")) {
-        return Err(format!("{name} was refused, and is there:\n{list}"));
-    }
+    // It is alive, and knows what was answered and nothing else.
+    let shown = server.shore(&["config", "list", "--project", "before", "--json"])?;
+    holds(&shown.ok("config list while full")?, &[&format!("\"{last:04}x")])?;
     disk.free(&server)?;
     server.shore(&["project", "create", "after"])?.ok("project create with room again")?;
     let (status, said) = upload(&server, &vec![2; CHUNK])?;
@@ -126,6 +156,6 @@ fn a_full_disk_refuses_what_is_new_and_keeps_what_was() -> Result<(), Failure> {
     }
     server.stop()?;
     server.start_again(&["--listen", &format!("127.0.0.1:{}", server.port)])?;
-    let list = server.shore(&["project", "list"])?.ok("project list after a restart")?;
-    holds(&list, &["before", "after"])
+    let projects = server.shore(&["project", "list"])?.ok("project list after a restart")?;
+    holds(&projects, &["before", "after"])
 }

@@ -53,9 +53,9 @@ fn a_used_port_is_named_with_its_user_and_the_flag_to_choose() -> Result<(), Fai
             .output()
             .map_err(told)?;
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
-        let user = format!("hint: process {} (", std::process::id());
+        let holder = format!("hint: process {} (", std::process::id());
         let flag = format!("choose another with `{flag}`");
-        holds(&said, &[&format!("cannot listen on {address}"), &user, &flag])
+        holds(&said, &[&format!("cannot listen on {address}"), &holder, &flag])
             .map_err(|failure| format!("{args:?}: {failure}"))?;
         if output.status.code() != Some(7) {
             return Err(format!("{args:?} ended with {}:\n{said}", output.status));

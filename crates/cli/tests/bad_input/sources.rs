@@ -54,7 +54,10 @@ fn header(kind: EntryType, name: &str, link: &str) -> Header {
     header
 }
 
-fn attacks() -> Result<Vec<(&'static str, Vec<u8>, &'static str)>, Failure> {
+/// A name for people, the archive, and why it is refused.
+type Attack = (&'static str, Vec<u8>, &'static str);
+
+fn attacks() -> Result<Vec<Attack>, Failure> {
     use EntryType::{Char, Fifo, Link, Regular, Symlink};
     let outside = OUTSIDE.as_str();
     let one = |kind, name: &str, link: &str, data: &[u8]| {

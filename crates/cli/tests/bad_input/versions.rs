@@ -127,8 +127,8 @@ fn welcome() -> Welcome {
     Welcome { version: "9.9.9".to_owned(), protocol: NEXT }
 }
 
-fn once<T: Send + 'static>(message: T) -> Result<Response<Down<T>>, Status> {
-    Ok(Response::new(Box::pin(tokio_stream::once(Ok(message)))))
+fn once<T: Send + 'static>(message: T) -> Response<Down<T>> {
+    Response::new(Box::pin(tokio_stream::once(Ok(message))))
 }
 
 #[tonic::async_trait]
@@ -141,21 +141,21 @@ impl Components for Later {
         &self,
         _: Request<Streaming<RunnerUp>>,
     ) -> Result<Response<Down<RunnerDown>>, Status> {
-        once(RunnerDown { message: Some(runner_down::Message::Welcome(welcome())) })
+        Ok(once(RunnerDown { message: Some(runner_down::Message::Welcome(welcome())) }))
     }
 
     async fn cell(
         &self,
         _: Request<Streaming<CellUp>>,
     ) -> Result<Response<Down<CellDown>>, Status> {
-        once(CellDown { message: Some(cell_down::Message::Welcome(welcome())) })
+        Ok(once(CellDown { message: Some(cell_down::Message::Welcome(welcome())) }))
     }
 
     async fn router(
         &self,
         _: Request<Streaming<RouterUp>>,
     ) -> Result<Response<Down<RouterDown>>, Status> {
-        once(RouterDown { message: Some(router_down::Message::Welcome(welcome())) })
+        Ok(once(RouterDown { message: Some(router_down::Message::Welcome(welcome())) }))
     }
 }
 
