@@ -11,7 +11,7 @@ use server::Server;
 use store::blobs::BlobLimits;
 
 use super::{
-    LOCALHOST, STOP_GRACE, ServerOptions, identity, interrupted, part_failed, router_error,
+    LOCALHOST, STOP_GRACE, ServerOptions, identity, interrupted, part_failed, port, router_error,
     start_server,
 };
 use crate::args::DevPorts;
@@ -63,6 +63,8 @@ impl AllInOne {
     /// Starts everything and makes it the current context.
     pub(crate) async fn start(ports: &DevPorts) -> Result<Self> {
         let data = env::data_dir()?;
+        // The router comes last; that its port is used is said before anything is made.
+        drop(port::bind("router", loopback(ports.http_port), "--http-port").await?);
         let tasks = || Tasks::new(Stop::new());
         let (server, workers, router, cell) = (tasks(), tasks(), tasks(), tasks());
         let signalled = Stop::new();

@@ -61,5 +61,9 @@ fn a_used_port_is_named_with_its_user_and_the_flag_to_choose() -> Result<(), Fai
             return Err(format!("{args:?} ended with {}:\n{said}", output.status));
         }
     }
+    // All of that came before anything was made.
+    if home.path().join("data/longshore/server/store.db").exists() {
+        return Err("a server was started for nothing".to_owned());
+    }
     Ok(())
 }
