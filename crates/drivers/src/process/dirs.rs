@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! <base>/.trash/...                     what is being deleted
+//! <base>/.new-<handle>/                 what is being made
 //! <base>/<handle>/meta.json             what it was made from
 //! <base>/<handle>/root/                 its files: the container's `/`
 //! <base>/<handle>/processes/<id>/       started.json, exit.json, output.*, supervisor.log
@@ -23,6 +24,8 @@ use crate::spec::{ContainerSpec, Handle, ProcessId};
 
 const META_FILE: &str = "meta.json";
 const TRASH: &str = ".trash";
+/// How names of containers begin that are being made.
+const DRAFT: &str = ".new-";
 /// Directories every root starts with.
 const ROOT_DIRS: [&str; 2] = ["home", "tmp"];
 
@@ -43,6 +46,7 @@ impl Dirs {
             if base.to_str().is_none() {
                 return Err(io::Error::other("the path is not UTF-8"));
             }
+            remove_drafts(&base)?;
             Ok::<_, io::Error>(Self { base, boot: proc::boot_id()? })
         };
         make().context(|| format!("open {}", base.display()))
@@ -87,7 +91,7 @@ impl Dirs {
         if at.exists() {
             return Err(exists());
         }
-        let draft = self.base.join(format!(".new-{}", spec.handle));
+        let draft = self.base.join(format!("{DRAFT}{}", spec.handle));
         make_draft(&draft, spec).context(context)?;
         match fs::rename(&draft, &at) {
             Ok(()) => Ok(()),
@@ -180,9 +184,17 @@ pub(super) fn ended(dir: &Path) -> Option<Ended> {
     read_json(&dir.join(EXIT_FILE)).ok()?
 }
 
+/// Removes what agents that died were making: nobody may ask for the same container again.
+fn remove_drafts(base: &Path) -> io::Result<()> {
+    for name in names(base)?.iter().filter(|name| name.starts_with(DRAFT)) {
+        fs::remove_dir_all(base.join(name))?;
+    }
+    Ok(())
+}
+
 fn make_draft(draft: &Path, spec: &ContainerSpec) -> io::Result<()> {
     if draft.exists() {
-        // An agent died here.
+        // Making it failed half-way.
         fs::remove_dir_all(draft)?;
     }
     make_private(draft, false)?;
@@ -214,4 +226,22 @@ fn names(dir: &Path) -> io::Result<Vec<String>> {
     }
     names.sort_unstable();
     Ok(names)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_dead_agent_was_making_is_removed() {
+        let base = tempfile::tempdir().expect("makes a directory");
+        let dirs = Dirs::open(base.path()).expect("opens");
+        let handle = |name| Handle::new(name).expect("a good handle");
+        dirs.create(&ContainerSpec::new(handle("whole"))).expect("makes");
+        let draft = base.path().join(".new-half");
+        make_draft(&draft, &ContainerSpec::new(handle("half"))).expect("makes");
+        let dirs = Dirs::open(base.path()).expect("opens again");
+        assert!(!draft.exists(), "the draft is still there");
+        assert_eq!(dirs.handles().expect("lists"), [handle("whole")]);
+    }
 }
