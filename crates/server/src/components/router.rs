@@ -1,6 +1,6 @@
 //! One router's stream: the route table by generation, then numbered changes.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use api::proto::router_down::Message as Down;
 use api::proto::router_up::Message as Up;
@@ -13,8 +13,27 @@ use crate::server::{Server, next_event};
 
 type Out = mpsc::Sender<Result<RouterDown, Status>>;
 
-/// How often a router that has nothing to be told hears that the server is there.
+/// How often a router hears that the server is there, whatever else it is told.
 const HEARTBEAT: Duration = Duration::from_secs(5);
+
+/// Something that is due at even intervals, whatever else happens meanwhile.
+#[derive(Debug)]
+struct Beat {
+    every: Duration,
+    due: Instant,
+}
+
+impl Beat {
+    fn new(every: Duration) -> Self {
+        Self { every, due: runtime::mono_now() + every }
+    }
+
+    /// Waits until it is due. A wait that is given up is gone on with by the next one.
+    async fn next(&mut self) {
+        runtime::sleep_until(self.due).await;
+        self.due = runtime::mono_now() + self.every;
+    }
+}
 
 struct Session {
     server: Server,
@@ -60,6 +79,7 @@ impl Session {
     async fn run(&mut self, up: &mut Streaming<RouterUp>) -> Result<(), Status> {
         let mut events = self.server.subscribe();
         self.send_table().await?;
+        let mut heartbeat = Beat::new(HEARTBEAT);
         loop {
             tokio::select! {
                 message = up.message() => match message? {
@@ -77,7 +97,7 @@ impl Session {
                     Ok(_) => self.send_changes().await?,
                     Err(_) => return Ok(()),
                 },
-                () = runtime::sleep(HEARTBEAT) => self.send(Down::Heartbeat(Heartbeat {})).await?,
+                () = heartbeat.next() => self.send(Down::Heartbeat(Heartbeat {})).await?,
             }
         }
     }
@@ -103,5 +123,26 @@ impl Session {
         let changes = changes.into_iter().map(render).collect::<Result<Vec<_>, Status>>()?;
         self.sent = to;
         self.send(Down::Changes(Changes { from, to, changes })).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_heartbeat_is_not_put_off_by_events() {
+        const EVENT: Duration = Duration::from_millis(2);
+        const MOST: usize = 1_000;
+        let mut beat = Beat::new(10 * EVENT);
+        let mut events = 0;
+        loop {
+            tokio::select! {
+                () = beat.next() => break,
+                () = runtime::sleep(EVENT) => events += 1,
+            }
+            assert!(events < MOST, "it never came");
+        }
+        assert!(events > 0, "nothing came in between");
     }
 }
