@@ -1,24 +1,36 @@
 //! Kills roles with `kill -9` at random moments while apps are brought up, then counts the damage:
-//! acknowledged jobs that never ended, one-off commands that ran twice, what is left of containers.
+//! acknowledged jobs that never ended, one-off commands that ran twice, instances that were not
+//! found again, what is left of containers. Half of the kills strike four processes, half one
+//! process with all roles.
 
-use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
-use std::process::Child;
+mod traces;
+mod world;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+use std::process::{Child, Stdio};
 use std::time::Duration;
 
 use runtime::Random;
 use serde_json::Value;
-use testkit::{Cluster, Role, get, wait_for};
+use testkit::{get, wait_for};
 
 use crate::{Failure, build_shore, root};
+use traces::{directories, instances, processes};
+use world::{Four, One, World};
 
 /// Kills unless told otherwise.
 const DEFAULT_KILLS: u32 = 50;
 /// The latest moment of a kill after an `up` began. A whole `up` takes about a tenth of this.
 const LATEST_MS: u64 = 400;
+/// Kills after which everything comes to rest; the next kill strikes while nothing else happens.
+const KILLS_BETWEEN_RESTS: u32 = 5;
 /// How long everything may take to come to rest.
 const LIMIT: Duration = Duration::from_secs(90);
+const PROJECT: &str = "chaos";
 const HOST: &str = "web.chaos.localhost";
+/// Jobs that are asked for at once: more than there ever are.
+const ALL_JOBS: &str = "1000";
 
 pub(crate) fn run() -> Result<(), Failure> {
     let args: Vec<String> = std::env::args().collect();
@@ -31,130 +43,243 @@ pub(crate) fn run() -> Result<(), Failure> {
 }
 
 /// What happened to what was asked for.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Clone, Copy)]
 struct Damage {
+    restarted: usize,
     lost: usize,
     doubled: usize,
     orphans: usize,
 }
 
+impl Damage {
+    const fn plus(self, other: Self) -> Self {
+        Self {
+            restarted: self.restarted + other.restarted,
+            lost: self.lost + other.lost,
+            doubled: self.doubled + other.doubled,
+            orphans: self.orphans + other.orphans,
+        }
+    }
+
+    const fn total(self) -> usize {
+        self.restarted + self.lost + self.doubled + self.orphans
+    }
+}
+
 struct Chaos {
-    cluster: Cluster,
+    world: Box<dyn World>,
     random: Random,
     ledger: PathBuf,
     running: Vec<Child>,
+    /// What `up` printed, which names the jobs the server acknowledged.
+    printed: Vec<PathBuf>,
+    /// The processes of instances that were healthy once. An instance that never crashed has the
+    /// same ones for as long as it runs.
+    healthy: BTreeMap<String, BTreeSet<u32>>,
+    restarted: BTreeSet<String>,
 }
 
 pub(crate) fn round(kills: u32, seed: u64) -> Result<(), Failure> {
-    let cluster = Cluster::start(&build_shore()?)?;
-    let ledger = cluster.home().join("ledger");
-    let random = Random::seeded(seed);
-    let mut chaos = Chaos { cluster, random, ledger, running: Vec::new() };
-    chaos.up()?.wait().map_err(|error| error.to_string())?;
-    for number in 0..kills {
-        chaos.kill(number)?;
-        if (number + 1) % 20 == 0 {
-            eprintln!("{} of {kills} kills", number + 1);
-        }
-    }
-    let damage = chaos.damage()?;
-    let Damage { lost, doubled, orphans } = damage;
-    eprintln!("chaos: kills={kills} seed={seed} lost={lost} doubled={doubled} orphans={orphans}");
-    if lost + doubled + orphans == 0 { Ok(()) } else { Err("something was damaged".to_owned()) }
+    let shore = build_shore()?;
+    let of_one = kills / 2;
+    let four = Chaos::new(Box::new(Four::start(&shore)?), seed).kills(kills - of_one)?;
+    let one = Chaos::new(Box::new(One::start(&shore)?), seed).kills(of_one)?;
+    let damage = four.plus(one);
+    let Damage { restarted, lost, doubled, orphans } = damage;
+    eprintln!(
+        "chaos: kills={kills} seed={seed} restarted={restarted} \
+         lost={lost} doubled={doubled} orphans={orphans}"
+    );
+    if damage.total() == 0 { Ok(()) } else { Err("something was damaged".to_owned()) }
 }
 
 impl Chaos {
-    fn up(&self) -> Result<Child, Failure> {
-        let example = root().join("examples/static-site");
-        let example = example.display().to_string();
-        self.cluster.shore_in_background(&["up", &example, "--project", "chaos", "--json"])
+    fn new(world: Box<dyn World>, seed: u64) -> Self {
+        let ledger = world.home().join("ledger");
+        Self {
+            world,
+            random: Random::seeded(seed),
+            ledger,
+            running: Vec::new(),
+            printed: Vec::new(),
+            healthy: BTreeMap::new(),
+            restarted: BTreeSet::new(),
+        }
+    }
+
+    fn kills(mut self, kills: u32) -> Result<Damage, Failure> {
+        self.up()?;
+        self.rest()?;
+        for number in 0..kills {
+            self.kill(number).map_err(|failure| self.explain(&failure))?;
+            if (number + 1) % 20 == 0 || number + 1 == kills {
+                eprintln!("{}: {} of {kills} kills", self.world.name(), number + 1);
+            }
+        }
+        self.rest().map_err(|failure| self.explain(&failure))?;
+        self.damage()
+    }
+
+    fn up(&mut self) -> Result<(), Failure> {
+        let example = root().join("examples/static-site").display().to_string();
+        let printed = self.world.home().join(format!("up-{}", self.printed.len()));
+        let out = std::fs::File::create(&printed).map_err(|error| error.to_string())?;
+        let args = ["up", &example, "--project", PROJECT, "--json"];
+        self.running.push(self.world.begin(&args, out.into())?);
+        self.printed.push(printed);
+        Ok(())
     }
 
     /// A command that must run at most once: it leaves its number in the ledger.
-    fn one_off(&self, number: u32) -> Result<Child, Failure> {
+    fn one_off(&mut self, number: u32) -> Result<(), Failure> {
         let script = format!("echo {number} >> {}", self.ledger.display());
-        let args = ["run", "--project", "chaos", "--", "/bin/sh", "-c", &script];
-        self.cluster.shore_in_background(&args)
+        let args = ["run", "--project", PROJECT, "--", "/bin/sh", "-c", &script];
+        self.running.push(self.world.begin(&args, Stdio::null())?);
+        Ok(())
     }
 
-    /// Begins work, kills one or all roles at a random moment, and starts them again.
+    /// Begins work, kills something at a random moment, and starts it again.
     fn kill(&mut self, number: u32) -> Result<(), Failure> {
-        let up = self.up()?;
-        let one_off = self.one_off(number)?;
-        self.running.extend([up, one_off]);
+        if number % KILLS_BETWEEN_RESTS == KILLS_BETWEEN_RESTS - 1 {
+            self.rest()?;
+            return self.kill_at_rest();
+        }
+        self.up()?;
+        self.one_off(number)?;
         runtime::pause_thread(Duration::from_millis(self.random.next_u64() % LATEST_MS));
-        let victims: Vec<Role> = match self.random.next_u64() % 6 {
-            0 | 1 => vec![Role::Server],
-            2 => vec![Role::Runner],
-            3 => vec![Role::Cell],
-            4 => vec![Role::Router],
-            _ => Role::ALL.to_vec(),
-        };
-        for role in &victims {
-            self.cluster.kill(*role)?;
-        }
-        for role in &victims {
-            self.cluster.launch(*role)?;
-        }
-        self.settle(number)
+        self.world.strike(&self.random)
     }
 
-    /// Lets commands end now and then, so that not too many pile up, and asks for the page.
-    fn settle(&mut self, number: u32) -> Result<(), Failure> {
-        if number % 5 != 4 {
-            return Ok(());
-        }
-        let running = std::mem::take(&mut self.running);
-        for mut child in running {
+    /// Lets commands end, so that not too many pile up, and asks for the page.
+    fn rest(&mut self) -> Result<(), Failure> {
+        for mut child in std::mem::take(&mut self.running) {
             let ended = wait_for("a command", LIMIT, || child.try_wait().ok().flatten());
             if let Err(late) = ended {
                 child.kill().map_err(|error| error.to_string())?;
                 return Err(late);
             }
         }
-        let port = self.cluster.ports.http;
+        self.page()?;
+        self.look_at_instances()
+    }
+
+    fn page(&self) -> Result<(), Failure> {
+        let port = self.world.ports().http;
         wait_for("the page", LIMIT, || get(port, HOST, "/").ok().filter(|page| page.status == 200))
             .map(|_| ())
-            .map_err(|failure| self.explain(&failure))
+    }
+
+    /// Kills everything while nothing else happens: what ran before must run on.
+    fn kill_at_rest(&mut self) -> Result<(), Failure> {
+        let before = self.released()?;
+        self.world.strike_all(&self.random)?;
+        self.page()?;
+        let after = instances(self.world.home());
+        for id in before {
+            if after.get(&id) != self.healthy.get(&id) {
+                self.restarted.insert(id);
+            }
+        }
+        Ok(())
+    }
+
+    /// Notes the processes of healthy instances, and which have others than they had.
+    fn look_at_instances(&mut self) -> Result<(), Failure> {
+        let found = instances(self.world.home());
+        for (id, now) in &found {
+            if self.healthy.get(id).is_some_and(|before| before != now) {
+                eprintln!("{}: instance {id} has other processes now", self.world.name());
+                self.restarted.insert(id.clone());
+            }
+        }
+        for id in self.released()? {
+            if let Some(processes) = found.get(&id) {
+                self.healthy.insert(id, processes.clone());
+            }
+        }
+        Ok(())
+    }
+
+    /// The instances of the released deployment, once all of them are healthy.
+    fn released(&self) -> Result<Vec<String>, Failure> {
+        let look = || {
+            let status = self.json_lines(&["status", "--project", PROJECT]).ok()?;
+            let deployments = status.first()?["deployments"].as_array()?.clone();
+            let released = deployments.into_iter().find(|it| it["released"] == true)?;
+            let processes = released["processes"].as_array()?;
+            let all: Vec<&Value> =
+                processes.iter().filter_map(|it| it["instances"].as_array()).flatten().collect();
+            let ready = !all.is_empty() && all.iter().all(|it| it["ready"] == true);
+            let id = |it: &&Value| it["id"].as_str().map(str::to_owned);
+            ready.then(|| all.iter().filter_map(id).collect())
+        };
+        wait_for("healthy instances", LIMIT, look)
+    }
+
+    fn json_lines(&self, args: &[&str]) -> Result<Vec<Value>, Failure> {
+        let what = format!("shore {}", args.join(" "));
+        let out = self.world.shore(&[args, &["--json"]].concat())?.ok(&what)?;
+        let parse =
+            |line: &str| serde_json::from_str(line).map_err(|error| format!("{line}: {error}"));
+        out.lines().map(parse).collect()
     }
 
     fn explain(&self, failure: &str) -> Failure {
-        let status = self.cluster.shore(&["status", "--project", "chaos"]);
-        let jobs = self.cluster.shore(&["job", "list", "--limit", "5"]);
-        let text = |ran: Result<testkit::Ran, Failure>| ran.map(|ran| ran.out + &ran.err);
+        let text = |args: &[&str]| {
+            self.world.shore(args).map(|ran| ran.out + &ran.err).unwrap_or_default()
+        };
         format!(
-            "{failure}\n{}\n{}\n{}",
-            text(status).unwrap_or_default(),
-            text(jobs).unwrap_or_default(),
-            self.cluster.log(Role::Cell)
+            "{}: {failure}\n{}\n{}\n{}",
+            self.world.name(),
+            text(&["status", "--project", PROJECT]),
+            text(&["job", "list", "--limit", "5"]),
+            self.world.said()
         )
     }
 
     fn damage(&mut self) -> Result<Damage, Failure> {
-        for mut child in std::mem::take(&mut self.running) {
-            let ended = wait_for("a command", LIMIT, || child.try_wait().ok().flatten());
-            ended.map(|_| ())?;
-        }
-        self.cluster.wait_for_server()?;
         let lost = self.lost()?;
         let doubled = self.doubled();
-        self.cluster.shore(&["destroy", "--project", "chaos", "--yes"])?.ok("destroy")?;
-        let orphans = self.orphans();
-        Ok(Damage { lost, doubled, orphans })
+        let restarted = self.restarted.len();
+        for project in self.world.projects() {
+            // An app that was never brought up has nothing to destroy.
+            let there = self.world.shore(&["status", "--project", project])?.code == 0;
+            if there {
+                self.world.shore(&["destroy", "--project", project, "--yes"])?.ok("destroy")?;
+            }
+        }
+        Ok(Damage { restarted, lost, doubled, orphans: self.orphans() })
     }
 
-    /// Jobs that do not come to an end.
+    /// Jobs that do not come to an end, or that nobody knows although they were acknowledged.
     fn lost(&self) -> Result<usize, Failure> {
-        let open = || -> Result<Vec<Value>, Failure> {
-            let jobs = self.cluster.json_lines(&["job", "list", "--limit", "1000"])?;
-            Ok(jobs.into_iter().filter(|job| job["ended"] != true).collect())
+        let jobs = || self.json_lines(&["job", "list", "--limit", ALL_JOBS]);
+        let open = |jobs: &[Value]| jobs.iter().filter(|job| job["ended"] != true).count();
+        let all_ended = || jobs().ok().filter(|jobs| open(jobs) == 0);
+        let jobs = match wait_for("every job to end", LIMIT, all_ended) {
+            Ok(jobs) => jobs,
+            Err(_) => jobs()?,
         };
-        let rest =
-            wait_for("every job to end", LIMIT, || open().ok().filter(Vec::is_empty).map(|_| ()));
-        match rest {
-            Ok(()) => Ok(0),
-            Err(_) => Ok(open()?.len()),
-        }
+        let known: BTreeSet<&str> = jobs.iter().filter_map(|job| job["id"].as_str()).collect();
+        let acknowledged = self.acknowledged();
+        let unknown = acknowledged.iter().filter(|id| !known.contains(id.as_str())).count();
+        let name = self.world.name();
+        eprintln!("{name}: {} jobs, {} seen by who asked", jobs.len(), acknowledged.len());
+        Ok(open(&jobs) + unknown)
+    }
+
+    /// The jobs that `up` was told about.
+    fn acknowledged(&self) -> BTreeSet<String> {
+        let text = |path: &PathBuf| std::fs::read_to_string(path).unwrap_or_default();
+        let id = |line: &str| {
+            let line: Value = serde_json::from_str(line).ok()?;
+            line["job"]["id"].as_str().map(str::to_owned)
+        };
+        self.printed
+            .iter()
+            .map(text)
+            .flat_map(|it| it.lines().filter_map(id).collect::<Vec<_>>())
+            .collect()
     }
 
     /// Commands whose number is in the ledger more than once.
@@ -169,44 +294,14 @@ impl Chaos {
 
     /// Processes and directories that are still there after everything was destroyed.
     fn orphans(&self) -> usize {
-        let home = self.cluster.home();
+        let home = self.world.home();
         let left = || processes(home).into_iter().chain(directories(home)).collect::<Vec<_>>();
         let gone = wait_for("containers to go", LIMIT, || left().is_empty().then_some(()));
         if gone.is_ok() {
             return 0;
         }
         let left = left();
-        eprintln!("left behind:\n{}\n{}", left.join("\n"), self.cluster.log(Role::Cell));
+        eprintln!("left behind:\n{}\n{}", left.join("\n"), self.world.said());
         left.len()
     }
-}
-
-/// Processes that run in a container of this cluster.
-fn processes(home: &Path) -> Vec<String> {
-    let mark = home.join("data/longshore/cell").display().to_string();
-    let inside = |environ: &[u8]| {
-        String::from_utf8_lossy(environ)
-            .split('\0')
-            .any(|var| var.starts_with("SHORE_ROOT=") && var.contains(&mark))
-    };
-    let all = std::fs::read_dir("/proc").into_iter().flatten().flatten();
-    all.filter(|entry| std::fs::read(entry.path().join("environ")).is_ok_and(|it| inside(&it)))
-        .map(|entry| {
-            let line = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
-            let line = String::from_utf8_lossy(&line).replace('\0', " ");
-            format!("process {}: {line}", entry.file_name().display())
-        })
-        .collect()
-}
-
-/// Containers, and what waits in the driver's bin to be removed.
-fn directories(home: &Path) -> Vec<String> {
-    let containers = home.join("data/longshore/cell/containers");
-    let names = |dir: &Path| {
-        let all = std::fs::read_dir(dir).into_iter().flatten().flatten();
-        all.map(|entry| entry.file_name().display().to_string()).collect::<Vec<_>>()
-    };
-    let live = names(&containers).into_iter().filter(|name| name != ".trash");
-    let all = live.chain(names(&containers.join(".trash")));
-    all.map(|name| format!("directory {name}")).collect()
 }

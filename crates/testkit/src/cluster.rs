@@ -3,16 +3,12 @@
 use std::io::{BufRead as _, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::time::Duration;
 
 use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::dev::run;
-use crate::{Failure, Ports, Ran, wait_for};
-
-/// How long a role may take to start.
-const START_LIMIT: Duration = Duration::from_secs(20);
+use crate::{Failure, Ports, Ran};
 
 /// A role.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -158,33 +154,19 @@ impl Cluster {
     }
 
     /// Starts `shore ARGS` and does not wait.
-    pub fn shore_in_background(&self, args: &[&str]) -> Result<Child, Failure> {
+    pub fn shore_in_background(&self, args: &[&str], out: Stdio) -> Result<Child, Failure> {
         let mut command = self.command(args);
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command.stdin(Stdio::null()).stdout(out).stderr(Stdio::null());
         command.spawn().map_err(|error| error.to_string())
-    }
-
-    /// Runs `shore ARGS --json` and reads every line.
-    pub fn json_lines(&self, args: &[&str]) -> Result<Vec<Value>, Failure> {
-        let mut all = args.to_vec();
-        all.push("--json");
-        let out = self.shore(&all)?.ok(&format!("shore {}", args.join(" ")))?;
-        let parse =
-            |line: &str| serde_json::from_str(line).map_err(|error| format!("{line}: {error}"));
-        out.lines().map(parse).collect()
     }
 
     /// Runs `shore ARGS --json` and reads the first line.
     pub fn json(&self, args: &[&str]) -> Result<Value, Failure> {
-        Ok(self.json_lines(args)?.into_iter().next().unwrap_or(Value::Null))
-    }
-
-    /// Waits until the server answers.
-    pub fn wait_for_server(&self) -> Result<(), Failure> {
-        wait_for("the server", START_LIMIT, || {
-            self.shore(&["project", "list"]).ok().filter(|ran| ran.code == 0)
-        })
-        .map(|_| ())
+        let mut all = args.to_vec();
+        all.push("--json");
+        let out = self.shore(&all)?.ok(&format!("shore {}", args.join(" ")))?;
+        let line = out.lines().next().unwrap_or("null");
+        serde_json::from_str(line).map_err(|error| format!("{line}: {error}"))
     }
 }
 

@@ -139,17 +139,7 @@ impl Dev {
 
     /// Starts it again after it ended, on the same data.
     pub fn launch(&mut self) -> Result<(), Failure> {
-        let log = std::fs::File::options()
-            .append(true)
-            .create(true)
-            .open(self.log_file())
-            .map_err(|error| error.to_string())?;
-        let ports = self.ports;
-        let mut command = self.command(&["dev", "--json"]);
-        command.args(["--port", &ports.api.to_string(), "--http-port", &ports.http.to_string()]);
-        command.args(["--ssh-port", &ports.ssh.to_string()]);
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log);
-        let mut child = command.spawn().map_err(|error| error.to_string())?;
+        let mut child = self.spawn(&["dev"], |_| Ok(Stdio::piped()))?;
         let out = child.stdout.take().ok_or("shore dev has no output")?;
         self.child = Some(child);
         let mut line = String::new();
@@ -158,9 +148,40 @@ impl Dev {
             return Err(format!("shore dev did not start:\n{}", self.log()));
         }
         // The first line is all it says; its pipe may close.
+        self.wait_until_it_listens()
+    }
+
+    /// Starts `shore ARGS`, which brings all roles along, on the same data, and does not wait.
+    /// What it prints is in the log.
+    pub fn begin(&mut self, args: &[&str]) -> Result<(), Failure> {
+        let both = |log: &std::fs::File| log.try_clone().map(Stdio::from);
+        self.child = Some(self.spawn(args, both)?);
+        Ok(())
+    }
+
+    fn spawn(
+        &self,
+        args: &[&str],
+        out: impl FnOnce(&std::fs::File) -> std::io::Result<Stdio>,
+    ) -> Result<Child, Failure> {
+        let start = || {
+            let log = std::fs::File::options().append(true).create(true).open(self.log_file())?;
+            let ports = self.ports;
+            let mut command = self.command(args);
+            command.arg("--json").args(["--port", &ports.api.to_string()]);
+            command.args(["--http-port", &ports.http.to_string()]);
+            command.args(["--ssh-port", &ports.ssh.to_string()]);
+            command.stdin(Stdio::null()).stdout(out(&log)?).stderr(log).spawn()
+        };
+        start().map_err(|error| error.to_string())
+    }
+
+    /// Waits until the server's port takes connections.
+    pub fn wait_until_it_listens(&self) -> Result<(), Failure> {
         let api = self.ports.api;
         let up = || std::net::TcpStream::connect(("127.0.0.1", api)).ok();
-        wait_for("the server's port", START_LIMIT, up).map(|_| ())
+        let up = wait_for("the server's port", START_LIMIT, up);
+        up.map(|_| ()).map_err(|late| format!("{late}:\n{}", self.log()))
     }
 
     fn log_file(&self) -> PathBuf {
@@ -200,6 +221,14 @@ impl Dev {
     /// Runs `shore ARGS` as a person in another terminal would.
     pub fn shore(&self, args: &[&str]) -> Result<Ran, Failure> {
         run(self.command(args).current_dir(&self.home))
+    }
+
+    /// Starts `shore ARGS` as a person in another terminal would and does not wait.
+    pub fn shore_in_background(&self, args: &[&str], out: Stdio) -> Result<Child, Failure> {
+        let mut command = self.command(args);
+        command.current_dir(&self.home);
+        command.stdin(Stdio::null()).stdout(out).stderr(Stdio::null());
+        command.spawn().map_err(|error| error.to_string())
     }
 
     /// Runs `shore ARGS --json` and reads the first line.
