@@ -3,7 +3,6 @@
 //! found again, what is left of containers. Half of the kills strike four processes, half one
 //! process with all roles.
 
-mod traces;
 mod world;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -15,8 +14,8 @@ use runtime::Random;
 use serde_json::Value;
 use testkit::{get, wait_for};
 
+use crate::traces::{directories, instances, processes};
 use crate::{Failure, build_shore, root};
-use traces::{directories, instances, processes};
 use world::{Four, One, World};
 
 /// Kills unless told otherwise.

@@ -1,11 +1,14 @@
 //! End to end, as a person would: a server, the real git, the real ssh.
 //!
-//! `cargo xtask e2e` runs everything, `e2e git-push` and `e2e zero-downtime` one part.
+//! `cargo xtask e2e` runs everything, `e2e git-push`, `e2e interrupt` and `e2e zero-downtime` one part.
+
+mod interrupt;
+mod zero_downtime;
 
 use std::path::Path;
 use std::time::Duration;
 
-use testkit::{Dev, Load, Repo, get, wait_for};
+use testkit::{Dev, Repo, get, wait_for};
 
 use crate::{Failure, build_shore, root};
 
@@ -35,8 +38,11 @@ pub(crate) fn run() -> Result<(), Failure> {
     if wanted("git-push") {
         git_push(&shore)?;
     }
+    if wanted("interrupt") {
+        interrupt::run(&shore)?;
+    }
     if wanted("zero-downtime") {
-        zero_downtime(&shore)?;
+        zero_downtime::run(&shore)?;
     }
     Ok(())
 }
@@ -59,36 +65,6 @@ fn git_push(shore: &Path) -> Result<(), Failure> {
         scenario(&stage).map_err(|failure| format!("{name}: {failure}\n{}", stage.dev.log()))?;
         eprintln!("ok: {name}");
     }
-    Ok(())
-}
-
-/// Redeploys while connections are kept busy.
-const REDEPLOYS: u32 = 20;
-/// Connections that are kept busy.
-const BUSY: usize = 32;
-
-/// No request may fail while one version takes over from the other.
-fn zero_downtime(shore: &Path) -> Result<(), Failure> {
-    let dev = Dev::start(shore)?;
-    let public = Repo::public_key(&dev, "owner")?;
-    dev.shore(&["key", "add", &public.display().to_string()])?.ok("key add")?;
-    dev.shore(&["project", "create", "calm"])?.ok("project create")?;
-    let repo = Repo::new(&dev, "calm", &root().join("examples/static-site"), "owner")?;
-    repo.push()?.ok("git push")?;
-    let host = "web.calm.localhost";
-    let load = Load::start(dev.ports.http, host, BUSY)?;
-    for version in 0..REDEPLOYS {
-        let word = format!("version {version}");
-        repo.change("index.html", &format!("<h1>{word}</h1>"))?;
-        repo.push()?.ok("git push")?;
-        let page = get(dev.ports.http, host, "/").map_err(|error| error.to_string())?;
-        holds(&page.body, &[&word])?;
-    }
-    let met = load.finish();
-    if met.bad > 0 {
-        return Err(format!("{} of {} requests failed: {:?}", met.bad, met.good, met.failures));
-    }
-    eprintln!("ok: {REDEPLOYS} redeploys under {BUSY} connections, 0 of {} failed", met.good);
     Ok(())
 }
 

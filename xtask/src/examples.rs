@@ -63,10 +63,11 @@ fn page(child: &mut Child, name: &str, port: u16) -> Result<Page, Failure> {
     Err(format!("{name} did not come up:\n{}", seen.join("\n")))
 }
 
-/// The host in the event that names the URL.
+/// The host in the event that says that the app is live.
 fn host(line: &str) -> Option<String> {
-    let rest = line.split_once(r#""event":"value","name":"url","value":"http://"#)?.1;
-    rest.split([':', '"']).next().map(str::to_owned)
+    let event: serde_json::Value = serde_json::from_str(line).ok()?;
+    let url = event["url"].as_str().filter(|_| event["event"] == "live")?;
+    url.strip_prefix("http://")?.split(':').next().map(str::to_owned)
 }
 
 /// Ctrl-C, as a person would; everything must end by itself.

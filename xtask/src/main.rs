@@ -1,7 +1,8 @@
 //! Developer commands.
 //!
 //! - `cargo xtask test` runs everything that is tested.
-//! - `cargo xtask e2e git-push` uses the product through the real git and ssh.
+//! - `cargo xtask e2e` uses the product as a person would; `e2e git-push`, `e2e interrupt` and
+//!   `e2e zero-downtime` are its parts.
 //! - `cargo xtask chaos --kills N` kills roles with `kill -9` at random moments and counts the damage.
 //! - `cargo xtask examples` brings every example up with `shore up` and asks each for a page.
 #![expect(clippy::print_stderr, reason = "a developer's command talks to its terminal")]
@@ -9,6 +10,7 @@
 mod chaos;
 mod e2e;
 mod examples;
+mod traces;
 
 use std::path::Path;
 use std::process::{Command, ExitCode};

@@ -20,6 +20,8 @@ pub(crate) enum ErrorKind {
     Unavailable,
     /// Something of ours broke. 70.
     Internal,
+    /// Ctrl-C or TERM came before the work was done. 130, as shells have it.
+    Interrupted,
 }
 
 impl ErrorKind {
@@ -32,6 +34,7 @@ impl ErrorKind {
             Self::Invalid => 6,
             Self::Unavailable => 7,
             Self::Internal => 70,
+            Self::Interrupted => 130,
         }
     }
 
@@ -44,6 +47,7 @@ impl ErrorKind {
             Self::Invalid => "invalid",
             Self::Unavailable => "unavailable",
             Self::Internal => "internal",
+            Self::Interrupted => "interrupted",
         }
     }
 }

@@ -4,7 +4,7 @@ use std::io::Write as _;
 use api::http_types::{JobView, LogLine};
 use comfy_table::presets::NOTHING;
 use comfy_table::{ContentArrangement, Table};
-use model::{ERROR_MARK, LogSource, StepStatus, TerminalEvent, Time};
+use model::{ERROR_MARK, LogSource, Name, StepStatus, TerminalEvent, Time};
 use serde::Serialize;
 
 use crate::error::CliError;
@@ -99,6 +99,18 @@ impl Output {
         err(&format!("{RED}error:{RESET} {}", inert_lines(&error.message)));
         if let Some(hint) = &error.hint {
             err(&format!("{YELLOW}hint:{RESET} {hint}"));
+        }
+    }
+
+    /// Says where an app answers now. What `shore up` does after this can be interrupted.
+    pub(crate) fn live(self, project: &Name, app: &Name, url: &str) {
+        if self.json {
+            let live = serde_json::json!({
+                "event": "live", "project": project, "app": app, "url": url
+            });
+            Self::line_of(&live);
+        } else {
+            err(&format!("\n{project}/{app} is live at {url}"));
         }
     }
 

@@ -3,7 +3,7 @@
 use std::io::{BufRead as _, BufReader};
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Duration;
 
 use serde_json::Value;
@@ -253,19 +253,23 @@ impl Dev {
         child.wait().map(|_| ()).map_err(|error| error.to_string())
     }
 
-    /// Ctrl-C; waits until it ended and says how.
+    /// Ctrl-C; waits until it ended well.
     pub fn stop(&mut self) -> Result<(), Failure> {
+        match self.interrupt(STOP_LIMIT)? {
+            Some(ended) if !ended.success() => Err(format!("shore dev ended with {ended}")),
+            Some(_) | None => Ok(()),
+        }
+    }
+
+    /// Ctrl-C; waits until it ended, at most for `limit`, and says how. `None`: it had ended before.
+    pub fn interrupt(&mut self, limit: Duration) -> Result<Option<ExitStatus>, Failure> {
         self.signal("-INT")?;
-        let Some(mut child) = self.child.take() else { return Ok(()) };
-        let ended = wait_for("shore dev to end", STOP_LIMIT, || child.try_wait().ok().flatten());
-        let ended = match ended {
-            Ok(status) => status,
-            Err(late) => {
-                child.kill().map_err(|error| error.to_string())?;
-                return Err(late);
-            }
-        };
-        if ended.success() { Ok(()) } else { Err(format!("shore dev ended with {ended}")) }
+        let Some(mut child) = self.child.take() else { return Ok(None) };
+        let ended = wait_for("an end after Ctrl-C", limit, || child.try_wait().ok().flatten());
+        if ended.is_err() {
+            child.kill().map_err(|error| error.to_string())?;
+        }
+        ended.map(Some).map_err(|late| format!("{late}:\n{}", self.log()))
     }
 }
 

@@ -13,7 +13,7 @@ use super::jobs::queue_and_follow;
 use super::{Shell, ensure_project};
 use crate::args::UpArgs;
 use crate::context::{Contexts, LOCAL};
-use crate::error::{CliError, Result};
+use crate::error::{CliError, ErrorKind, Result};
 use crate::roles::AllInOne;
 
 pub(super) async fn up(shell: &Shell, args: UpArgs) -> Result<()> {
@@ -35,7 +35,10 @@ pub(super) async fn up(shell: &Shell, args: UpArgs) -> Result<()> {
             shown.and_then(|shown| shown.unwrap_or(Ok(())))
         }
         Ok(Some(Err(error))) | Err(error) => Err(error),
-        Ok(None) => Ok(()),
+        Ok(None) => {
+            let message = format!("{}/{} is not live yet", which.project, which.app);
+            Err(CliError::new(ErrorKind::Interrupted, message).hint("`shore up` goes on from here"))
+        }
     };
     shell.output.say("stopping");
     running.shutdown().await;
@@ -107,11 +110,11 @@ async fn deploy(
     let path =
         format!("/v1/projects/{}/apps/{}/status?workspace={workspace}", which.project, which.app);
     let status: AppStatus = client.get(&path).await?;
-    let name = format!("{}/{}", which.project, which.app);
-    match &status.url {
-        _ if shell.output.is_json() => {}
-        Some(url) => shell.output.say(&format!("\n{name} is live at {url}")),
-        None => shell.output.say(&format!("\n{name} is released; {NO_ROUTER}")),
+    if let Some(url) = &status.url {
+        shell.output.live(&which.project, &which.app, url);
+    } else {
+        let name = format!("{}/{}", which.project, which.app);
+        shell.output.say(&format!("\n{name} is released; {NO_ROUTER}"));
     }
     Ok(())
 }

@@ -24,7 +24,7 @@ fn contained(home: &Path) -> Vec<(u32, Vec<String>)> {
 }
 
 /// The process numbers of each instance.
-pub(super) fn instances(home: &Path) -> BTreeMap<String, BTreeSet<u32>> {
+pub(crate) fn instances(home: &Path) -> BTreeMap<String, BTreeSet<u32>> {
     let mut found: BTreeMap<String, BTreeSet<u32>> = BTreeMap::new();
     for (pid, vars) in contained(home) {
         let id = vars.iter().find_map(|var| var.strip_prefix("SHORE_INSTANCE_ID="));
@@ -36,7 +36,7 @@ pub(super) fn instances(home: &Path) -> BTreeMap<String, BTreeSet<u32>> {
 }
 
 /// Processes that run in a container.
-pub(super) fn processes(home: &Path) -> Vec<String> {
+pub(crate) fn processes(home: &Path) -> Vec<String> {
     let line = |(pid, _): (u32, Vec<String>)| {
         let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
         format!("process {pid}: {}", String::from_utf8_lossy(&line).replace('\0', " "))
@@ -45,7 +45,7 @@ pub(super) fn processes(home: &Path) -> Vec<String> {
 }
 
 /// Containers, and what waits in the driver's bin to be removed.
-pub(super) fn directories(home: &Path) -> Vec<String> {
+pub(crate) fn directories(home: &Path) -> Vec<String> {
     let containers = cell(home).join("containers");
     let names = |dir: &Path| {
         let all = std::fs::read_dir(dir).into_iter().flatten().flatten();
