@@ -367,7 +367,7 @@ fn switch(
     let Some(protocol) = wanted.zip(agreed).filter(|(wanted, agreed)| same(wanted, agreed)) else {
         return Err(Refusal::Upstream);
     };
-    let (io, sent) = link.into_raw();
+    let (io, sent) = link.into_raw().ok_or(Refusal::Upstream)?;
     *client.upgraded.borrow_mut() = Some(Upgraded { io, sent, lease });
     let (mut parts, _) = response.into_parts();
     headers::answer(&mut parts.headers, Some(protocol.1));

@@ -172,7 +172,8 @@ pub(crate) enum SendError {
 /// One connection to an instance.
 pub(crate) struct Link {
     sender: SendRequest<RequestBody>,
-    connection: Connection<TokioIo<UpstreamIo>, RequestBody>,
+    /// Gone once it ended with a request that it had not taken.
+    connection: Option<Connection<TokioIo<UpstreamIo>, RequestBody>>,
     tally: Rc<Tally>,
     idle_since: u64,
     is_over: bool,
@@ -208,14 +209,13 @@ impl Link {
         builder.max_buf_size(limits.header_bytes).max_header_size(limits.header_bytes);
         let (sender, connection) =
             builder.handshake(io).await.map_err(|_| std::io::Error::other("no handshake"))?;
+        let connection = Some(connection);
         Ok(Box::new(Self { sender, connection, tally, idle_since: 0, is_over: false }))
     }
 
     /// Drives the connection. False: it has ended.
     pub(crate) fn drive(&mut self, cx: &mut Context<'_>) -> bool {
-        if !self.is_over {
-            self.is_over = self.connection.poll_without_shutdown(cx).is_ready();
-        }
+        self.is_over = self.is_over || has_ended(&mut self.connection, cx);
         !self.is_over
     }
 
@@ -236,11 +236,17 @@ impl Link {
         let mut response = std::pin::pin!(self.sender.try_send_request(request));
         let (connection, tally, is_over) = (&mut self.connection, &self.tally, &mut self.is_over);
         let answer = std::future::poll_fn(|cx| {
-            if !*is_over {
-                *is_over = connection.poll_without_shutdown(cx).is_ready();
-            }
+            *is_over = *is_over || has_ended(connection, cx);
             // Without a byte read there is nothing to ask for, and asking costs a wake-up.
             if (*is_over || tally.read.get())
+                && let Poll::Ready(answer) = response.as_mut().poll(cx)
+            {
+                return Poll::Ready(Some(answer));
+            }
+            // The instance had closed a kept connection, and that was read before the request was
+            // taken: the request waits in the connection, which gives it back when it goes.
+            if *is_over
+                && connection.take().is_some()
                 && let Poll::Ready(answer) = response.as_mut().poll(cx)
             {
                 return Poll::Ready(Some(answer));
@@ -259,10 +265,18 @@ impl Link {
     }
 
     /// Gives up HTTP after a 101: the socket, and what was read beyond the response.
-    pub(crate) fn into_raw(self) -> (UpstreamIo, Bytes) {
-        let parts = self.connection.into_parts();
-        (parts.io.into_inner(), parts.read_buf)
+    pub(crate) fn into_raw(self) -> Option<(UpstreamIo, Bytes)> {
+        let parts = self.connection?.into_parts();
+        Some((parts.io.into_inner(), parts.read_buf))
     }
+}
+
+/// Drives a connection and says whether it has ended.
+fn has_ended(
+    connection: &mut Option<Connection<TokioIo<UpstreamIo>, RequestBody>>,
+    cx: &mut Context<'_>,
+) -> bool {
+    connection.as_mut().is_none_or(|connection| connection.poll_without_shutdown(cx).is_ready())
 }
 
 /// The request that was written as these bytes; it has no body.
@@ -376,7 +390,7 @@ impl Lease {
             idle.push(link);
             self.idle.set(self.idle.get() + 1);
         } else if let Some(target) = self.pool.target.upgrade() {
-            let (io, rest) = link.into_raw();
+            let Some((io, rest)) = link.into_raw() else { return };
             if rest.is_empty()
                 && let Ok(socket) = io.stream.into_std()
             {

@@ -148,6 +148,27 @@ async fn survives_a_close(site: Site) {
 }
 
 #[tokio::test]
+async fn a_close_that_is_read_before_the_next_request_costs_no_request() {
+    let site = Site::start();
+    let instance = Instance::scripted(&site.tasks, |mut stream, seen| async move {
+        read_request(&mut stream).await.expect("a request");
+        stream.write_all(OK).await.expect("the router reads");
+        stream.shutdown().await.expect("a close");
+        seen.fetch_add(1, Ordering::SeqCst);
+    })
+    .await;
+    site.serve(1, &[("a.example", &[instance.address])]);
+    // More often than not the router knows of the close when the request comes, and has not read it.
+    for round in 1..=20 {
+        let mut stream = site.connect().await;
+        stream.write_all(POST.as_bytes()).await.expect("the router reads");
+        let answer = soon("the answer", read_response(&mut stream)).await.expect("an answer");
+        assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}");
+        until("the instance has closed", || instance.requests() == round).await;
+    }
+}
+
+#[tokio::test]
 async fn an_address_that_changed_hands_gets_no_kept_connection() {
     keeps_to_the_instance(Site::start()).await;
     keeps_to_the_instance(cold()).await;
