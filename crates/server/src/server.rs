@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use logbuf::{LogError, LogStore, StoreLimits};
 use model::{Digest, JobId, JoinToken, ProjectId, Role, Time, TokenId};
@@ -18,7 +18,8 @@ use crate::auth::{self, Principal, TokenFault};
 
 /// How often log lines are written to disk.
 const LOG_FLUSH: Duration = Duration::from_millis(200);
-/// How long a release waits for the routers to serve it before it says that they do not yet.
+/// How long a release waits for the routers to serve it before it says that they do not yet, and
+/// how long an instance that is to stop goes on for routers that may still send requests to it.
 pub const ROUTER_WAIT: Duration = Duration::from_secs(2);
 /// How often the bearer of an open stream is looked at, whatever happens.
 const LONGEST_LIFE: Duration = Duration::from_hours(1);
@@ -366,9 +367,18 @@ impl Server {
 
     /// Waits until every connected router serves `generation`; false when that takes too long.
     pub async fn routers_serve(&self, generation: u64) -> bool {
+        self.routers_serve_by(generation, runtime::mono_now() + ROUTER_WAIT).await
+    }
+
+    /// The same, until a moment of the monotonic clock. A wait that is given up can be begun again.
+    pub(crate) async fn routers_serve_by(&self, generation: u64, until: Instant) -> bool {
         let mut routers = self.inner.routers.subscribe();
         let all_serve = routers.wait_for(|all| all.values().all(|it| it.serves >= generation));
-        runtime::timeout(ROUTER_WAIT, all_serve).await.is_some_and(|waited| waited.is_ok())
+        tokio::select! {
+            biased;
+            waited = all_serve => waited.is_ok(),
+            () = runtime::sleep_until(until) => false,
+        }
     }
 
     async fn tick(self) -> Result<(), ApplyError> {

@@ -9,8 +9,9 @@ use model::{
 
 use crate::queue::accepts;
 use crate::records::{App, Build, Deployment, Instance, Job, Key, Process, Project, Runner, Task};
-use crate::routes::RouteChange;
+use crate::routes::{RouteChange, WEB};
 use crate::tables::Row;
+use crate::work::DRAIN;
 use crate::{State, routes};
 
 /// What a cell should be doing.
@@ -31,6 +32,16 @@ impl State {
     /// Every row of a kind, by id.
     pub fn all<R: Row>(&self) -> impl DoubleEndedIterator<Item = &Arc<R>> + use<'_, R> {
         R::table(&self.core.tables).values()
+    }
+
+    /// When a cell may begin to end an instance that is not wanted any more. One that answered
+    /// requests drains first when its deployment goes on without it; the instances of one that is
+    /// retired have drained before.
+    pub fn stop_due(&self, row: &Instance) -> Time {
+        let answers = self.get::<Process>(row.process).is_some_and(|it| it.name.as_str() == WEB);
+        let deployment = self.get::<Deployment>(row.deployment);
+        let goes_on = deployment.is_some_and(|it| it.state.wants_instances());
+        if answers && goes_on { row.since.after(DRAIN) } else { row.since }
     }
 
     /// A project by name.

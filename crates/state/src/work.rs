@@ -15,7 +15,8 @@ use crate::tables::Core;
 
 /// What a deployment gets beyond its longest health-check start time before it fails.
 pub const DEPLOY_SLACK: Duration = Duration::from_secs(30);
-/// How long a deployment goes on after its routes moved away, so that requests under way end.
+/// How long a deployment goes on after its routes moved away, and an instance after it was scaled
+/// away, so that requests under way end.
 pub const DRAIN: Duration = Duration::from_secs(3);
 /// Most processes of one deployment.
 pub const MAX_PROCESSES: usize = 20;

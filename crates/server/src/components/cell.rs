@@ -1,6 +1,7 @@
 //! One cell's stream: sends what should run there, takes what it reports and logs.
 
 use std::collections::{BTreeMap, HashMap};
+use std::time::Instant;
 
 use api::proto::cell_down::Message as Down;
 use api::proto::cell_up::Message as Up;
@@ -9,16 +10,17 @@ use api::proto::{
     CellDown, CellHello, CellLog, CellUp, Desired, DesiredWork, LogKept, Report, Work, from_json,
     id_bytes, id_from, json,
 };
-use model::{CellId, CellSpec, InstanceId, InstanceState, TaskId};
+use model::{CellId, CellSpec, InstanceId, InstanceState, TaskId, Time};
 use state::{
-    App, CellCommand, Command, Deployment, Held, Process, Project, Reply, State, TaskReport,
+    App, CellCommand, Command, Deployment, Held, Instance, Process, Project, Reply, State,
+    TaskReport,
 };
 use tokio::sync::mpsc;
 use tonic::{Status, Streaming};
 
 use super::{first, status, welcome};
 use crate::apply::{ApplyError, Published};
-use crate::server::{Server, next_event};
+use crate::server::{ROUTER_WAIT, Server, next_event};
 
 type Out = mpsc::Sender<Result<CellDown, Status>>;
 /// Which container: kind and id.
@@ -32,6 +34,15 @@ struct Session {
     down: Out,
     /// What the cell was told: epoch, and whether to stop.
     told: BTreeMap<Key, (u32, bool)>,
+    /// Instances to stop, and a generation of routes that has none to them: the cell is told once
+    /// routers serve it, so that nothing new arrives at an instance that is being ended.
+    withdrawn: BTreeMap<Key, u64>,
+    /// The generation that is waited for, and how long at most.
+    waiting: Option<(u64, Instant)>,
+    /// The generation that every router serves, as far as was waited for.
+    served: u64,
+    /// When the next instance that drains has done so.
+    drained: Option<Instant>,
 }
 
 pub(super) async fn session(
@@ -45,7 +56,17 @@ pub(super) async fn session(
     let (id, welcome) = welcome(hello.hello.as_ref())?;
     let mut events = server.subscribe();
     let epoch = online(&server, CellId(id), &hello).await?;
-    let mut session = Session { server, cell: CellId(id), epoch, down, told: BTreeMap::new() };
+    let mut session = Session {
+        server,
+        cell: CellId(id),
+        epoch,
+        down,
+        told: BTreeMap::new(),
+        withdrawn: BTreeMap::new(),
+        waiting: None,
+        served: 0,
+        drained: None,
+    };
     session.send(Down::Welcome(welcome)).await?;
     session.send_work(true).await?;
     loop {
@@ -60,7 +81,30 @@ pub(super) async fn session(
                 Ok(_) => {}
                 Err(_) => return Ok(()),
             },
+            generation = served(&session.server, session.waiting) => {
+                session.served = session.served.max(generation);
+                session.waiting = None;
+                session.send_work(false).await?;
+            }
+            () = drained(session.drained) => session.send_work(false).await?,
         }
+    }
+}
+
+/// Waits until routers serve a generation, or for as long as that may take.
+async fn served(server: &Server, waiting: Option<(u64, Instant)>) -> u64 {
+    let Some((generation, until)) = waiting else { return std::future::pending().await };
+    if !server.routers_serve_by(generation, until).await {
+        tracing::warn!(generation, "a router does not serve the routes; instances stop regardless");
+    }
+    generation
+}
+
+/// Waits for a moment that may never come.
+async fn drained(at: Option<Instant>) {
+    match at {
+        Some(at) => runtime::sleep_until(at).await,
+        None => std::future::pending().await,
     }
 }
 
@@ -160,7 +204,10 @@ impl Session {
     async fn send_work(&mut self, full: bool) -> Result<(), Status> {
         let cell = self.cell;
         let told = if full { BTreeMap::new() } else { self.told.clone() };
-        let wanted = self.server.read(move |state| wanted(state, cell, &told)).await;
+        let now = self.server.now();
+        let withdrawn = std::mem::take(&mut self.withdrawn);
+        let routed = Routed { now, withdrawn, served: self.served };
+        let wanted = self.server.read(move |state| wanted(state, cell, &told, &routed)).await;
         let wanted = wanted.map_err(status)??;
         let gone: Vec<Work> = self
             .told
@@ -169,6 +216,12 @@ impl Session {
             .map(|((kind, id), (epoch, _))| work_of(*kind, *id, *epoch))
             .collect();
         self.told = wanted.now;
+        self.withdrawn = wanted.withdrawn;
+        let newest = self.withdrawn.values().max().filter(|newest| **newest > self.served);
+        if let (Some(generation), None) = (newest, self.waiting) {
+            self.waiting = Some((*generation, runtime::mono_now() + ROUTER_WAIT));
+        }
+        self.drained = wanted.drained.map(|at| runtime::mono_now() + at.since(now));
         if full || !wanted.news.is_empty() || !gone.is_empty() {
             self.send(Down::Desired(Desired { full, work: wanted.news, gone })).await?;
         }
@@ -176,16 +229,44 @@ impl Session {
     }
 }
 
+/// What is known of the routes to instances that are to stop.
+struct Routed {
+    now: Time,
+    withdrawn: BTreeMap<Key, u64>,
+    served: u64,
+}
+
 #[derive(Default)]
 struct Wanted {
     now: BTreeMap<Key, (u32, bool)>,
     news: Vec<DesiredWork>,
+    withdrawn: BTreeMap<Key, u64>,
+    drained: Option<Time>,
+}
+
+impl Wanted {
+    /// Whether the end of an instance must wait: for routers, or until it has drained.
+    fn holds_back(&mut self, state: &State, key: Key, row: &Instance, routed: &Routed) -> bool {
+        let since = routed.withdrawn.get(&key).copied();
+        let since = since.unwrap_or_else(|| state.route_generation());
+        let due = state.stop_due(row);
+        let drains = due > routed.now;
+        let is_routed = since > routed.served;
+        if drains {
+            self.drained = Some(self.drained.map_or(due, |other| other.min(due)));
+        }
+        if drains || is_routed {
+            self.withdrawn.insert(key, since);
+        }
+        drains || is_routed
+    }
 }
 
 fn wanted(
     state: &State,
     cell: CellId,
     told: &BTreeMap<Key, (u32, bool)>,
+    routed: &Routed,
 ) -> Result<Wanted, Status> {
     let mut wanted = Wanted::default();
     let work = state.cell_work(cell);
@@ -209,6 +290,14 @@ fn wanted(
         let before = told.get(&key);
         let stop = matches!(row.state, InstanceState::Stopping { .. });
         let is = (row.epoch, stop);
+        // It was told to run, so routes may have pointed at it until now.
+        if stop
+            && before == Some(&(row.epoch, false))
+            && wanted.holds_back(state, key, &row, routed)
+        {
+            wanted.now.insert(key, (row.epoch, false));
+            continue;
+        }
         wanted.now.insert(key, is);
         if before != Some(&is) {
             let known = before.is_some_and(|(epoch, _)| *epoch == row.epoch);

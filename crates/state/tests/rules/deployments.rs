@@ -42,6 +42,8 @@ fn healthy_ready_released_drained_retired() {
     bench.pass(DRAIN);
     assert_eq!(bench.deployment_state(old), DeploymentState::Retired);
     assert_eq!(bench.states(old), ["stopping", "stopping"]);
+    let row = bench.instances(old).remove(0);
+    assert_eq!(bench.state.stop_due(&row), row.since, "it has drained");
     bench.gone(old);
     assert_eq!(bench.instances(old), []);
     assert_eq!(bench.states(new), ["running"]);
@@ -273,6 +275,8 @@ fn scaling_up_and_down() {
     scale(&mut bench, 1);
     assert_eq!(bench.states(deployment), ["running", "stopping", "stopping"]);
     assert_eq!(bench.targets(), Some((deployment, 1)));
+    let row = bench.instances(deployment).remove(1);
+    assert_eq!(bench.state.stop_due(&row), row.since.after(DRAIN), "what answered drains");
     bench.gone(deployment);
     assert_eq!(bench.instances(deployment).len(), 1);
     let at = bench.work_job();
