@@ -3,9 +3,9 @@
 use std::path::Path;
 use std::process::Command;
 
-use testkit::{Dev, Load, Repo, get};
+use testkit::{Dev, Load, Repo, get, wait_for};
 
-use super::holds;
+use super::{LIMIT, holds};
 use crate::{Failure, root};
 
 /// Redeploys of each example unless told otherwise; 20 by hand.
@@ -64,6 +64,8 @@ impl Subject {
             let page = get(dev.ports.http, &host, "/").map_err(|error| error.to_string())?;
             holds(&page.body, &[&word])?;
         }
+        self.scale(dev, 4)?;
+        self.scale(dev, 1)?;
         let met = load.finish();
         dev.shore(&["destroy", "--project", example, "--yes"])?.ok("destroy")?;
         if met.bad > 0 {
@@ -78,5 +80,20 @@ impl Subject {
             met.good
         );
         Ok(())
+    }
+
+    /// Brings the app to so many instances, and waits until as many run and are healthy.
+    fn scale(&self, dev: &Dev, instances: usize) -> Result<(), Failure> {
+        let project = ["--project", self.example];
+        let wanted = format!("web={instances}");
+        dev.shore(&[&["scale", &wanted], &project[..]].concat())?.ok("scale")?;
+        let done = || {
+            let status = dev.json(&[&["status"], &project[..]].concat()).ok()?;
+            let released =
+                status["deployments"].as_array()?.iter().find(|it| it["released"] == true)?;
+            let all = released["processes"][0]["instances"].as_array()?;
+            (all.len() == instances && all.iter().all(|it| it["ready"] == true)).then_some(())
+        };
+        wait_for("as many healthy instances", LIMIT, done)
     }
 }
