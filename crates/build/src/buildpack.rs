@@ -49,7 +49,7 @@ impl DetectContext<'_> {
 
     /// Whether the Procfile says how to run the web process.
     pub fn procfile_web(&self) -> bool {
-        self.procfile.iter().any(|entry| entry.process_type == WEB)
+        self.procfile.iter().any(|entry| entry.process_type == model::WEB)
     }
 
     /// The text of a file of the source, if it is there.
@@ -58,8 +58,6 @@ impl DetectContext<'_> {
     }
 }
 
-/// The process type that gets traffic.
-pub(crate) const WEB: &str = "web";
 /// Most bytes of a file of the source that a buildpack reads.
 const MAX_SOURCE_FILE: u64 = 16 << 20;
 
@@ -168,7 +166,7 @@ pub struct Process {
 impl Process {
     /// The `web` process, which is the default one.
     pub fn web(command: Command) -> Self {
-        Self { name: WEB.to_owned(), command, default: true, dir: None }
+        Self { name: model::WEB.to_owned(), command, default: true, dir: None }
     }
 }
 

@@ -32,7 +32,7 @@ pub use builtin::{all, detection_order};
 pub use error::{BuildError, Exit};
 pub use layer_env::{Phase, apply_layer, apply_values};
 pub use metadata::Metadata;
-pub use paths::{APP_DIR, LAUNCHER, LAYERS_DIR, Paths, ROOT_VARIABLE, Root};
+pub use paths::{APP_DIR, LAYERS_DIR, Paths, ROOT_VARIABLE, Root};
 pub use tool::find_program;
 
 /// The environment of a process, as a value.

@@ -202,7 +202,7 @@ fn processes(built: &Built, procfile: &[Entry]) -> Result<Vec<Process>, BuildErr
         let process = Process {
             name: entry.process_type.clone(),
             command: Command::Line(entry.line.clone()),
-            default: entry.process_type == crate::buildpack::WEB,
+            default: entry.process_type == model::WEB,
             dir: None,
         };
         processes.insert(entry.process_type.clone(), process);

@@ -11,8 +11,6 @@ pub const ROOT_VARIABLE: &str = "SHORE_ROOT";
 pub const APP_DIR: &str = "/workspace";
 /// Where layers are, unless `CNB_LAYERS_DIR` says otherwise.
 pub const LAYERS_DIR: &str = "/layers";
-/// The program every process of an image is started with.
-pub const LAUNCHER: &str = "/cnb/lifecycle/launcher";
 
 /// A private root: the container path `/a` is really `<root>/a`. Without one, paths are real.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]

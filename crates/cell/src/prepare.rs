@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use build::image::{Sharing, materialise};
 use drivers::{Driver, Handle, Isolation, Limits, archive};
-use model::ContainerSpec;
+use model::{ContainerSpec, LIFECYCLE, PROGRAMS, program_name};
 use rustix::fs::{AtFlags, CWD, linkat, symlinkat, unlinkat};
 use rustix::io::Errno;
 
@@ -18,9 +18,6 @@ use crate::image::Image;
 use crate::shared::Shared;
 use crate::work::Key;
 
-/// Where containers find the platform's programs; all are the one executable.
-const LIFECYCLE: &str = "/cnb/lifecycle";
-const PROGRAMS: [&str; 3] = ["creator", "launcher", "static-server"];
 /// Where image layers hold installed packages.
 const PACKAGES: &str = "layers";
 const DEFAULT_PATH: &str = "/usr/local/bin:/usr/bin:/bin";
@@ -131,8 +128,8 @@ impl Furniture {
         let root = archive::open_root(&self.root)?;
         let lifecycle = archive::open_below(root.as_fd(), LIFECYCLE, true)?;
         for program in PROGRAMS {
-            self.program(lifecycle.as_fd(), program)
-                .context(|| format!("cannot make {LIFECYCLE}/{program}"))?;
+            self.program(lifecycle.as_fd(), program_name(program))
+                .context(|| format!("cannot make {program}"))?;
         }
         for (at, path) in &self.caches {
             fs::create_dir_all(at)

@@ -5,6 +5,7 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use build::{Exit, Paths, launch, lifecycle, staticserver};
+use model::{CREATOR, LAUNCHER, PROGRAMS, program_name};
 
 use crate::{env, output};
 
@@ -13,14 +14,13 @@ pub(crate) fn maybe_run() -> Option<ExitCode> {
     let mut args = std::env::args();
     let started_as = args.next()?;
     let name = Path::new(&started_as).file_name()?.to_str()?;
-    let done = match name {
-        "creator" => create(),
-        "launcher" => launched(&args.collect::<Vec<_>>()),
-        launch::STATIC_SERVER => {
-            staticserver::main(&args.collect::<Vec<_>>(), &env::all(), Path::new("."))
-                .map_err(|error| (error.to_string(), Exit::Other))
-        }
-        _ => return None,
+    let program = PROGRAMS.into_iter().find(|program| program_name(program) == name)?;
+    let args: Vec<String> = args.collect();
+    let done = match program {
+        CREATOR => create(),
+        LAUNCHER => launched(&args),
+        _ => staticserver::main(&args, &env::all(), Path::new("."))
+            .map_err(|error| (error.to_string(), Exit::Other)),
     };
     Some(done.map_or_else(failed, |()| ExitCode::SUCCESS))
 }

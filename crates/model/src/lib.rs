@@ -6,6 +6,7 @@
 
 mod action;
 mod component;
+mod convention;
 mod deployment;
 mod digest;
 mod id;
@@ -21,6 +22,9 @@ mod time;
 pub use action::{Action, ActionError, MAX_ACTION_DEPTH, MAX_ACTIONS, UploadMode};
 pub use component::{
     CellSpec, JoinToken, PROTOCOL, ProtocolMismatch, ProtocolRange, Role, negotiate,
+};
+pub use convention::{
+    CREATOR, DEFAULT_APP, LAUNCHER, LIFECYCLE, PROGRAMS, STATIC_SERVER, WEB, launched, program_name,
 };
 pub use deployment::{DeploymentEvent, DeploymentState};
 pub use digest::{Digest, DigestError};

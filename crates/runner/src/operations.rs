@@ -11,8 +11,9 @@ use api::http_types::{
 use futures_util::{FutureExt as _, StreamExt as _};
 use manifest::{AppFile, CheckFile, DeployFile};
 use model::{
-    Action, BuildId, Check, CheckKind, ContainerSpec, CrashPolicy, DeploymentId, Digest,
-    ERROR_MARK, Limits, LogSource, Name, Operation, ProcessSpec, TaskId, TaskSpec, UploadMode,
+    Action, BuildId, CREATOR, Check, CheckKind, ContainerSpec, CrashPolicy, DeploymentId, Digest,
+    ERROR_MARK, Limits, LogSource, Name, Operation, ProcessSpec, TaskId, TaskSpec, UploadMode, WEB,
+    launched,
 };
 use serde::Deserialize;
 
@@ -25,8 +26,6 @@ const BUILD_TIMEOUT_MS: u64 = 30 * 60 * 1_000;
 const STOP_GRACE_MS: u64 = 10_000;
 /// Instances of `web` unless the project file says otherwise.
 const WEB_INSTANCES: u32 = 2;
-/// The process that answers HTTP requests.
-const WEB: &str = "web";
 /// How long one call waits for a change.
 const WAIT_MS: u64 = 25_000;
 /// How long a silent task is left alone before we say why it waits.
@@ -125,7 +124,7 @@ async fn start_build(
     // Names hold no underscore, so joined by it they stay apart.
     let key: Vec<&str> = scope.into_iter().flatten().map(Name::as_str).collect();
     let run = Action::Run {
-        argv: vec!["/cnb/lifecycle/creator".to_owned()],
+        argv: vec![CREATOR.to_owned()],
         env: app.build.env.clone(),
         dir: Some("/workspace".to_owned()),
     };
@@ -237,9 +236,7 @@ fn templates(deploy: &DeployFile, result: BuildResult) -> Vec<ProcessTemplate> {
         result.processes.into_iter().map(|it| (it.name, (it.argv, it.dir))).collect();
     for (name, process) in &deploy.processes {
         if let Some(command) = &process.command {
-            let launcher = ["/cnb/lifecycle/launcher".to_owned(), "--".to_owned()];
-            let argv = launcher.into_iter().chain(command.iter().cloned()).collect();
-            found.insert(name.clone(), (argv, None));
+            found.insert(name.clone(), (launched(command.iter().cloned()), None));
         }
     }
     let template = |(name, (argv, dir)): (Name, (Vec<String>, Option<String>))| {

@@ -38,7 +38,7 @@ pub use records::{
     App, Build, Cell, Deployment, Instance, Job, JobSpec, Key, Process, ProcessTemplate, Project,
     Runner, Task, Token,
 };
-pub use routes::{KEPT_CHANGES, PRODUCTION, RouteChange, WEB};
+pub use routes::{KEPT_CHANGES, PRODUCTION, RouteChange};
 pub use tables::{Row, RowKey, Tables};
 pub use view::CellWork;
 pub use work::{DEPLOY_SLACK, DRAIN, KEPT_BUILDS, KEPT_DEPLOYMENTS, MAX_PROCESSES, TASK_KEPT};

@@ -2,13 +2,11 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use model::{AppId, HostName, Name, Route, RouteTable, RouteTarget, Time};
+use model::{AppId, HostName, Name, Route, RouteTable, RouteTarget, Time, WEB};
 
 use crate::records::{App, Deployment, Process, Project};
 use crate::tables::Core;
 
-/// The process that answers HTTP requests.
-pub const WEB: &str = "web";
 /// The workspace that needs no name in a host.
 pub const PRODUCTION: &str = "production";
 /// How many changes are kept for routers that are behind; one further back gets the whole table.

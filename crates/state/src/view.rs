@@ -4,12 +4,12 @@ use std::sync::Arc;
 
 use model::{
     AppId, CellId, HostName, InstanceId, JobId, JobState, Name, ProjectId, RouteTable, Target,
-    TaskId, Time,
+    TaskId, Time, WEB,
 };
 
 use crate::queue::accepts;
 use crate::records::{App, Build, Deployment, Instance, Job, Key, Process, Project, Runner, Task};
-use crate::routes::{RouteChange, WEB};
+use crate::routes::RouteChange;
 use crate::tables::Row;
 use crate::work::DRAIN;
 use crate::{State, routes};

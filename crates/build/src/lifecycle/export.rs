@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::io::{self, Write};
 use std::path::Path;
 
-use model::Digest;
+use model::{Digest, LAUNCHER};
 
 use super::{BuildResult, LayerCache, RESULT_FILE, ResultBuildpack, ResultLayer, ResultProcess};
 use crate::Paths;
@@ -15,7 +15,6 @@ use crate::image::{
     RunConfig, TarWriter, Tree, write_blob,
 };
 use crate::metadata::Metadata;
-use crate::paths::LAUNCHER;
 
 const PLATFORM_API: &str = "0.14";
 

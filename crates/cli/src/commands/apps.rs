@@ -10,7 +10,7 @@ use api::http_types::{
 };
 use futures_util::StreamExt as _;
 use manifest::FILE_NAME;
-use model::{Name, Operation};
+use model::{DEFAULT_APP, Name, Operation};
 
 use super::Shell;
 use super::access::now;
@@ -18,9 +18,6 @@ use super::jobs::queue_and_follow;
 use crate::args::{AppArgs, AppCommand, ConfigCommand, LogsArgs, RunArgs, ScaleArgs, StatusArgs};
 use crate::error::{CliError, ErrorKind, Result};
 use crate::output::ago;
-
-/// The app that is meant when a project has one.
-const DEFAULT_APP: &str = "web";
 
 /// Why something that is released has no URL.
 pub(super) const NO_ROUTER: &str =

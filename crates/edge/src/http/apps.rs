@@ -7,7 +7,7 @@ use api::http_types::{
 };
 use axum::Json;
 use axum::extract::State;
-use model::{Action as Do, AppId, Name, TaskId, TaskSpec};
+use model::{Action as Do, AppId, Name, TaskId, TaskSpec, launched};
 use serde::Deserialize;
 use server::{Action, Server, views};
 use state::{App, Command, Deployment, Process, Reply, State as Control, WorkCommand};
@@ -196,8 +196,7 @@ pub(crate) async fn run(
 fn one_off(state: &Control, app: &App, place: &Name, argv: Vec<String>) -> Option<TaskSpec> {
     let deployment = state.get::<Deployment>(*app.released.get(place)?)?;
     let process = state.get::<Process>(*deployment.processes.first()?)?;
-    let launcher = ["/cnb/lifecycle/launcher".to_owned(), "--".to_owned()];
-    let argv = launcher.into_iter().chain(argv).collect();
+    let argv = launched(argv);
     Some(TaskSpec {
         container: process.spec.container.clone(),
         action: Do::Run { argv, env: BTreeMap::new(), dir: None },

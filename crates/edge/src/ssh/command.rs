@@ -1,9 +1,7 @@
 //! The two commands a client may send, matched exactly.
 
-use model::Name;
+use model::{DEFAULT_APP, Name};
 
-/// The app a push is for when the path names none.
-const DEFAULT_APP: &str = "web";
 /// Longer commands are refused unread.
 const MAX_COMMAND: usize = 256;
 
