@@ -33,6 +33,10 @@ fn main() -> ExitCode {
     let cli = args::Cli::parse();
     roles::log_to_stderr(&cli.global.log);
     let output = output::Output::new(cli.global.json);
+    // Every role holds connections or files; here is the one place that all of them pass.
+    if let Err(error) = drivers::raise_open_files() {
+        tracing::warn!(%error, "the limit of open files stays as it is");
+    }
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {

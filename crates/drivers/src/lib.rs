@@ -9,6 +9,7 @@ pub mod archive;
 pub mod conformance;
 mod driver;
 mod error;
+mod open_files;
 mod output;
 mod proc;
 pub mod process;
@@ -20,5 +21,6 @@ pub use driver::{
     ProcessInfo, ProcessState, Signal, Started, Stats, Target,
 };
 pub use error::{DriverError, Result, StartFault};
+pub use open_files::raise_open_files;
 pub use output::{Chunk, Output, OutputOffset, OutputStream, Source};
 pub use spec::{ContainerSpec, Handle, Limits, ProcessId, ProcessSpec, User};

@@ -56,6 +56,8 @@ pub(crate) struct Request {
     pub(crate) dir: PathBuf,
     pub(crate) env: BTreeMap<String, String>,
     pub(crate) limits: Limits,
+    /// The soft limit of open files where `limits` has none; the agent may have raised its own.
+    pub(crate) usual_open_files: Option<u64>,
 }
 
 /// What became of it.

@@ -15,6 +15,7 @@ use tokio::process::Command;
 use super::{Inner, locked};
 use crate::driver::{Started, Target};
 use crate::error::{Context as _, DriverError, Result, StartFault};
+use crate::open_files;
 use crate::shim::{self, Processes, Reply, Request};
 use crate::spec::{ContainerSpec, Handle, ProcessId, ProcessSpec, User};
 
@@ -132,7 +133,8 @@ impl Inner {
             }
         }
         let limits = spec.limits.or(container.limits);
-        Ok(Request { state_dir: state_dir.to_owned(), argv, dir, env, limits })
+        let usual_open_files = open_files::found();
+        Ok(Request { state_dir: state_dir.to_owned(), argv, dir, env, limits, usual_open_files })
     }
 
     async fn supervise(

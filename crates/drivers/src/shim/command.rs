@@ -26,7 +26,7 @@ pub(super) fn spawn(request: &Request) -> Result<Child, StartFault> {
     }
     let program = find(name, request)?;
     check_format(&program)?;
-    let limits = resources(&request.limits);
+    let limits = resources(&request.limits, request.usual_open_files);
     let mut command = Command::new(program);
     command
         .arg0(name)
@@ -110,7 +110,7 @@ fn check_format(program: &Path) -> Result<(), StartFault> {
 }
 
 /// The limits the kernel keeps for single processes. None is raised above what this one may.
-fn resources(limits: &Limits) -> Vec<(Resource, Rlimit)> {
+fn resources(limits: &Limits, usual_open_files: Option<u64>) -> Vec<(Resource, Rlimit)> {
     let wanted = [
         (Resource::Core, Some(0)),
         (Resource::Nofile, limits.open_files),
@@ -123,5 +123,29 @@ fn resources(limits: &Limits) -> Vec<(Resource, Rlimit)> {
         let value = getrlimit(resource).maximum.map_or(value, |most| value.min(most));
         (resource, Rlimit { current: Some(value), maximum: Some(value) })
     };
-    wanted.into_iter().filter_map(|(kind, value)| value.map(|value| clamp(kind, value))).collect()
+    let usual = usual_open_files.filter(|_| limits.open_files.is_none()).map(|soft| {
+        let maximum = getrlimit(Resource::Nofile).maximum;
+        let soft = maximum.map_or(soft, |most| soft.min(most));
+        (Resource::Nofile, Rlimit { current: Some(soft), maximum })
+    });
+    let set = wanted.into_iter().filter_map(|(kind, value)| value.map(|value| clamp(kind, value)));
+    set.chain(usual).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_usual_limit_of_open_files_is_soft_and_gives_way_to_a_wanted_one() {
+        let maximum = getrlimit(Resource::Nofile).maximum;
+        let files = |limits: &Limits| {
+            let all = resources(limits, Some(64)).into_iter();
+            all.filter(|(kind, _)| *kind == Resource::Nofile).map(|(_, limit)| limit).collect()
+        };
+        let usual: Vec<Rlimit> = files(&Limits::default());
+        assert_eq!(usual, [Rlimit { current: Some(64), maximum }]);
+        let wanted: Vec<Rlimit> = files(&Limits { open_files: Some(32), ..Limits::default() });
+        assert_eq!(wanted, [Rlimit { current: Some(32), maximum: Some(32) }]);
+    }
 }
