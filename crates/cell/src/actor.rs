@@ -1,12 +1,13 @@
 //! What takes care of one piece of work from its beginning to its end.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use drivers::{Driver, Exit, Handle, Outcome, ProcessId, Target};
 use runtime::{Backoff, Random};
 use tokio::sync::{oneshot, watch};
 
+use crate::caches::Cache;
 use crate::limits::{RECONNECT, REMOVE_ATTEMPTS};
 use crate::lines::Position;
 use crate::logs::Journal;
@@ -24,6 +25,8 @@ pub(crate) struct Actor {
     pub(crate) want: watch::Receiver<Want>,
     pub(crate) reporter: Arc<Reporter>,
     pub(crate) journal: Journal,
+    /// The caches of its container.
+    pub(crate) caches: Mutex<Vec<Cache>>,
 }
 
 /// Resolves when the output of a process was read to its end.
@@ -72,9 +75,17 @@ impl Actor {
         }
     }
 
+    /// Keeps caches from being removed as long as the container is there.
+    pub(crate) fn hold(&self, caches: Vec<Cache>) {
+        self.caches.lock().unwrap_or_else(PoisonError::into_inner).extend(caches);
+    }
+
     /// Removes the container with everything in it.
     pub(crate) async fn remove(&self) {
         remove(self.driver.as_ref(), &self.handle).await;
+        let caches =
+            std::mem::take(&mut *self.caches.lock().unwrap_or_else(PoisonError::into_inner));
+        self.shared.caches.release(caches).await;
     }
 
     /// Waits until the server keeps everything the container wrote.

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::poll_fn;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use api::proto::work::Kind;
 use api::proto::{Desired, DesiredWork, Work, from_json};
@@ -128,7 +128,8 @@ impl Agent {
         };
         self.entries.insert(key, entry);
         let shared = Arc::clone(&self.shared);
-        Actor { shared, driver, key, handle: key.handle(), want: wanted, reporter, journal }
+        let (handle, caches) = (key.handle(), Mutex::default());
+        Actor { shared, driver, key, handle, want: wanted, reporter, journal, caches }
     }
 
     /// Starts what takes care of the entry that was made last.

@@ -147,6 +147,7 @@ async fn start(
     let mut command = Command::new(notes.process.clone(), spec.argv.iter().map(String::as_str));
     command.dir = spec.dir.clone().or(prepared.dir);
     command.env = prepared.env;
+    actor.hold(prepared.caches);
     command.env.insert("PORT".to_owned(), notes.port.to_string());
     // Where routers reach it; an app that listens on all addresses may ignore it.
     let host = || actor.shared.options.address.to_string();

@@ -140,7 +140,14 @@ fn known(dir: &Path, digest: Digest, path: PathBuf) -> io::Result<(SystemTime, D
 
 /// Counts the bytes below `path` and writes them down.
 fn measure(path: &Path, file: &Path) -> io::Result<u64> {
-    let mut bytes = 0;
+    let bytes = disk_bytes(path)?;
+    fs::write(file, bytes.to_string())?;
+    Ok(bytes)
+}
+
+/// The bytes that files below `path` take on disk.
+pub(crate) fn disk_bytes(path: &Path) -> io::Result<u64> {
+    let mut bytes: u64 = 0;
     let mut waiting = vec![path.to_owned()];
     while let Some(dir) = waiting.pop() {
         for entry in fs::read_dir(dir)? {
@@ -152,7 +159,6 @@ fn measure(path: &Path, file: &Path) -> io::Result<u64> {
             }
         }
     }
-    fs::write(file, bytes.to_string())?;
     Ok(bytes)
 }
 

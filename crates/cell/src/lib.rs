@@ -9,6 +9,7 @@ mod actor;
 mod adopt;
 mod agent;
 mod blob;
+mod caches;
 mod error;
 mod health;
 mod image;
@@ -33,6 +34,7 @@ mod work;
 pub use agent::Cell;
 pub use error::CellError;
 pub use limits::{
-    CACHED_LAYER_BYTES, MAX_CREATES, MAX_DOWNLOADS, MAX_UPLOADS, TASK_GRACE, UNREACHABLE_LIMIT,
+    CACHED_BUILD_BYTES, CACHED_LAYER_BYTES, MAX_CREATES, MAX_DOWNLOADS, MAX_UPLOADS, TASK_GRACE,
+    UNREACHABLE_LIMIT,
 };
 pub use options::{Capacity, Options};

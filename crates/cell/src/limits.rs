@@ -10,6 +10,8 @@ pub const MAX_DOWNLOADS: usize = 5;
 pub const MAX_UPLOADS: usize = 4;
 /// How many bytes of unpacked image layers are kept for later.
 pub const CACHED_LAYER_BYTES: u64 = 10 << 30;
+/// How many bytes of caches of builds are kept for later.
+pub const CACHED_BUILD_BYTES: u64 = 10 << 30;
 /// How long a task's process has between TERM and KILL.
 pub const TASK_GRACE: Duration = Duration::from_secs(10);
 /// How long after the connection broke a task may still begin. The server's lease is 15 s; a dead

@@ -13,6 +13,7 @@ use model::{ContainerSpec, LIFECYCLE, PROGRAMS, program_name};
 use rustix::fs::{AtFlags, CWD, linkat, symlinkat, unlinkat};
 use rustix::io::Errno;
 
+use crate::caches::Cache;
 use crate::error::{Context as _, Failure};
 use crate::image::Image;
 use crate::shared::Shared;
@@ -31,6 +32,8 @@ pub(crate) struct Prepared {
     pub(crate) env: BTreeMap<String, String>,
     /// Where processes run unless they say otherwise.
     pub(crate) dir: Option<String>,
+    /// The caches it uses, to be released when it is gone.
+    pub(crate) caches: Vec<Cache>,
 }
 
 /// Makes the container of `key`. Whoever calls removes it when this fails or is given up.
@@ -56,9 +59,11 @@ pub(crate) async fn container(
     driver.create(made).await?;
     let env = environment(shared, &image, isolated);
     let dir = image.dir.clone();
-    let furniture = Furniture::new(shared, driver.as_ref(), (&handle, spec), image)?;
+    let caches: Vec<Cache> = spec.caches.keys().map(|key| shared.caches.hold(key)).collect();
+    let places = caches.iter().map(Cache::path).zip(spec.caches.values().cloned()).collect();
+    let furniture = Furniture::new(shared, driver.as_ref(), &handle, (image, places))?;
     shared.tasks.blocking(move || furniture.put()).await?;
-    Ok(Prepared { env: env.into_iter().chain(spec.env.clone()).collect(), dir })
+    Ok(Prepared { env: env.into_iter().chain(spec.env.clone()).collect(), dir, caches })
 }
 
 fn limits(limits: &model::Limits, isolated: bool) -> Limits {
@@ -105,17 +110,16 @@ impl Furniture {
     fn new(
         shared: &Shared,
         driver: &dyn Driver,
-        (handle, spec): (&Handle, &ContainerSpec),
-        image: Image,
+        handle: &Handle,
+        (image, caches): (Image, Vec<(PathBuf, String)>),
     ) -> Result<Self, Failure> {
         let unsupported = || Failure::new("this driver does not let the cell fill containers");
-        let cache = |(key, path): (&String, &String)| (shared.cache(key), path.clone());
         Ok(Self {
             root: driver.host_path(handle, "/").ok_or_else(unsupported)?,
             image,
             platform: shared.options.platform_exe.clone(),
             isolated: driver.capabilities().isolation != Isolation::None,
-            caches: spec.caches.iter().map(cache).collect(),
+            caches,
         })
     }
 

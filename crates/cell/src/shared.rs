@@ -1,7 +1,6 @@
 //! What everything in one agent uses.
 
 use std::net::{IpAddr, SocketAddr};
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use api::Client;
@@ -10,10 +9,13 @@ use drivers::{Driver, Handle, Isolation, Network};
 use runtime::{Random, Tasks};
 use tokio::sync::Semaphore;
 
+use crate::caches::Caches;
 use crate::error::CellError;
 use crate::image::Images;
 use crate::layers::Layers;
-use crate::limits::{CACHED_LAYER_BYTES, MAX_CREATES, MAX_DOWNLOADS, OWN_NETWORK_PORT};
+use crate::limits::{
+    CACHED_BUILD_BYTES, CACHED_LAYER_BYTES, MAX_CREATES, MAX_DOWNLOADS, OWN_NETWORK_PORT,
+};
 use crate::link::{Fence, Link};
 use crate::options::Options;
 use crate::ports::{Port, Ports};
@@ -29,6 +31,7 @@ pub(crate) struct Shared {
     pub(crate) fence: Fence,
     pub(crate) ports: Ports,
     pub(crate) images: Images,
+    pub(crate) caches: Caches,
     pub(crate) downloads: Arc<Semaphore>,
     pub(crate) creates: Semaphore,
 }
@@ -51,10 +54,14 @@ impl Shared {
         let layers = options.dir.join("layers");
         let opened = Layers::open(&layers, CACHED_LAYER_BYTES, tasks.clone());
         let opened = opened.map_err(|source| CellError::Data { path: layers, source })?;
+        let caches = options.dir.join("caches");
+        let kept = Caches::open(&caches, CACHED_BUILD_BYTES, tasks.clone());
+        let kept = kept.map_err(|source| CellError::Data { path: caches, source })?;
         let downloads = Arc::new(Semaphore::new(MAX_DOWNLOADS));
         let drivers = usable(&options, &tasks)?;
         Ok(Self {
             images: Images::new(client.clone(), opened, Arc::clone(&downloads)),
+            caches: kept,
             ports: Ports::new(options.ports.clone(), &Random::system()),
             creates: Semaphore::new(MAX_CREATES),
             fence: Fence::default(),
@@ -90,10 +97,6 @@ impl Shared {
 
     fn on_host(&self, port: Port) -> Place {
         Place { address: SocketAddr::new(self.options.address, port.number), _port: Some(port) }
-    }
-
-    pub(crate) fn cache(&self, key: &str) -> PathBuf {
-        self.options.dir.join("caches").join(key)
     }
 }
 

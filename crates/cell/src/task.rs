@@ -88,6 +88,7 @@ async fn work(actor: &Actor, spec: &TaskSpec, stop: &Stop) -> Result<Option<Stri
         prepare::container(&actor.shared, &actor.driver, actor.key, (&spec.container, properties));
     let prepared = stop.or_stop(prepare).await;
     let prepared = prepared.unwrap_or_else(|| Err(Failure::new("was interrupted")))?;
+    actor.hold(prepared.caches);
     if actor.shared.fence.is_closed(mono_now()) {
         return Err(Failure::new("the server was out of reach when it was about to start"));
     }

@@ -44,6 +44,20 @@ impl Server {
         }
     }
 
+    /// Hands everything a log has to the operating system; false when the disk refuses. Until then
+    /// the lines are in memory only, and nobody may be told that they are kept.
+    pub(crate) async fn write_log(&self, stream: &str) -> bool {
+        let (server, name) = (self.clone(), stream.to_owned());
+        let write = move || server.logs().stream(&name).and_then(|log| log.flush());
+        match self.tasks().blocking(write).await {
+            Ok(()) => true,
+            Err(error) => {
+                tracing::warn!(stream, %error, "log lines could not be written to disk");
+                false
+            }
+        }
+    }
+
     /// Adds one line of the platform's own.
     pub fn say(&self, stream: &str, text: &str) {
         let source = u32::from(LogSource::System.code());
@@ -61,5 +75,55 @@ impl Server {
         if let Err(error) = ended {
             tracing::debug!(stream, %error, "a log could not be ended");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::{Path, PathBuf};
+    use std::sync::Arc;
+
+    use runtime::{Ids, Random, Stop, SystemClock, Tasks};
+    use store::memory::MemoryStore;
+
+    use super::*;
+    use crate::Parts;
+
+    async fn start(dir: &Path) -> Server {
+        let parts = Parts {
+            store: Arc::new(MemoryStore::new()),
+            clock: Arc::new(SystemClock),
+            ids: Ids::new(Random::seeded(1)),
+            tasks: Tasks::new(Stop::new()),
+            domain: "localhost".to_owned(),
+            authority: None,
+            blobs: store::blobs::BlobLimits::default(),
+        };
+        Server::start(parts, dir).await.expect("starts")
+    }
+
+    /// The directory of the one stream there is.
+    fn stream_dir(dir: &Path) -> PathBuf {
+        let only = |dir: &Path| {
+            let entry = std::fs::read_dir(dir).expect("lists").next().expect("one entry");
+            entry.expect("reads").path()
+        };
+        only(&only(&dir.join("logs")))
+    }
+
+    #[tokio::test]
+    async fn lines_count_as_kept_once_they_are_in_the_file() {
+        let dir = tempfile::tempdir().expect("makes a directory");
+        let server = start(dir.path()).await;
+        let line = [LogLine { at_ms: 1, source: 1, text: "a line".into() }];
+        server.log("ins_1").expect("opens");
+        let (stream, away) = (stream_dir(dir.path()), dir.path().join("away"));
+        std::fs::rename(&stream, &away).expect("moves");
+        server.append_log("ins_1", &line);
+        assert!(!server.write_log("ins_1").await, "there is nowhere to write to");
+        std::fs::rename(&away, &stream).expect("moves back");
+        assert!(server.write_log("ins_1").await);
+        let file = std::fs::read(stream.join("00000000000000000000.log")).expect("reads");
+        assert!(String::from_utf8_lossy(&file).contains("a line"));
     }
 }

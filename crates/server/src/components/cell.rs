@@ -1,7 +1,7 @@
 //! One cell's stream: sends what should run there, takes what it reports and logs.
 
 use std::collections::{BTreeMap, HashMap};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use api::proto::cell_down::Message as Down;
 use api::proto::cell_up::Message as Up;
@@ -23,6 +23,8 @@ use crate::apply::{ApplyError, Published};
 use crate::server::{ROUTER_WAIT, Server, next_event};
 
 type Out = mpsc::Sender<Result<CellDown, Status>>;
+/// How long after the disk refused log lines they are written again.
+const REWRITE_PAUSE: Duration = Duration::from_secs(1);
 /// Which container: kind and id.
 type Key = (i32, u128);
 
@@ -43,6 +45,10 @@ struct Session {
     served: u64,
     /// When the next instance that drains has done so.
     drained: Option<Instant>,
+    /// What the cell is told once its lines are written to disk, by log. A later one says more.
+    unwritten: BTreeMap<String, LogKept>,
+    /// When writing is tried again.
+    rewrite: Option<Instant>,
 }
 
 pub(super) async fn session(
@@ -66,6 +72,8 @@ pub(super) async fn session(
         waiting: None,
         served: 0,
         drained: None,
+        unwritten: BTreeMap::new(),
+        rewrite: None,
     };
     session.send(Down::Welcome(welcome)).await?;
     session.send_work(true).await?;
@@ -86,7 +94,8 @@ pub(super) async fn session(
                 session.waiting = None;
                 session.send_work(false).await?;
             }
-            () = drained(session.drained) => session.send_work(false).await?,
+            () = at(session.drained) => session.send_work(false).await?,
+            () = at(session.rewrite) => session.write_again().await?,
         }
     }
 }
@@ -101,7 +110,7 @@ async fn served(server: &Server, waiting: Option<(u64, Instant)>) -> u64 {
 }
 
 /// Waits for a moment that may never come.
-async fn drained(at: Option<Instant>) {
+async fn at(at: Option<Instant>) {
     match at {
         Some(at) => runtime::sleep_until(at).await,
         None => std::future::pending().await,
@@ -163,15 +172,39 @@ impl Session {
                     Held::Instance { id, .. } => id.to_string(),
                 };
                 // Only what the cell was told to run may write, and only into its own log.
-                if self.told.contains_key(&(work.kind, id_from(&work.id)?)) {
-                    self.server.append_log(&stream, &lines);
+                if !self.told.contains_key(&(work.kind, id_from(&work.id)?)) {
+                    return self.send(Down::Kept(LogKept { work: Some(work), resume })).await;
                 }
-                self.send(Down::Kept(LogKept { work: Some(work), resume })).await
+                self.server.append_log(&stream, &lines);
+                self.unwritten.insert(stream.clone(), LogKept { work: Some(work), resume });
+                self.write(&stream).await
             }
             Up::Report(Report { work: None, .. }) | Up::Log(CellLog { work: None, .. }) => {
                 Err(Status::invalid_argument("a report names no work"))
             }
         }
+    }
+
+    /// Writes a log to disk, then tells the cell that it is kept. What the disk refuses the cell
+    /// keeps: it sends a few more messages and then leaves the output where it is.
+    async fn write(&mut self, stream: &str) -> Result<(), Status> {
+        if !self.server.write_log(stream).await {
+            self.rewrite.get_or_insert_with(|| runtime::mono_now() + REWRITE_PAUSE);
+            return Ok(());
+        }
+        match self.unwritten.remove(stream) {
+            Some(kept) => self.send(Down::Kept(kept)).await,
+            None => Ok(()),
+        }
+    }
+
+    async fn write_again(&mut self) -> Result<(), Status> {
+        self.rewrite = None;
+        let streams: Vec<String> = self.unwritten.keys().cloned().collect();
+        for stream in streams {
+            self.write(&stream).await?;
+        }
+        Ok(())
     }
 
     async fn report(&mut self, work: Work, report_json: &[u8]) -> Result<(), Status> {

@@ -182,6 +182,8 @@ impl Session {
         if !new.is_empty() {
             self.server.append_log(&stream, new);
         }
+        // What the disk refuses stays in memory: a job does not stand still for its log.
+        let _in_file = self.server.write_log(&stream).await;
         self.send(Down::Kept(JobKept { attempt: Some(attempt), lines })).await
     }
 

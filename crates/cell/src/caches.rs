@@ -1,0 +1,215 @@
+//! Directories that outlive containers, such as what a build keeps for the next one.
+//!
+//! Beside the caches a file `.used/<key>` says how large one is; the time of that file says when it
+//! was last used.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::SystemTime;
+
+use runtime::Tasks;
+
+use crate::layers::disk_bytes;
+
+const USED: &str = ".used";
+/// How names of caches begin that are being removed. No key begins with a dot.
+const REMOVED: &str = ".old-";
+
+/// The caches there are. Cheap to clone.
+#[derive(Debug, Clone)]
+pub(crate) struct Caches(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    dir: PathBuf,
+    limit: u64,
+    tasks: Tasks,
+    held: Mutex<Held>,
+}
+
+/// How many containers use a cache now, and how many caches were removed.
+#[derive(Debug, Default)]
+struct Held {
+    users: BTreeMap<String, usize>,
+    removed: u64,
+}
+
+/// A cache in use. It stays on disk as long as somebody holds this.
+#[derive(Debug)]
+pub(crate) struct Cache {
+    caches: Caches,
+    key: String,
+}
+
+impl Cache {
+    /// Where it is on this machine.
+    pub(crate) fn path(&self) -> PathBuf {
+        self.caches.0.dir.join(&self.key)
+    }
+}
+
+impl Drop for Cache {
+    fn drop(&mut self) {
+        let mut held = self.caches.0.held();
+        if let Some(users) = held.users.get_mut(&self.key) {
+            *users -= 1;
+            if *users == 0 {
+                held.users.remove(&self.key);
+            }
+        }
+    }
+}
+
+impl Caches {
+    /// Opens the directory, with what an earlier agent left there.
+    pub(crate) fn open(dir: &Path, limit: u64, tasks: Tasks) -> io::Result<Self> {
+        fs::create_dir_all(dir.join(USED))?;
+        for entry in fs::read_dir(dir)? {
+            let entry = entry?;
+            if entry.file_name().to_string_lossy().starts_with(REMOVED) {
+                fs::remove_dir_all(entry.path())?;
+            }
+        }
+        let held = Mutex::default();
+        Ok(Self(Arc::new(Inner { dir: dir.to_owned(), limit, tasks, held })))
+    }
+
+    /// Keeps a cache from being removed. `key` is one that a container's spec may have.
+    pub(crate) fn hold(&self, key: &str) -> Cache {
+        *self.0.held().users.entry(key.to_owned()).or_default() += 1;
+        Cache { caches: self.clone(), key: key.to_owned() }
+    }
+
+    /// Lets go of caches, writes down how large they are now, and removes those that were not used
+    /// for longest while all together are too large.
+    pub(crate) async fn release(&self, caches: Vec<Cache>) {
+        if caches.is_empty() {
+            return;
+        }
+        let inner = Arc::clone(&self.0);
+        let work = move || {
+            for cache in &caches {
+                inner.measure(&cache.key)?;
+            }
+            drop(caches);
+            inner.evict()
+        };
+        if let Err(error) = self.0.tasks.blocking(work).await {
+            tracing::warn!(%error, "old caches cannot be removed");
+        }
+    }
+}
+
+impl Inner {
+    fn held(&self) -> MutexGuard<'_, Held> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn used_file(&self, key: &str) -> PathBuf {
+        self.dir.join(USED).join(key)
+    }
+
+    fn measure(&self, key: &str) -> io::Result<u64> {
+        let bytes = disk_bytes(&self.dir.join(key))?;
+        fs::write(self.used_file(key), bytes.to_string())?;
+        Ok(bytes)
+    }
+
+    /// A cache's last use and size.
+    fn known(&self, key: &str) -> io::Result<(SystemTime, u64)> {
+        let file = self.used_file(key);
+        let told = fs::read_to_string(&file).ok().and_then(|text| text.parse().ok());
+        let bytes = match told {
+            Some(bytes) => bytes,
+            // The agent died before it wrote that down.
+            None => self.measure(key)?,
+        };
+        Ok((file.metadata()?.modified()?, bytes))
+    }
+
+    fn evict(&self) -> io::Result<()> {
+        let mut all = Vec::new();
+        for entry in fs::read_dir(&self.dir)? {
+            let name = entry?.file_name().to_string_lossy().into_owned();
+            if !name.starts_with('.') {
+                let (used, bytes) = self.known(&name)?;
+                all.push((used, name, bytes));
+            }
+        }
+        all.sort_unstable();
+        let mut total: u64 = all.iter().map(|(.., bytes)| bytes).sum();
+        for (_, key, bytes) in all {
+            if total <= self.limit {
+                break;
+            }
+            if let Some(removed) = self.take_away(&key)? {
+                fs::remove_dir_all(removed)?;
+                total -= bytes;
+            }
+        }
+        Ok(())
+    }
+
+    /// Moves a cache out of the way unless somebody uses it, so that a new one can begin at once.
+    fn take_away(&self, key: &str) -> io::Result<Option<PathBuf>> {
+        let mut held = self.held();
+        if held.users.contains_key(key) {
+            return Ok(None);
+        }
+        held.removed += 1;
+        let to = self.dir.join(format!("{REMOVED}{key}-{}", held.removed));
+        fs::rename(self.dir.join(key), &to)?;
+        fs::remove_file(self.used_file(key))?;
+        tracing::info!(key, "removing the cache that was not used for longest");
+        Ok(Some(to))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use runtime::Stop;
+
+    fn fill(cache: &Cache) {
+        fs::create_dir_all(cache.path()).expect("makes");
+        fs::write(cache.path().join("file"), vec![b'x'; 8_192]).expect("writes");
+    }
+
+    fn names(dir: &Path) -> Vec<String> {
+        let all = fs::read_dir(dir).expect("lists").flatten();
+        let mut names: Vec<String> =
+            all.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
+        names.sort_unstable();
+        names.retain(|name| name != USED);
+        names
+    }
+
+    #[tokio::test]
+    async fn the_oldest_unused_goes_first_and_one_in_use_never() {
+        let dir = tempfile::tempdir().expect("makes a directory");
+        let open = || Caches::open(dir.path(), 16_384, Tasks::new(Stop::new())).expect("opens");
+        let caches = open();
+        for key in ["a", "b"] {
+            let cache = caches.hold(key);
+            fill(&cache);
+            caches.release(vec![cache]).await;
+        }
+        assert_eq!(names(dir.path()), ["a", "b"], "both fit");
+        fs::create_dir(dir.path().join(".old-a-1")).expect("makes");
+        // Another agent goes on; `a` is the oldest, and in use.
+        let caches = open();
+        assert_eq!(names(dir.path()), ["a", "b"], "what was being removed is gone");
+        let (held, third) = (caches.hold("a"), caches.hold("c"));
+        fill(&third);
+        caches.release(vec![third]).await;
+        assert_eq!(names(dir.path()), ["a", "c"]);
+        let fourth = caches.hold("d");
+        fill(&fourth);
+        drop(held);
+        caches.release(vec![fourth]).await;
+        assert_eq!(names(dir.path()), ["c", "d"], "a was not used since");
+    }
+}
