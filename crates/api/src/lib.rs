@@ -22,3 +22,7 @@ pub const SSH_PORT: u16 = 7422;
 pub const MAX_JSON_BODY: usize = 4 * 1024 * 1024;
 /// Most bytes of one component message.
 pub const MAX_MESSAGE: usize = 16 * 1024 * 1024;
+/// Most bytes of a route table in one message; a larger one is sent in parts.
+pub const MAX_TABLE_PART: usize = 4 * 1024 * 1024;
+/// Most bytes of a route table as it is sent, some four million routes; a router refuses more.
+pub const MAX_TABLE: usize = 512 * 1024 * 1024;

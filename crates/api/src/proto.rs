@@ -43,6 +43,20 @@ pub fn json<T: Serialize>(value: &T) -> Result<bytes::Bytes, tonic::Status> {
         .map_err(|error| tonic::Status::internal(format!("cannot render a message: {error}")))
 }
 
+/// The messages that bring a router the table rendered as `json`, in order.
+pub fn table_messages(mut json: bytes::Bytes) -> Vec<router_down::Message> {
+    if json.len() <= crate::MAX_TABLE_PART {
+        return vec![router_down::Message::TableJson(json)];
+    }
+    let mut messages = Vec::new();
+    while !json.is_empty() {
+        let part = json.split_to(json.len().min(crate::MAX_TABLE_PART));
+        let last = json.is_empty();
+        messages.push(router_down::Message::TablePart(TablePart { json: part, last }));
+    }
+    messages
+}
+
 /// Reads a noun from a `*_json` field.
 pub fn from_json<T: DeserializeOwned>(what: &str, bytes: &[u8]) -> Result<T, tonic::Status> {
     serde_json::from_slice(bytes)

@@ -170,13 +170,14 @@ impl Feed {
         tell(&up, Up::Hello(hello)).await?;
         let opened = runtime::timeout(CONNECT_TIMEOUT, self.open(messages)).await;
         let mut down = opened.ok_or_else(|| Status::deadline_exceeded("no answer in time"))??;
+        let mut parts = Vec::new();
         loop {
             let next = runtime::timeout(SILENCE, down.message()).await;
             let next =
                 next.ok_or_else(|| Status::deadline_exceeded("the server went silent"))??;
             let Some(message) = next else { return Ok(()) };
             if let Some(message) = message.message {
-                self.message(message, &up).await?;
+                self.message(message, &mut parts, &up).await?;
                 backoff.reset();
             }
         }
@@ -197,7 +198,13 @@ impl Feed {
         Ok(client.router(request).await?.into_inner())
     }
 
-    async fn message(&self, message: Down, up: &mpsc::Sender<RouterUp>) -> Result<(), Status> {
+    /// Takes in what the server says; `parts` holds a table that is not whole yet.
+    async fn message(
+        &self,
+        message: Down,
+        parts: &mut Vec<u8>,
+        up: &mpsc::Sender<RouterUp>,
+    ) -> Result<(), Status> {
         let applied = match message {
             Down::Welcome(welcome) => {
                 welcome.check()?;
@@ -207,6 +214,18 @@ impl Feed {
             Down::Heartbeat(_) => return Ok(()),
             Down::TableJson(json) => {
                 let table: RouteTable = api::proto::from_json("route table", &json)?;
+                self.router.apply(&table)
+            }
+            Down::TablePart(part) => {
+                if parts.len() + part.json.len() > api::MAX_TABLE {
+                    let message = format!("the route table has more than {} bytes", api::MAX_TABLE);
+                    return Err(Status::resource_exhausted(message));
+                }
+                parts.extend_from_slice(&part.json);
+                if !part.last {
+                    return Ok(());
+                }
+                let table = api::proto::from_json("route table", &std::mem::take(parts))?;
                 self.router.apply(&table)
             }
             Down::Changes(changes) => self.router.change(&read(changes)?),

@@ -180,6 +180,35 @@ async fn tables_and_changes_are_applied_by_generation() {
 }
 
 #[tokio::test]
+async fn a_table_larger_than_a_message_comes_in_parts_and_at_once() {
+    let mut server = Server::start(anywhere()).await;
+    let site = start(server.address, options(Limits::default()));
+    let instance = Instance::echo(&site.tasks, "one").await;
+    let (mut session, _) = server.session().await;
+    session.tell_table(1, &[("a.example", &[instance.address])]).await;
+    assert_eq!(session.hear().await, Up::Applied(1));
+
+    let pad = ["x"; 3].map(|x| x.repeat(63)).join(".");
+    let names: Vec<String> = (0..50_000).map(|number| format!("h{number}.{pad}.example")).collect();
+    let all = [instance.address];
+    let mut hosts: Vec<(&str, &[SocketAddr])> =
+        names.iter().map(|name| (name.as_str(), all.as_slice())).collect();
+    hosts.push(("b.example", &all));
+    let json = api::proto::json(&table(2, &hosts)).expect("a table");
+    assert!(json.len() > api::MAX_MESSAGE, "only {} bytes", json.len());
+    let mut parts = api::proto::table_messages(json);
+    let last = parts.pop().expect("several parts");
+    for part in parts {
+        session.tell(part).await;
+    }
+    assert!(site.get("a.example").await.contains("one\nGET"), "half a table is none");
+    session.tell(last).await;
+    assert_eq!(session.hear().await, Up::Applied(2));
+    assert!(site.get("b.example").await.contains("one\nGET"));
+    assert!(site.get("a.example").await.starts_with("HTTP/1.1 404 "));
+}
+
+#[tokio::test]
 async fn without_the_server_the_last_table_serves_on() {
     let mut server = Server::start(anywhere()).await;
     let site = start(server.address, options(Limits::default()));

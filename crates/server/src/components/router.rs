@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use api::proto::router_down::Message as Down;
 use api::proto::router_up::Message as Up;
-use api::proto::{Changes, Heartbeat, RouteChange, RouterDown, RouterUp, json};
+use api::proto::{Changes, Heartbeat, RouteChange, RouterDown, RouterUp, json, table_messages};
 use tokio::sync::mpsc;
 use tonic::{Status, Streaming};
 
@@ -105,7 +105,10 @@ impl Session {
     async fn send_table(&mut self) -> Result<(), Status> {
         let table = self.server.read(state::State::routes).await.map_err(status)?;
         self.sent = table.generation;
-        self.send(Down::TableJson(json(&table)?)).await
+        for message in table_messages(json(&table)?) {
+            self.send(message).await?;
+        }
+        Ok(())
     }
 
     async fn send_changes(&mut self) -> Result<(), Status> {
@@ -121,6 +124,10 @@ impl Session {
             Ok(RouteChange { host: change.host.to_string(), route_json })
         };
         let changes = changes.into_iter().map(render).collect::<Result<Vec<_>, Status>>()?;
+        let bytes = |change: &RouteChange| change.route_json.as_ref().map_or(0, bytes::Bytes::len);
+        if changes.iter().map(bytes).sum::<usize>() > api::MAX_TABLE_PART {
+            return self.send_table().await;
+        }
         self.sent = to;
         self.send(Down::Changes(Changes { from, to, changes })).await
     }
