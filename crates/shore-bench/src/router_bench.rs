@@ -64,6 +64,7 @@ pub(crate) fn run() -> Result<Value, String> {
         "rss_mb": process::rss_mb(&one.router.pids())?,
         "route_change_ms": change.median_ms,
         "route_change_max_ms": change.max_ms,
+        "route_change_floor_ms": change.floor_ms,
         "route_changes": change.changes,
         "requests_during_changes": change.requests,
         "lost": change.lost,

@@ -5,7 +5,7 @@ use std::net::{SocketAddr, TcpStream};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::process::Nginx;
 
@@ -22,6 +22,9 @@ const PATIENCE: Duration = Duration::from_secs(5);
 pub(super) struct Figures {
     pub(super) median_ms: f64,
     pub(super) max_ms: f64,
+    /// The same median when the route does not change: what it takes until every connection was
+    /// answered once more.
+    pub(super) floor_ms: f64,
     pub(super) changes: u64,
     pub(super) requests: u64,
     pub(super) lost: u64,
@@ -30,8 +33,8 @@ pub(super) struct Figures {
 /// What a loading connection tells: the instance that answered a request sent at or after a change.
 #[derive(Default)]
 struct Seen {
-    /// The number of the change after which the last answered request was sent.
-    change: AtomicU64,
+    /// The round in which the last answered request was sent.
+    round: AtomicU64,
     /// Which instance answered it.
     instance: AtomicU64,
 }
@@ -39,6 +42,7 @@ struct Seen {
 #[derive(Default)]
 struct Shared {
     change: AtomicU64,
+    round: AtomicU64,
     stop: AtomicBool,
     requests: AtomicU64,
     lost: AtomicU64,
@@ -71,22 +75,16 @@ pub(super) fn measure(dir: &Path) -> Result<Figures, String> {
         });
         threads.push(thread.map_err(|error| error.to_string())?);
     }
-    let mut times = Vec::new();
+    let (mut times, mut floor) = (Vec::new(), Vec::new());
     for change in 1..=CHANGES {
         let fresh = table(change)?;
         let started = runtime::mono_now();
         router.apply(&fresh);
-        shared.change.store(change, Ordering::SeqCst);
-        while !seen.iter().all(|seen| {
-            seen.change.load(Ordering::SeqCst) >= change
-                && seen.instance.load(Ordering::SeqCst) == change % 2
-        }) {
-            if started.elapsed() > PATIENCE {
-                return Err(format!("change {change} is not seen by all connections"));
-            }
-            runtime::pause_thread(GLANCE);
-        }
-        times.push(started.elapsed().as_secs_f64() * 1_000.0);
+        shared.begin_round(change);
+        times.push(until_seen(&seen, &shared, started)?);
+        let started = runtime::mono_now();
+        shared.begin_round(change);
+        floor.push(until_seen(&seen, &shared, started)?);
     }
     shared.stop.store(true, Ordering::SeqCst);
     for thread in threads {
@@ -95,13 +93,40 @@ pub(super) fn measure(dir: &Path) -> Result<Figures, String> {
     tasks.stop().stop();
     drop(runtime);
     times.sort_by(f64::total_cmp);
+    floor.sort_by(f64::total_cmp);
     Ok(Figures {
         median_ms: super::round(times[times.len() / 2]),
         max_ms: super::round(times[times.len() - 1]),
+        floor_ms: super::round(floor[floor.len() / 2]),
         changes: CHANGES,
         requests: shared.requests.load(Ordering::SeqCst),
         lost: shared.lost.load(Ordering::SeqCst),
     })
+}
+
+impl Shared {
+    /// From now on, answers to requests that are sent from now on are waited for.
+    fn begin_round(&self, change: u64) {
+        self.change.store(change, Ordering::SeqCst);
+        self.round.fetch_add(1, Ordering::SeqCst);
+    }
+}
+
+/// Waits until every connection was answered, by the instance of the last change, a request it sent
+/// in this round; milliseconds since `started`.
+fn until_seen(seen: &[Arc<Seen>], shared: &Shared, started: Instant) -> Result<f64, String> {
+    let change = shared.change.load(Ordering::SeqCst);
+    let round = shared.round.load(Ordering::SeqCst);
+    while !seen.iter().all(|seen| {
+        seen.round.load(Ordering::SeqCst) >= round
+            && seen.instance.load(Ordering::SeqCst) == change % 2
+    }) {
+        if started.elapsed() > PATIENCE {
+            return Err(format!("change {change} is not seen by all connections"));
+        }
+        runtime::pause_thread(GLANCE);
+    }
+    Ok(started.elapsed().as_secs_f64() * 1_000.0)
 }
 
 /// Asks over one connection until told to stop. A request sent after a change and answered by the
@@ -113,6 +138,7 @@ fn load(address: SocketAddr, shared: &Shared, seen: &Seen) -> std::io::Result<()
     let request = format!("GET / HTTP/1.1\r\nHost: {}\r\n\r\n", super::host(0));
     let mut buffer = [0; 4_096];
     while !shared.stop.load(Ordering::SeqCst) {
+        let round = shared.round.load(Ordering::SeqCst);
         let change = shared.change.load(Ordering::SeqCst);
         stream.write_all(request.as_bytes())?;
         let answer = answer(&mut stream, &mut buffer)?;
@@ -126,7 +152,7 @@ fn load(address: SocketAddr, shared: &Shared, seen: &Seen) -> std::io::Result<()
             }
         }
         seen.instance.store(answer, Ordering::SeqCst);
-        seen.change.store(change, Ordering::SeqCst);
+        seen.round.store(round, Ordering::SeqCst);
     }
     Ok(())
 }

@@ -112,14 +112,14 @@ impl Nginx {
         workers: usize,
     ) -> Result<Self, String> {
         let port = free_port()?;
-        let mut servers = format!(
+        let mut servers = String::from(
             "keepalive_requests 1000000000;\n\
              server_names_hash_max_size 65536;\nserver_names_hash_bucket_size 64;\n\
              proxy_http_version 1.1;\nproxy_set_header Connection '';\n\
              proxy_set_header Host $http_host;\nproxy_set_header X-Forwarded-For $remote_addr;\n\
              proxy_set_header X-Forwarded-Host $http_host;\n\
              proxy_set_header X-Forwarded-Proto $scheme;\n\
-             proxy_set_header X-Request-Id $request_id;\n"
+             proxy_set_header X-Request-Id $request_id;\n",
         );
         for index in 0..hosts {
             let name = super::host(index);
