@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::path::Path;
+use std::time::Duration;
 
 use tokio::net::TcpListener;
 
@@ -10,9 +11,25 @@ use crate::error::{CliError, ErrorKind, Result};
 /// How the kernel's table of sockets says "listens".
 const LISTENS: &str = "0A";
 
+/// How long a port that is taken is tried again. A predecessor that was killed while it started a
+/// process leaves a child that has its sockets until it becomes that process.
+const PATIENCE: Duration = Duration::from_secs(1);
+/// The pause between two attempts.
+const PAUSE: Duration = Duration::from_millis(20);
+
 /// Binds a port, or says what to do about it.
 pub(super) async fn bind(what: &str, address: SocketAddr, flag: &str) -> Result<TcpListener> {
-    TcpListener::bind(address).await.map_err(|error| refused(what, address, flag, &error))
+    let until = runtime::mono_now() + PATIENCE;
+    loop {
+        match TcpListener::bind(address).await {
+            Err(error)
+                if error.kind() == std::io::ErrorKind::AddrInUse && runtime::mono_now() < until =>
+            {
+                runtime::sleep(PAUSE).await;
+            }
+            bound => return bound.map_err(|error| refused(what, address, flag, &error)),
+        }
+    }
 }
 
 /// A port that cannot be had.
@@ -72,7 +89,20 @@ fn has_one(process: &Path, sockets: &[String]) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::task::Poll;
+
     use super::*;
+
+    #[tokio::test]
+    async fn a_port_that_a_killed_predecessor_still_has_is_waited_for() {
+        let holder = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+        let address = holder.local_addr().expect("an address");
+        let mut binding = std::pin::pin!(bind("server", address, "--listen"));
+        let first = futures_util::poll!(binding.as_mut());
+        assert!(matches!(first, Poll::Pending), "it is taken");
+        drop(holder);
+        assert_eq!(binding.await.expect("binds").local_addr().expect("an address"), address);
+    }
 
     #[test]
     fn the_holder_of_a_port_is_named() {
