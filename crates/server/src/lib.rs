@@ -15,4 +15,5 @@ pub use apply::{ApplyError, Loop, MAX_BATCH, MAX_EVENTS, MAX_IN_FLIGHT, MAX_WAIT
 pub use auth::{Action, Principal, TokenFault, allows};
 pub use components::Service;
 pub use server::{Parts, Ports, ROUTER_WAIT, Server, ServerError, StartError, not_found};
+pub use store::blobs::{BlobError, Stored, Upload};
 pub use tls::{Authority, TlsError};

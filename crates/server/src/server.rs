@@ -16,6 +16,8 @@ use tokio::sync::{broadcast, watch};
 use crate::apply::{ApplyError, Loop, Published};
 use crate::auth::{self, Principal, TokenFault};
 
+/// Pushes to these branches are built and deployed.
+const DEPLOYED_BRANCHES: [&str; 2] = ["refs/heads/main", "refs/heads/master"];
 /// How often log lines are written to disk.
 const LOG_FLUSH: Duration = Duration::from_millis(200);
 /// How long a release waits for the routers to serve it before it says that they do not yet, and
@@ -363,6 +365,11 @@ impl Server {
                 all.remove(&router);
             }
         });
+    }
+
+    /// Whether a push to this branch, as git names it in full, is built and deployed.
+    pub fn deploys(branch: &str) -> bool {
+        DEPLOYED_BRANCHES.contains(&branch)
     }
 
     /// Waits until every connected router serves `generation`; false when that takes too long.

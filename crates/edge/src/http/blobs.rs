@@ -11,7 +11,7 @@ use futures_util::StreamExt as _;
 use http::{HeaderMap, HeaderValue, header};
 use model::Digest;
 use server::{Action, Server};
-use store::blobs::{BlobError, Stored, Upload};
+use server::{BlobError, Stored, Upload};
 use tokio_util::io::ReaderStream;
 
 use super::caller::{Caller, Path};

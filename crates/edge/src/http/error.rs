@@ -6,7 +6,7 @@ use axum::response::{IntoResponse, Response};
 use http::{Method, StatusCode, Uri};
 use server::{ApplyError, ServerError, TokenFault};
 use state::Refusal;
-use store::blobs::BlobError;
+use server::BlobError;
 
 /// An error on its way to the caller.
 #[derive(Debug)]

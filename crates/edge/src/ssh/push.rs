@@ -24,8 +24,6 @@ use crate::near::near;
 
 /// Most bytes of one push.
 pub(crate) const MAX_PACK: &str = "2g";
-/// Pushes to these branches are built and deployed.
-const DEPLOYED: [&str; 2] = ["refs/heads/main", "refs/heads/master"];
 /// Bytes moved at once.
 const CHUNK: usize = 64 * 1024;
 /// Where hooks reach the server, below the directory of the repositories.
@@ -228,7 +226,7 @@ impl Pushes {
         let update = push.updates.lines().find_map(|line| {
             let mut words = line.split(' ').skip(1);
             let (new, name) = (words.next()?, words.next()?);
-            DEPLOYED.contains(&name).then(|| new.to_owned())
+            Server::deploys(name).then(|| new.to_owned())
         });
         let Some(commit) = update else {
             say.line("stored; only pushes to main are deployed").await;
