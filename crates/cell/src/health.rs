@@ -14,6 +14,8 @@ use crate::limits::CHECK_PAUSES;
 
 /// The longest status line.
 const MAX_STATUS_LINE: usize = 1024;
+/// How long a new instance may take over its first page: it may have to compile or to connect first.
+const FIRST_ANSWER: Duration = Duration::from_secs(10);
 /// Answers that count as healthy.
 const HEALTHY: std::ops::RangeInclusive<u16> = 200..=399;
 
@@ -92,13 +94,22 @@ impl Health {
     }
 
     async fn ask(&self) -> Result<(), String> {
+        let first_answer = self.check.kind == CheckKind::Answers && !self.passed;
         let limit = Duration::from_millis(self.check.timeout_ms);
+        let limit = if first_answer { limit.max(FIRST_ANSWER) } else { limit };
         let ask = async {
             let stream = TcpStream::connect(self.address).await;
             let stream = stream.map_err(|error| self.refused(&error))?;
             match &self.check.kind {
-                CheckKind::Tcp => Ok(()),
-                CheckKind::Http { path } => self.get(stream, path).await,
+                CheckKind::Answers if first_answer => self.get(stream, "/").await.map(drop),
+                CheckKind::Answers | CheckKind::Tcp => Ok(()),
+                CheckKind::Http { path } => match self.get(stream, path).await? {
+                    status if HEALTHY.contains(&status) => Ok(()),
+                    status => {
+                        let port = self.address.port();
+                        Err(format!("GET {path} on port {port} answered {status}"))
+                    }
+                },
             }
         };
         let port = self.address.port();
@@ -114,7 +125,8 @@ impl Health {
         }
     }
 
-    async fn get(&self, mut stream: TcpStream, path: &str) -> Result<(), String> {
+    /// The status that a page is answered with.
+    async fn get(&self, mut stream: TcpStream, path: &str) -> Result<u16, String> {
         let port = self.address.port();
         let broken = |error: io::Error| format!("GET {path} on port {port} broke: {error}");
         let request = format!(
@@ -132,11 +144,7 @@ impl Health {
             }
             line.extend_from_slice(piece.get(..read).unwrap_or_default());
         }
-        match status(&line) {
-            Some(status) if HEALTHY.contains(&status) => Ok(()),
-            Some(status) => Err(format!("GET {path} on port {port} answered {status}")),
-            None => Err(format!("the answer to GET {path} on port {port} is not HTTP")),
-        }
+        status(&line).ok_or_else(|| format!("the answer to GET {path} on port {port} is not HTTP"))
     }
 }
 
@@ -187,6 +195,34 @@ mod tests {
         let reason =
             format!("was never healthy in 100 ms; last check: connection refused on port {port}");
         assert_eq!(verdict, Verdict::NeverHealthy { reason });
+    }
+
+    #[tokio::test]
+    async fn a_port_without_an_answer_is_not_healthy_at_first() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("binds");
+        let address = listener.local_addr().expect("has an address");
+        let mut health = Health::new(check(CheckKind::Answers), address);
+        let serve = async {
+            // A master that listens while its worker dies, then one whose worker lives.
+            drop(listener.accept().await.expect("accepts"));
+            let (mut stream, _) = listener.accept().await.expect("accepts");
+            stream.write_all(b"HTTP/1.1 404 x\r\n\r\n").await.expect("answers");
+            drop(stream.read_to_end(&mut Vec::new()).await);
+            // Later checks ask for no page, so a quiet app stays quiet.
+            let (mut stream, _) = listener.accept().await.expect("accepts");
+            let mut asked = Vec::new();
+            stream.read_to_end(&mut asked).await.expect("an end");
+            asked
+        };
+        let watch = async {
+            let verdict = health.next().await;
+            // The next check passes, so there is nothing to say.
+            let quiet = runtime::timeout(Duration::from_millis(100), health.next()).await;
+            (verdict, quiet)
+        };
+        let (asked, verdicts) = tokio::join!(serve, watch);
+        assert_eq!(verdicts, (Verdict::Healthy, None));
+        assert_eq!(asked, b"");
     }
 
     #[tokio::test]

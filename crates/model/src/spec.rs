@@ -106,6 +106,10 @@ pub enum CheckKind {
         /// The path, starting with `/`.
         path: String,
     },
+    /// `GET /` on the instance's port is answered over HTTP, whatever the status, the first time;
+    /// from then on the port accepts a connection. Some servers listen before they have loaded the
+    /// code they serve.
+    Answers,
     /// The instance's port accepts a connection.
     Tcp,
 }
@@ -113,7 +117,7 @@ pub enum CheckKind {
 impl Default for Check {
     fn default() -> Self {
         Self {
-            kind: CheckKind::Tcp,
+            kind: CheckKind::Answers,
             interval_ms: 10_000,
             timeout_ms: 2_000,
             start_timeout_ms: 60_000,

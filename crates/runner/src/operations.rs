@@ -268,7 +268,7 @@ fn check(file: Option<&CheckFile>) -> Check {
     let default = Check::default();
     let Some(file) = file else { return default };
     Check {
-        kind: file.path.clone().map_or(CheckKind::Tcp, |path| CheckKind::Http { path }),
+        kind: file.path.clone().map_or(CheckKind::Answers, |path| CheckKind::Http { path }),
         interval_ms: file.interval_ms.unwrap_or(default.interval_ms),
         timeout_ms: file.timeout_ms.unwrap_or(default.timeout_ms),
         start_timeout_ms: file.start_timeout_ms.unwrap_or(default.start_timeout_ms),
