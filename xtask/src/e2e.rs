@@ -49,9 +49,10 @@ pub(crate) fn run() -> Result<(), Failure> {
 
 fn git_push(shore: &Path) -> Result<(), Failure> {
     let stage = Stage::start(shore)?;
-    let scenarios: [(&str, Scenario); 10] = [
+    let scenarios: [(&str, Scenario); 11] = [
         ("good push", good_push),
         ("restart", restart),
+        ("a variable does not undo a rollback", variable_after_rollback),
         ("one-off command with a project's token", one_off),
         ("failing build", failing_build),
         ("failing start", failing_start),
@@ -141,6 +142,15 @@ fn restart(stage: &Stage) -> Result<(), Failure> {
     }
     let said = stage.dev.shore(&["restart", "--project", "shop", "--workspace", "staging"])?;
     holds(&said.failed("restart of nothing")?, &["no release in staging", "deploy it first"])
+}
+
+fn variable_after_rollback(stage: &Stage) -> Result<(), Failure> {
+    let before = stage.page()?;
+    stage.push_good("better")?;
+    holds(&stage.page()?, &["better"])?;
+    stage.dev.shore(&["rollback", "--project", "shop"])?.ok("rollback")?;
+    stage.dev.shore(&["config", "set", "--project", "shop", "MOOD=calm"])?.ok("config set")?;
+    if stage.page()? == before { Ok(()) } else { Err("the newer version is back".to_owned()) }
 }
 
 fn one_off(stage: &Stage) -> Result<(), Failure> {

@@ -294,6 +294,7 @@ async fn set(
         shell.output.say("the next deployment has it");
         return Ok(());
     }
-    let operation = Operation::Deploy { build: None };
+    // What is released with the new variables: not a newer build that was rolled back or refused.
+    let operation = Operation::Restart;
     queue_and_follow(shell, &client, (&which, &args.workspace), operation).await
 }
