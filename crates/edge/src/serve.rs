@@ -1,24 +1,36 @@
 //! Serving HTTP/1.1 and HTTP/2 on one port: the API and the component streams together.
 
+use std::convert::Infallible;
 use std::net::SocketAddr;
-use std::sync::Arc;
-use std::time::Duration;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
 
 use api::http_types::ErrorBody;
 use axum::Router;
+use axum::body::Body;
+use bytes::Bytes;
+use http_body::{Frame, SizeHint};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
-use hyper_util::service::TowerToHyperService;
-use runtime::Tasks;
+use runtime::{Tasks, mono_now};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio_rustls::TlsAcceptor;
+use tower::ServiceExt as _;
 
 /// Connections served at once; one more waits to be accepted.
 pub const MAX_CONNECTIONS: usize = 4_096;
-/// How long a client may take to send its request's head.
+/// How long a client may take to send its request's head; one that sends none at all is cut off.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long an HTTP/2 connection may be without a request.
+const IDLE_TIMEOUT: Duration = Duration::from_mins(1);
+/// How often a silent HTTP/2 client is asked whether it is there, and how long it has to answer.
+const PING: (Duration, Duration) = (Duration::from_secs(20), Duration::from_secs(20));
+/// How long a client may take to agree that an idle connection ends.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long a client may take for the TLS handshake.
 const TLS_TIMEOUT: Duration = Duration::from_secs(10);
 /// How a TLS handshake begins.
@@ -108,8 +120,21 @@ where
 {
     let mut builder = Builder::new(TokioExecutor::new());
     builder.http1().timer(TokioTimer::new()).header_read_timeout(HEADER_TIMEOUT);
+    let (interval, timeout) = PING;
     builder.http2().timer(TokioTimer::new()).max_concurrent_streams(1_024);
-    let service = TowerToHyperService::new(app);
+    builder.http2().keep_alive_interval(interval).keep_alive_timeout(timeout);
+    let requests = Requests::new();
+    let service = {
+        let requests = requests.clone();
+        hyper::service::service_fn(move |request| {
+            let (app, under_way) = (app.clone(), requests.begin());
+            async move {
+                let response = app.oneshot(request).await?;
+                let body = |body| Body::new(Watched { body, _under_way: under_way });
+                Ok::<_, Infallible>(response.map(body))
+            }
+        })
+    };
     let serving = builder.serve_connection_with_upgrades(TokioIo::new(stream), service);
     tokio::pin!(serving);
     let ended = tokio::select! {
@@ -118,8 +143,116 @@ where
             serving.as_mut().graceful_shutdown();
             serving.await
         }
+        () = requests.idle() => {
+            serving.as_mut().graceful_shutdown();
+            runtime::timeout(CLOSE_TIMEOUT, serving).await.unwrap_or(Ok(()))
+        }
     };
     if let Err(error) = ended {
         tracing::debug!(error, "a connection ended badly");
+    }
+}
+
+/// The requests of one connection.
+#[derive(Debug, Clone)]
+struct Requests(Arc<Mutex<Count>>);
+
+#[derive(Debug)]
+struct Count {
+    under_way: usize,
+    /// When the last one ended, or the connection began.
+    since: Instant,
+    /// How long the connection may go on without one.
+    limit: Duration,
+}
+
+impl Requests {
+    fn new() -> Self {
+        let count = Count { under_way: 0, since: mono_now(), limit: HEADER_TIMEOUT };
+        Self(Arc::new(Mutex::new(count)))
+    }
+
+    fn count(&self) -> MutexGuard<'_, Count> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn begin(&self) -> UnderWay {
+        let mut count = self.count();
+        count.under_way += 1;
+        count.limit = IDLE_TIMEOUT;
+        UnderWay(self.clone())
+    }
+
+    /// Until there was no request for too long.
+    async fn idle(&self) {
+        loop {
+            let due = {
+                let count = self.count();
+                let since = if count.under_way > 0 { mono_now() } else { count.since };
+                since + count.limit
+            };
+            if due <= mono_now() {
+                return;
+            }
+            runtime::sleep_until(due).await;
+        }
+    }
+}
+
+/// A request that has not been answered to the end.
+#[derive(Debug)]
+struct UnderWay(Requests);
+
+impl Drop for UnderWay {
+    fn drop(&mut self) {
+        let mut count = self.0.count();
+        count.under_way = count.under_way.saturating_sub(1);
+        count.since = mono_now();
+    }
+}
+
+/// The body of a response, with the request it answers.
+#[derive(Debug)]
+struct Watched {
+    body: Body,
+    _under_way: UnderWay,
+}
+
+impl http_body::Body for Watched {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        Pin::new(&mut self.body).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_connection_without_requests_ends_and_one_with_a_request_goes_on() {
+        let requests = Requests::new();
+        requests.count().limit = Duration::from_millis(20);
+        requests.idle().await;
+        let request = requests.begin();
+        requests.count().limit = Duration::from_millis(20);
+        let quiet = runtime::timeout(Duration::from_millis(100), requests.idle()).await;
+        assert!(quiet.is_none(), "a request is under way");
+        drop(request);
+        requests.idle().await;
+        assert!(requests.count().since.elapsed() >= Duration::from_millis(20));
     }
 }
