@@ -41,7 +41,7 @@ impl Output {
         if self.json {
             Self::line_of(value);
         } else {
-            out(&text());
+            out(&inert_lines(&text()));
         }
     }
 
@@ -98,7 +98,7 @@ impl Output {
         }
         err(&format!("{RED}error:{RESET} {}", inert_lines(&error.message)));
         if let Some(hint) = &error.hint {
-            err(&format!("{YELLOW}hint:{RESET} {hint}"));
+            err(&format!("{YELLOW}hint:{RESET} {}", inert_lines(hint)));
         }
     }
 
@@ -143,7 +143,7 @@ impl Output {
         if self.json {
             Self::line_of(&serde_json::json!({ "event": "job", "job": job }));
         } else if let Some(why) = &job.why_queued {
-            err(&format!("{DIM}job {} {why}{RESET}", job.id));
+            err(&format!("{DIM}job {} {}{RESET}", job.id, inert(why)));
         }
     }
 }

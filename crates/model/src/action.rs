@@ -10,6 +10,8 @@ use crate::Digest;
 pub const MAX_ACTION_DEPTH: usize = 16;
 /// How many actions one tree may hold.
 pub const MAX_ACTIONS: usize = 1_000;
+/// Most bytes of one command's words and variables; the kernel takes no single word longer than this.
+pub const MAX_RUN_BYTES: usize = 128 << 10;
 
 /// One action. Paths are inside the container.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -126,6 +128,9 @@ impl Action {
                 require(program, "run", "it names no program")?;
                 let nul = argv.iter().chain(env.keys()).chain(env.values()).chain(dir);
                 require(!nul.into_iter().any(|s| s.contains('\0')), "run", "it holds a NUL byte")?;
+                let words = argv.iter().chain(env.keys()).chain(env.values());
+                let bytes: usize = words.map(String::len).sum();
+                require(bytes <= MAX_RUN_BYTES, "run", "its words have more than 128 KiB")?;
                 0
             }
             Self::Download { to, .. } => path(to, "download")?,
@@ -175,7 +180,9 @@ mod tests {
         let empty = Action::Run { argv: vec![], env: BTreeMap::new(), dir: None };
         let escape = Action::Upload { from: "/a/../b".into(), mode: UploadMode::File };
         let instant = Action::Timeout { inner: Box::new(run()), ms: 0 };
-        for action in [empty, escape, instant] {
+        let word = "x".repeat(MAX_RUN_BYTES);
+        let long = Action::Run { argv: vec!["a".into(), word], env: BTreeMap::new(), dir: None };
+        for action in [empty, escape, instant, long] {
             assert!(matches!(action.validate(), Err(ActionError::Field { .. })), "{action:?}");
         }
     }

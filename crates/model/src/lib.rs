@@ -19,7 +19,7 @@ mod spec;
 mod task;
 mod time;
 
-pub use action::{Action, ActionError, MAX_ACTION_DEPTH, MAX_ACTIONS, UploadMode};
+pub use action::{Action, ActionError, MAX_ACTION_DEPTH, MAX_ACTIONS, MAX_RUN_BYTES, UploadMode};
 pub use component::{
     CellSpec, JoinToken, PROTOCOL, ProtocolMismatch, ProtocolRange, Role, negotiate,
 };
@@ -38,8 +38,8 @@ pub use log::{ERROR_MARK, LogEntry, LogSource, StepStatus, TerminalEvent};
 pub use name::{HostName, MAX_NAME, Name, NameError};
 pub use route::{Route, RouteTable, RouteTarget};
 pub use spec::{
-    Check, CheckKind, ContainerSpec, Limits, MAX_ENV_BYTES, MAX_ENV_NAME, MAX_ENV_VARS,
-    MAX_INSTANCES, ProcessSpec, SpecError, TaskSpec, validate_env,
+    Check, CheckKind, ContainerSpec, Limits, MAX_CACHE_KEY, MAX_ENV_BYTES, MAX_ENV_NAME,
+    MAX_ENV_VARS, MAX_INSTANCES, ProcessSpec, SpecError, TaskSpec, validate_env,
 };
 pub use task::{MAX_TASK_RESULT, TaskEvent, TaskState};
 pub use time::Time;

@@ -166,6 +166,9 @@ pub enum SpecError {
     },
 }
 
+/// Longest name of a cache: room for the names of a project, an app and a workspace.
+pub const MAX_CACHE_KEY: usize = 128;
+
 /// Checks names, values and size of an environment.
 pub fn validate_env(env: &BTreeMap<String, String>) -> Result<(), SpecError> {
     let bytes: usize = env.iter().map(|(name, value)| name.len() + value.len() + 2).sum();
@@ -218,8 +221,8 @@ impl ContainerSpec {
         self.limits.validate()?;
         for (key, path) in &self.caches {
             let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_');
-            if key.is_empty() || key.len() > 100 || !key.chars().all(plain) {
-                let reason = "use 1 to 100 of A-Z, a-z, 0-9, `-` and `_`";
+            if key.is_empty() || key.len() > MAX_CACHE_KEY || !key.chars().all(plain) {
+                let reason = "use 1 to 128 of A-Z, a-z, 0-9, `-` and `_`";
                 return Err(SpecError::Text { field: "cache key", reason });
             }
             if !path.starts_with('/') || path.split('/').any(|part| part == "..") {
@@ -248,6 +251,9 @@ impl ProcessSpec {
         self.container.validate()?;
         if self.argv.first().is_none_or(String::is_empty) {
             return Err(SpecError::Text { field: "argv", reason: "it names no program" });
+        }
+        if self.argv.iter().map(String::len).sum::<usize>() > crate::MAX_RUN_BYTES {
+            return Err(SpecError::Text { field: "argv", reason: "it has more than 128 KiB" });
         }
         if self.argv.iter().any(|argument| argument.contains('\0')) {
             return Err(SpecError::Text { field: "argv", reason: "it holds a NUL byte" });

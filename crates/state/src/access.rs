@@ -1,6 +1,6 @@
 //! Projects, apps, configuration, tokens and keys.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use model::{AppId, KeyId, MAX_INSTANCES, Name, ProjectId, Role, Time, TokenId, validate_env};
 
@@ -12,6 +12,10 @@ use crate::tables::Core;
 pub const MAX_LABEL: usize = 200;
 /// Most projects.
 pub const MAX_PROJECTS: usize = 100_000;
+/// Most workspaces in which one app runs or has variables.
+pub const MAX_WORKSPACES: usize = 200;
+/// Most bytes of one app's variables, in all its workspaces. Each change writes the whole row.
+pub const MAX_CONFIG_BYTES: usize = 1 << 20;
 /// Most apps.
 pub const MAX_APPS: usize = 100_000;
 
@@ -21,6 +25,20 @@ fn checked_label(label: &str) -> Result<(), Refusal> {
         return Err(Refusal::Invalid(message));
     }
     Ok(())
+}
+
+/// Refuses one more workspace than an app may have.
+pub(crate) fn checked_workspace(app: &App, workspace: &Name) -> Result<(), Refusal> {
+    let known: BTreeSet<&Name> = app.config.keys().chain(app.released.keys()).collect();
+    if known.contains(workspace) || known.len() < MAX_WORKSPACES {
+        return Ok(());
+    }
+    let message = format!(
+        "app {} is in {MAX_WORKSPACES} workspaces already: destroy it in one of them and unset \
+         its variables there",
+        app.name
+    );
+    Err(Refusal::Conflict(message))
 }
 
 impl Core {
@@ -121,14 +139,28 @@ impl Core {
         vars: BTreeMap<String, Option<String>>,
     ) -> Result<Reply, Refusal> {
         let mut app = self.app(id)?.clone();
-        let config = app.config.entry(workspace).or_default();
+        checked_workspace(&app, &workspace)?;
+        let mut config = app.config.remove(&workspace).unwrap_or_default();
         for (name, value) in vars {
             match value {
                 Some(value) => config.insert(name, value),
                 None => config.remove(&name),
             };
         }
-        validate_env(config).map_err(|error| Refusal::Invalid(error.to_string()))?;
+        validate_env(&config).map_err(|error| Refusal::Invalid(error.to_string()))?;
+        if !config.is_empty() {
+            app.config.insert(workspace, config);
+        }
+        let all = app.config.values().flatten();
+        let bytes: usize = all.map(|(name, value)| name.len() + value.len()).sum();
+        if bytes > MAX_CONFIG_BYTES {
+            let message = format!(
+                "the variables of app {} in all its workspaces have {bytes} bytes, at most \
+                 {MAX_CONFIG_BYTES} are kept: unset some",
+                app.name
+            );
+            return Err(Refusal::Invalid(message));
+        }
         self.put(app);
         Ok(Reply::Done)
     }

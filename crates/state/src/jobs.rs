@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use model::{JobEvent, JobId, JobState, Outcome, RunnerId, Time};
+use model::{JobEvent, JobId, JobState, Outcome, ProjectId, RunnerId, Target, Time};
 
 use crate::command::{Attempt, JobCommand, NewJob, Refusal, Reply, earliest};
 use crate::records::{Job, JobSpec, Runner};
@@ -18,6 +18,12 @@ pub const JOB_LEASE: Duration = Duration::from_secs(20);
 pub const MAX_FINISHED_JOBS: usize = 10_000;
 /// Most jobs that may wait in line.
 pub const MAX_QUEUED_JOBS: usize = 1_000_000;
+/// Most jobs of one project that may wait in line.
+pub const MAX_QUEUED_PER_PROJECT: usize = 10_000;
+/// Most characters of the words a job brings: its key, its origin, a label.
+pub const MAX_TEXT: usize = 256;
+/// Most labels a job may ask a runner for.
+const MAX_LABELS: usize = 16;
 /// Most dependencies of one job.
 pub const MAX_DEPENDENCIES: usize = 100;
 
@@ -31,6 +37,35 @@ impl Job {
             JobState::Succeeded | JobState::Failed { .. } | JobState::Cancelled { .. } => None,
         }
     }
+}
+
+/// Refuses what is too long or means nothing.
+fn checked_spec(spec: &JobSpec) -> Result<(), Refusal> {
+    let invalid = |message: String| Err(Refusal::Invalid(message));
+    if spec.depends_on.len() > MAX_DEPENDENCIES {
+        return invalid(format!("a job depends on at most {MAX_DEPENDENCIES} others"));
+    }
+    if spec.allow_failure.iter().any(|id| !spec.depends_on.contains(id)) {
+        return invalid("allow_failure names a job that is not in depends_on".to_owned());
+    }
+    let wanted = match &spec.target {
+        Target::Labels(labels) => Some(labels),
+        Target::Any | Target::Runner(_) => None,
+    };
+    if wanted.is_some_and(|labels| labels.len() > MAX_LABELS) {
+        return invalid(format!("a job asks for at most {MAX_LABELS} labels"));
+    }
+    let words = wanted.into_iter().flatten().flat_map(|(name, value)| [name, value]);
+    let words = words.chain(&spec.idempotency_key).chain([&spec.origin]);
+    for word in words {
+        if word.chars().count() > MAX_TEXT || word.chars().any(char::is_control) {
+            return invalid(format!(
+                "a key, an origin and a label have at most {MAX_TEXT} characters, none of them a \
+                 control character"
+            ));
+        }
+    }
+    Ok(())
 }
 
 impl Core {
@@ -147,23 +182,17 @@ impl Core {
         if self.get::<Job>(id).is_some() {
             return Err(Refusal::Conflict(format!("job {id} exists already")));
         }
-        if self.indexes.queue.queued_len() >= MAX_QUEUED_JOBS {
-            let message = format!("{MAX_QUEUED_JOBS} jobs wait in line: try again later");
-            return Err(Refusal::Conflict(message));
-        }
-        if spec.depends_on.len() > MAX_DEPENDENCIES {
-            let message = format!("a job depends on at most {MAX_DEPENDENCIES} others");
-            return Err(Refusal::Invalid(message));
-        }
-        if spec.allow_failure.iter().any(|id| !spec.depends_on.contains(id)) {
-            let message = "allow_failure names a job that is not in depends_on";
-            return Err(Refusal::Invalid(message.to_owned()));
-        }
+        self.checked_room(spec.project)?;
+        checked_spec(&spec)?;
         let queued_at = self.replace_singleton(now, id, &spec)?;
         // After that: what it replaced may be what it depends on.
         let mut waits_for = BTreeSet::new();
         for dependency in &spec.depends_on {
-            if !self.job(*dependency)?.state.is_terminal() {
+            let row = self.job(*dependency)?;
+            if row.spec.project != spec.project {
+                return Err(Refusal::not_found("job", dependency));
+            }
+            if !row.state.is_terminal() {
                 waits_for.insert(*dependency);
             }
         }
@@ -180,6 +209,19 @@ impl Core {
             waits_for,
         });
         Ok(())
+    }
+
+    /// Refuses more jobs in line than may wait.
+    fn checked_room(&self, project: ProjectId) -> Result<(), Refusal> {
+        let queue = &self.indexes.queue;
+        let limit = if queue.queued_len() >= MAX_QUEUED_JOBS {
+            MAX_QUEUED_JOBS
+        } else if queue.queued_of(project) >= MAX_QUEUED_PER_PROJECT {
+            MAX_QUEUED_PER_PROJECT
+        } else {
+            return Ok(());
+        };
+        Err(Refusal::Conflict(format!("{limit} jobs wait in line: try again later")))
     }
 
     /// Ends the queued job of the same singleton, whose place in line the new one takes, and asks

@@ -26,14 +26,17 @@ use std::sync::Arc;
 
 use model::{CellId, Time};
 
-pub use access::{MAX_APPS, MAX_LABEL, MAX_PROJECTS};
+pub use access::{MAX_APPS, MAX_CONFIG_BYTES, MAX_LABEL, MAX_PROJECTS, MAX_WORKSPACES};
 pub use cells::{CELL_LEASE, MAX_REASON};
 pub use command::{
     Attempt, CellCommand, Command, Held, InstanceReport, JobCommand, NewJob, NewKey, NewToken,
     Refusal, Reply, TaskReport, WorkCommand,
 };
 pub use converge::instance_id;
-pub use jobs::{ACK_TIMEOUT, JOB_LEASE, MAX_DEPENDENCIES, MAX_FINISHED_JOBS, MAX_QUEUED_JOBS};
+pub use jobs::{
+    ACK_TIMEOUT, JOB_LEASE, MAX_DEPENDENCIES, MAX_FINISHED_JOBS, MAX_QUEUED_JOBS,
+    MAX_QUEUED_PER_PROJECT, MAX_TEXT,
+};
 pub use records::{
     App, Build, Cell, Deployment, Instance, Job, JobSpec, Key, Process, ProcessTemplate, Project,
     Runner, Task, Token,

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use model::{AppId, JobId, JobState, Name, RunnerId, Target, Time};
+use model::{AppId, JobId, JobState, Name, ProjectId, RunnerId, Target, Time};
 
 use crate::records::{Job, JobSpec, Runner};
 
@@ -21,6 +21,8 @@ pub(crate) struct Queue {
     held: BTreeMap<Scope, BTreeSet<JobId>>,
     /// How many jobs are queued, whatever holds them up.
     queued: usize,
+    /// The same by project.
+    queued_by_project: BTreeMap<ProjectId, usize>,
     /// Jobs that wait for the key to end.
     pub(crate) dependents: BTreeMap<JobId, BTreeSet<JobId>>,
     /// Jobs of a singleton that have not ended.
@@ -96,6 +98,7 @@ impl Queue {
 
     fn add_queued(&mut self, job: &Job) {
         self.queued += 1;
+        *self.queued_by_project.entry(job.spec.project).or_default() += 1;
         if !job.waits_for.is_empty() {
             return;
         }
@@ -120,6 +123,12 @@ impl Queue {
 
     fn remove_queued(&mut self, job: &Job) {
         self.queued -= 1;
+        if let Some(queued) = self.queued_by_project.get_mut(&job.spec.project) {
+            *queued -= 1;
+            if *queued == 0 {
+                self.queued_by_project.remove(&job.spec.project);
+            }
+        }
         let place = (job.queued_at, job.id);
         if let Some(scope) = scope(&job.spec) {
             discard(&mut self.by_scope, &scope, &(place, job.spec.target.clone()));
@@ -178,6 +187,11 @@ impl Queue {
         self.queued
     }
 
+    /// How many jobs of a project are queued.
+    pub(crate) fn queued_of(&self, project: ProjectId) -> usize {
+        self.queued_by_project.get(&project).copied().unwrap_or(0)
+    }
+
     /// How many jobs could start now.
     pub(crate) fn ready_len(&self) -> usize {
         self.ready.values().map(BTreeSet::len).sum()
@@ -199,7 +213,7 @@ pub(crate) fn accepts(runner: &Runner, target: &Target) -> bool {
 mod tests {
     use std::sync::Arc;
 
-    use model::{Operation, ProjectId};
+    use model::Operation;
 
     use super::*;
 

@@ -9,6 +9,7 @@ use model::{
     ProcessId, ProjectId, TaskEvent, TaskId, TaskSpec, TaskState, Time,
 };
 
+use crate::access::checked_workspace;
 use crate::command::{Attempt, Refusal, Reply, WorkCommand, earliest};
 use crate::records::{App, Build, Deployment, Job, Process, ProcessTemplate, Task};
 use crate::tables::Core;
@@ -250,6 +251,7 @@ impl Core {
             Refusal::not_found("build", format!("{name} of app {}", app.name))
         })?;
         let workspace = job.spec.workspace.clone();
+        checked_workspace(&app, &workspace)?;
         app.deployments += 1;
         let processes: Vec<ProcessId> =
             (0..build.processes.len()).map(|ordinal| process_id(id, ordinal)).collect();

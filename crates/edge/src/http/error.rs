@@ -4,9 +4,9 @@ use api::http_types::ErrorBody;
 use axum::Json;
 use axum::response::{IntoResponse, Response};
 use http::{Method, StatusCode, Uri};
+use server::BlobError;
 use server::{ApplyError, ServerError, TokenFault};
 use state::Refusal;
-use server::BlobError;
 
 /// An error on its way to the caller.
 #[derive(Debug)]

@@ -126,6 +126,8 @@ pub(crate) async fn record_build(
     caller: Caller,
     Body(record): Body<RecordBuild>,
 ) -> ApiResult<BuildView> {
+    // Before anything is looked up: what is there is nobody else's to know.
+    caller.require(Action::Work)?;
     let RecordBuild { id, attempt: at, source, image, processes } = record;
     if !server.blobs().exists(image.0).await? {
         return Err(ApiError::not_found("image", image));

@@ -50,8 +50,10 @@ pub(super) async fn session(
     let mut events = server.subscribe();
     let mut session = Session { server, runner, down, capacity: 0, held: BTreeMap::new() };
     session.online(hello).await?;
+    let _online = Online { server: session.server.clone(), runner };
+    session.check_held().await?;
     session.send(Down::Welcome(welcome)).await?;
-    let ended = loop {
+    loop {
         tokio::select! {
             message = up.message() => match message {
                 Ok(Some(RunnerUp { message: Some(message) })) => {
@@ -72,9 +74,25 @@ pub(super) async fn session(
                 Err(_) => break Ok(()),
             },
         }
-    };
-    session.apply(JobCommand::RunnerOffline(runner)).await.map_err(status)?;
-    ended
+    }
+}
+
+/// Says that a runner's stream has ended, however it did.
+struct Online {
+    server: Server,
+    runner: RunnerId,
+}
+
+impl Drop for Online {
+    fn drop(&mut self) {
+        let (server, runner) = (self.server.clone(), self.runner);
+        self.server.tasks().spawn_ok("runner-offline", async move {
+            let offline = Command::Job(JobCommand::RunnerOffline(runner));
+            if let Err(error) = server.apply(offline).await {
+                tracing::warn!(%runner, %error, "a runner that went away still counts as online");
+            }
+        });
+    }
 }
 
 impl Session {
@@ -104,7 +122,7 @@ impl Session {
         self.apply(JobCommand::RunnerOnline { id, name, labels, only_own, holds })
             .await
             .map_err(status)?;
-        self.check_held().await
+        Ok(())
     }
 
     async fn message(&mut self, message: Up) -> Result<(), Status> {

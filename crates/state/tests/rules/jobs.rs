@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-use model::{JobId, JobState, Outcome, RunnerId};
+use model::{JobId, JobState, Outcome, ProjectId, RunnerId, Target};
 use state::{
-    ACK_TIMEOUT, Attempt, Command, JOB_LEASE, JobCommand, MAX_FINISHED_JOBS, NewJob, Refusal,
-    Runner,
+    ACK_TIMEOUT, Attempt, Command, JOB_LEASE, JobCommand, JobSpec, MAX_FINISHED_JOBS,
+    MAX_QUEUED_PER_PROJECT, MAX_TEXT, NewJob, Refusal, Runner,
 };
 
 use crate::bench::{Bench, REASON, failed, new_job, noop, up};
@@ -74,9 +74,9 @@ fn an_error_is_kept_and_drops_dependents_and_theirs() {
     assert_eq!(bench.assign(1).map(|at| at.job), Some(tolerant));
 }
 
-fn noop_after(depends_on: &[JobId], allow_failure: &[JobId]) -> state::JobSpec {
+fn noop_after(depends_on: &[JobId], allow_failure: &[JobId]) -> JobSpec {
     let (depends_on, allow_failure) = (depends_on.to_vec(), allow_failure.to_vec());
-    state::JobSpec { depends_on, allow_failure, ..noop() }
+    JobSpec { depends_on, allow_failure, ..noop() }
 }
 
 #[test]
@@ -273,4 +273,46 @@ fn ended_jobs_move_to_the_history_and_the_newest_stay_at_hand() {
     let moved = again.take_changes().expect("rows render");
     assert_eq!(moved.archived, [last]);
     assert!(moved.rows.iter().all(|row| row.body.is_none()));
+}
+
+#[test]
+fn a_job_brings_few_words_and_waits_with_few_others() {
+    let mut bench = Bench::ready();
+    let queue = |bench: &mut Bench, spec| {
+        let new = new_job(bench.fresh(), spec);
+        bench.job(JobCommand::Queue(new)).map(drop)
+    };
+    let labels = |count: usize, word: &str| {
+        let labels = (0..count).map(|at| (format!("{word}{at}"), String::new())).collect();
+        JobSpec { target: Target::Labels(labels), ..noop() }
+    };
+    let long = "x".repeat(MAX_TEXT + 1);
+    let refused = [
+        JobSpec { idempotency_key: Some(long.clone()), ..noop() },
+        JobSpec { origin: "a\u{1b}[2J".to_owned(), ..noop() },
+        labels(17, "a"),
+        labels(1, &long),
+    ];
+    for spec in refused {
+        let refusal = queue(&mut bench, spec).expect_err("it is too much");
+        assert!(matches!(refusal, Refusal::Invalid(_)), "{refusal}");
+    }
+    queue(&mut bench, labels(16, "a")).expect("that is allowed");
+    for _ in 1..MAX_QUEUED_PER_PROJECT {
+        queue(&mut bench, noop()).expect("there is room");
+    }
+    let refusal = queue(&mut bench, noop()).expect_err("the project's line is full");
+    assert!(matches!(refusal, Refusal::Conflict(_)), "{refusal}");
+    let other = JobSpec { project: ProjectId(99), ..noop() };
+    queue(&mut bench, other).expect("another project's line is its own");
+}
+
+#[test]
+fn a_job_depends_on_jobs_of_its_project() {
+    let mut bench = Bench::ready();
+    let first = bench.queue(noop());
+    let spec = JobSpec { project: ProjectId(99), depends_on: vec![first], ..noop() };
+    let new = new_job(bench.fresh(), spec);
+    let refusal = bench.job(JobCommand::Queue(new)).expect_err("not its own");
+    assert!(matches!(refusal, Refusal::NotFound { .. }), "{refusal}");
 }
