@@ -173,6 +173,21 @@ pub(crate) struct Pusher {
     pub(crate) project: Option<ProjectId>,
     /// For people.
     pub(crate) label: String,
+    /// The key itself: `algorithm base64`, without the comment.
+    pub(crate) public: String,
+}
+
+impl Pusher {
+    /// What a refused client is told.
+    pub(crate) const GONE: &str = "this SSH key was removed from the server\n\
+         hint: add it again with `shore key add`";
+
+    /// Who pushes with this key as of now; `None` when it was never added, or removed since.
+    pub(crate) async fn now(server: &Server, public: String) -> Option<Self> {
+        let wanted = public.clone();
+        let row = server.read(move |state| state.key_of(&wanted).cloned()).await.ok()??;
+        Some(Self { project: row.project, label: row.label.clone(), public })
+    }
 }
 
 /// One connection.
@@ -187,11 +202,9 @@ struct Client {
 
 impl Client {
     async fn known(&self, key: &PublicKey) -> Option<Pusher> {
-        // `algorithm base64`, without the comment.
         let line = key.to_openssh().ok()?;
         let public = line.split(' ').take(2).collect::<Vec<_>>().join(" ");
-        let row = self.server.read(move |state| state.key_of(&public).cloned()).await.ok()??;
-        Some(Pusher { project: row.project, label: row.label.clone() })
+        Pusher::now(&self.server, public).await
     }
 }
 
@@ -254,7 +267,11 @@ impl Handler for Client {
             return session.channel_failure(id);
         };
         session.channel_success(id)?;
-        let request = command::parse(data);
+        // A connection may be older than the removal of its key.
+        let (key, request) = match Pusher::now(&self.server, key.public.clone()).await {
+            Some(now) => (now, command::parse(data)),
+            None => (key, Err(Pusher::GONE.to_owned())),
+        };
         let pushes = self.pushes.clone();
         self.tasks.spawn_ok("git", async move { pushes.run(channel, key, request).await });
         Ok(())

@@ -1,6 +1,7 @@
 //! What is wrong with what people give is said in a sentence with a hint, and nothing is lost by it.
 //! Everything here drives the real program.
 
+mod connections;
 mod disk;
 mod files;
 mod names;

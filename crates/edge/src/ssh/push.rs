@@ -38,6 +38,7 @@ struct Active {
     app: Name,
     repository: PathBuf,
     origin: String,
+    public: String,
 }
 
 /// Repositories, and pushes under way. Cheap to clone.
@@ -144,6 +145,7 @@ impl Pushes {
                     app: request.app.clone(),
                     repository: repository.clone(),
                     origin: format!("git push by {}", key.label),
+                    public: key.public.clone(),
                 };
                 self.active().insert(token.clone(), active);
                 let hooks = format!("core.hooksPath={}", self.dir.join("hooks").display());
@@ -223,6 +225,11 @@ impl Pushes {
     }
 
     async fn accept(&self, active: &Active, push: &Push, say: &mut Say) -> Result<(), String> {
+        // The key may have been removed while the push was under way.
+        let now = Pusher::now(&self.server, active.public.clone()).await;
+        if now.is_none_or(|key| key.project.is_some_and(|own| own != active.project)) {
+            return Err(Pusher::GONE.to_owned());
+        }
         let update = push.updates.lines().find_map(|line| {
             let mut words = line.split(' ').skip(1);
             let (new, name) = (words.next()?, words.next()?);
