@@ -257,7 +257,7 @@ impl Server {
     }
 
     /// Waits until a token stops working, and says why.
-    pub(crate) async fn token_ends(&self, token: TokenId) -> Result<TokenFault, ApplyError> {
+    pub async fn token_ends(&self, token: TokenId) -> Result<TokenFault, ApplyError> {
         let mut events = self.subscribe();
         loop {
             let now = self.now();

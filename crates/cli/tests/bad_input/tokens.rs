@@ -1,5 +1,7 @@
 //! Tokens that let nobody in, or not here.
 
+use std::io::{Read as _, Write as _};
+use std::net::TcpStream;
 use std::process::{Child, Stdio};
 use std::time::Duration;
 
@@ -135,4 +137,34 @@ fn a_token_that_is_revoked_ends_the_stream_it_opened() -> Result<(), Failure> {
     let (code, said) = ended(runner)?;
     holds(&said, &["the server refused this runner", "the token was revoked"])?;
     if code == Some(4) { Ok(()) } else { Err(format!("it ended with {code:?}:\n{said}")) }
+}
+
+#[test]
+fn a_token_that_is_revoked_follows_nothing_more() -> Result<(), Failure> {
+    let server = Alone::start(program(), &[])?;
+    server.shore(&["project", "create", "shop"])?.ok("project create")?;
+    let admin = format!("Authorization: Bearer {}", server.token);
+    let json = "Content-Type: application/json";
+    let body = br#"{"name":"web"}"#;
+    let length = format!("Content-Length: {}", body.len());
+    server.call("POST /v1/projects/shop/apps", &[&admin, json, &length], body)?;
+    let token = server.make_token(&["--role", "viewer"])?;
+    let mut stream = TcpStream::connect(("127.0.0.1", server.port)).map_err(told)?;
+    // Shorter than the time between two signs of life of a stream that goes on.
+    stream.set_read_timeout(Some(Duration::from_secs(10))).map_err(told)?;
+    let head = format!(
+        "GET /v1/projects/shop/apps/web/logs HTTP/1.1\r\nHost: alone\r\nConnection: close\r\n\
+         Authorization: Bearer {token}\r\n\r\n"
+    );
+    stream.write_all(head.as_bytes()).map_err(told)?;
+    let mut answer = [0; 12];
+    stream.read_exact(&mut answer).map_err(told)?;
+    if answer != *b"HTTP/1.1 200" {
+        return Err(format!("it is answered with {}", String::from_utf8_lossy(&answer)));
+    }
+    let id = token.split('_').nth(1).ok_or("a token has an id")?;
+    server.shore(&["token", "revoke", &format!("tok_{id}")])?.ok("token revoke")?;
+    let mut rest = Vec::new();
+    let ended = stream.read_to_end(&mut rest);
+    ended.map(|_| ()).map_err(|error| format!("the stream goes on: {error}"))
 }

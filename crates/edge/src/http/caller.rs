@@ -6,7 +6,7 @@ use axum::Json;
 use axum::extract::{self, FromRequest, FromRequestParts, Request};
 use http::header::AUTHORIZATION;
 use http::request::Parts;
-use model::{Name, ProjectId, Role};
+use model::{Name, ProjectId, Role, TokenId};
 use serde::de::DeserializeOwned;
 use server::{Action, Principal, Server, TokenFault, allows};
 use state::{App, Project, State};
@@ -39,6 +39,11 @@ impl Caller {
     /// The caller's role.
     pub const fn role(&self) -> Role {
         self.principal.role
+    }
+
+    /// The token the caller bears.
+    pub const fn token(&self) -> TokenId {
+        self.principal.token
     }
 
     /// The one project the caller is limited to.

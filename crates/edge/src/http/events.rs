@@ -103,8 +103,9 @@ fn line(entry: EntryRef<'_>, stream: Option<String>) -> LogLine {
     }
 }
 
-/// Runs `follow` beside the response.
-fn events<F>(server: &Server, follow: impl FnOnce(Sink) -> F) -> Events
+/// Runs `follow` beside the response, for as long as the caller's token works. A follower that is
+/// cut off by that comes back and is told why it may not.
+fn events<F>(server: &Server, caller: Caller, follow: impl FnOnce(Sink) -> F) -> Events
 where
     F: Future<Output = Result<(), Gone>> + Send + 'static,
 {
@@ -112,8 +113,11 @@ where
     let closed = out.clone();
     let following = follow(Sink(out));
     let stop = server.tasks().stop().clone();
+    let bearer = server.clone();
     server.tasks().spawn_ok("events", async move {
         tokio::select! {
+            // Also when that can no longer be known.
+            _ = bearer.token_ends(caller.token()) => {}
             () = stop.stopped() => {}
             () = closed.closed() => {}
             // A follower that went away needs no answer.
@@ -179,7 +183,7 @@ pub(crate) async fn job_events(
         log.end()?;
     }
     let (server_, job) = (server.0.clone(), row.id);
-    Ok(events(&server, move |sink| async move {
+    Ok(events(&server, caller, move |sink| async move {
         let changes = async {
             let followed = follow_job(&server_, job, query.follow(), &sink).await;
             // Whoever sees the end first ends the log: its followers must not wait for an event
@@ -239,7 +243,7 @@ pub(crate) async fn task_events(
     let from = resume(&headers)?;
     let log = server.log(&id.to_string())?;
     let server_ = server.0.clone();
-    Ok(events(&server, move |sink| async move {
+    Ok(events(&server, caller, move |sink| async move {
         let lines = follow_log(log.clone(), query, from, &sink);
         let ended = async {
             let over = server_.wait_for(move |state| {
@@ -279,7 +283,7 @@ pub(crate) async fn deployment_logs(
     caller.require_on(Action::Read, project, missing)?;
     let query = LogQuery { follow: Some(false), ..query };
     let follower = AppFollower::new(&server, (app, workspace, Some(id)), query, BTreeMap::new());
-    Ok(events(&server, move |sink| follower.run(sink)))
+    Ok(events(&server, caller, move |sink| follower.run(sink)))
 }
 
 /// The lines of everything an app runs in a workspace, merged by time.
@@ -296,7 +300,7 @@ pub(crate) async fn app_logs(
     let place = workspace(query.workspace.as_deref())?;
     let from = last_event_id(&headers).map(positions).unwrap_or_default();
     let follower = AppFollower::new(&server, (row.id, place, None), query, from);
-    Ok(events(&server, move |sink| follower.run(sink)))
+    Ok(events(&server, caller, move |sink| follower.run(sink)))
 }
 
 /// Where each log of a merged stream is, as its event ids say it: `ins_…=7,ins_…=9`.
