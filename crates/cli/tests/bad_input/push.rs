@@ -8,6 +8,8 @@ use crate::{holds, program, told};
 
 /// With the rest of the path, more than the address of a socket holds.
 const DEEP: usize = 120;
+/// Each of them is a line of some 40 bytes.
+const MANY_WARNINGS: usize = 3_000;
 
 #[test]
 fn a_wrong_push_is_refused_in_a_sentence_and_moves_nothing() -> Result<(), Failure> {
@@ -51,4 +53,18 @@ fn a_wrong_push_is_refused_in_a_sentence_and_moves_nothing() -> Result<(), Failu
     repo.push()?.ok("a good push")?;
     let page = testkit::get(dev.ports.http, "web.shop.localhost", "/").map_err(told)?;
     if page.status == 200 { Ok(()) } else { Err(format!("the page is {page:?}")) }
+}
+
+#[test]
+fn a_push_that_git_warns_of_a_lot_goes_through() -> Result<(), Failure> {
+    let dev = Dev::start(program())?;
+    let public = Repo::public_key(&dev, "owner")?;
+    dev.shore(&["key", "add", &public.display().to_string()])?.ok("key add")?;
+    dev.shore(&["project", "create", "shop"])?.ok("project create")?;
+    let examples = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../examples");
+    let repo = Repo::new(&dev, "shop", &examples.join("static-site"), "owner")?;
+    // More than a pipe holds.
+    let lines: Vec<_> = (0..MANY_WARNINGS).map(|line| format!("f{line} !!bad\n")).collect();
+    repo.change(".gitattributes", &lines.concat())?;
+    repo.push()?.ok("a push with warnings").map(|_| ())
 }

@@ -5,17 +5,18 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use model::{AppId, Digest, JobId, Name, Operation, ProjectId, Target};
-use runtime::Tasks;
+use runtime::{Tasks, timeout};
 use russh::Channel;
 use russh::server::Msg;
-use server::Server;
+use server::{Server, Upload};
 use state::{Command, JobCommand, JobSpec, NewJob, Project, Reply, State};
-use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
+use tokio::io::{AsyncBufReadExt as _, AsyncRead, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::unix::OwnedWriteHalf;
 use tokio::net::{UnixListener, UnixStream};
-use tokio::process::{Child, Command as Program};
+use tokio::process::{Child, ChildStdout, Command as Program};
 
 use super::command::{Request, Verb};
 use super::hook::{MAX_UPDATES, Push, SOCKET, TOKEN};
@@ -28,6 +29,10 @@ pub(crate) const MAX_PACK: &str = "2g";
 const CHUNK: usize = 64 * 1024;
 /// Where hooks reach the server, below the directory of the repositories.
 const SOCKET_FILE: &str = "hook.sock";
+/// Most of what git says about a commit that it cannot archive, the end of it.
+const MAX_REASON: usize = 8 * 1024;
+/// How long reading the files of a commit may take.
+const ARCHIVE_TIME: Duration = Duration::from_mins(10);
 /// How git names "no commit".
 const NO_COMMIT: &str = "0000000000000000000000000000000000000000";
 
@@ -254,20 +259,21 @@ impl Pushes {
         git.arg("--git-dir").arg(&active.repository).args(["archive", "--format=tar", commit]);
         git.envs(&push.env).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = git.kill_on_drop(true).spawn().map_err(|error| missing_git(&error))?;
-        let mut upload = self.server.blobs().begin().await.map_err(|error| error.to_string())?;
-        let mut out = child.stdout.take().ok_or("git has no output")?;
-        let mut chunk = vec![0; CHUNK];
-        loop {
-            let read = out.read(&mut chunk).await.map_err(|error| error.to_string())?;
-            if read == 0 {
-                break;
-            }
-            let written = upload.write(chunk.get(..read).unwrap_or_default()).await;
-            written.map_err(|error| error.to_string())?;
-        }
-        let ended = child.wait_with_output().await.map_err(|error| error.to_string())?;
-        if !ended.status.success() {
-            let reason = String::from_utf8_lossy(&ended.stderr);
+        let (Some(out), Some(errors)) = (child.stdout.take(), child.stderr.take()) else {
+            return Err("git has no output".to_owned());
+        };
+        let upload = self.server.blobs().begin().await.map_err(|error| error.to_string())?;
+        // git waits until somebody reads what it warns of, so both are read at once.
+        let read = async { tokio::join!(store(out, upload), last_of(errors), child.wait()) };
+        let Some((stored, reason, ended)) = timeout(ARCHIVE_TIME, read).await else {
+            let minutes = ARCHIVE_TIME.as_secs() / 60;
+            return Err(format!(
+                "git took more than {minutes} minutes to archive {commit}\n\
+                 hint: push less: leave large files out of the repository"
+            ));
+        };
+        let upload = stored?;
+        if !ended.map_err(|error| error.to_string())?.success() {
             return Err(format!("git cannot archive {commit}: {reason}"));
         }
         let stored = upload.finish().await.map_err(|error| error.to_string())?;
@@ -300,6 +306,30 @@ impl Pushes {
         let queued = self.server.apply(Command::Job(JobCommand::Queue(new))).await;
         queued.map(|_| id).map_err(|error| error.to_string())
     }
+}
+
+/// Writes all that git gives to an upload.
+async fn store(mut out: ChildStdout, mut upload: Upload) -> Result<Upload, String> {
+    let mut chunk = vec![0; CHUNK];
+    loop {
+        let read = out.read(&mut chunk).await.map_err(|error| error.to_string())?;
+        if read == 0 {
+            return Ok(upload);
+        }
+        let written = upload.write(chunk.get(..read).unwrap_or_default()).await;
+        written.map_err(|error| error.to_string())?;
+    }
+}
+
+/// Reads to the end and keeps the last of it, at most [`MAX_REASON`] bytes.
+async fn last_of(mut errors: impl AsyncRead + Unpin) -> String {
+    let (mut kept, mut chunk) = (Vec::new(), vec![0; MAX_REASON]);
+    // What cannot be read any more ends it as well.
+    while let Ok(read @ 1..) = errors.read(&mut chunk).await {
+        kept.extend_from_slice(chunk.get(..read).unwrap_or_default());
+        kept.drain(..kept.len().saturating_sub(MAX_REASON));
+    }
+    String::from_utf8_lossy(&kept).into_owned()
 }
 
 fn missing_git(error: &std::io::Error) -> String {
@@ -356,5 +386,18 @@ async fn pump(
     match child.wait().await {
         Ok(status) => u32::try_from(status.code().unwrap_or(128)).unwrap_or(1),
         Err(_) => 1,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn the_last_of_many_warnings_is_kept() {
+        let many: Vec<_> = (0..10_000).map(|line| format!("warning {line}\n")).collect();
+        let kept = last_of(many.concat().as_bytes()).await;
+        assert_eq!(kept.len(), MAX_REASON);
+        assert!(kept.ends_with("warning 9999\n"));
     }
 }
