@@ -65,7 +65,11 @@ pub(crate) fn at_socket<T>(
 
 fn run() -> std::io::Result<ExitCode> {
     let mut updates = String::new();
-    std::io::stdin().take(MAX_UPDATES).read_to_string(&mut updates)?;
+    std::io::stdin().take(MAX_UPDATES + 1).read_to_string(&mut updates)?;
+    if updates.len() as u64 > MAX_UPDATES {
+        // What is not seen could delete a branch that is deployed.
+        return Err(std::io::Error::other("it moves too many branches at once"));
+    }
     let passed = PASSED.iter().filter_map(|name| Some(((*name).to_owned(), var(name)?)));
     let push = Push { token: var(TOKEN).unwrap_or_default(), env: passed.collect(), updates };
     let path = var(SOCKET).unwrap_or_default();

@@ -235,18 +235,10 @@ impl Pushes {
         if now.is_none_or(|key| key.project.is_some_and(|own| own != active.project)) {
             return Err(Pusher::GONE.to_owned());
         }
-        let update = push.updates.lines().find_map(|line| {
-            let mut words = line.split(' ').skip(1);
-            let (new, name) = (words.next()?, words.next()?);
-            Server::deploys(name).then(|| new.to_owned())
-        });
-        let Some(commit) = update else {
+        let Some(commit) = deployed(&push.updates)? else {
             say.line("stored; only pushes to main are deployed").await;
             return Ok(());
         };
-        if commit == NO_COMMIT || !commit.bytes().all(|b| b.is_ascii_hexdigit()) {
-            return Err("the branch that is deployed cannot be deleted".to_owned());
-        }
         let source = self.archive(active, push, &commit).await?;
         let job = self.queue(active, source, &commit).await?;
         say.line(&format!("job {job}: follow it again with `shore job attach {job}`")).await;
@@ -306,6 +298,27 @@ impl Pushes {
         let queued = self.server.apply(Command::Job(JobCommand::Queue(new))).await;
         queued.map(|_| id).map_err(|error| error.to_string())
     }
+}
+
+/// The commit that a push deploys, if it moves a deployed branch.
+fn deployed(updates: &str) -> Result<Option<String>, String> {
+    let moved = updates.lines().filter_map(|line| {
+        let mut words = line.split(' ').skip(1);
+        let (new, name) = (words.next()?, words.next()?);
+        Server::deploys(name).then_some(new)
+    });
+    let mut found = None;
+    for new in moved {
+        if new == NO_COMMIT || !new.bytes().all(|b| b.is_ascii_hexdigit()) {
+            return Err("a branch that is deployed cannot be deleted".to_owned());
+        }
+        if found.replace(new.to_owned()).is_some() {
+            return Err("two branches that are deployed cannot be pushed at once\n\
+                 hint: push only one of them: git push REMOTE main"
+                .to_owned());
+        }
+    }
+    Ok(found)
 }
 
 /// Writes all that git gives to an upload.
@@ -392,6 +405,24 @@ async fn pump(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_push_deploys_one_branch_and_deletes_none() {
+        let (old, new) = ("1".repeat(40), "2".repeat(40));
+        let line = |new: &str, name: &str| format!("{old} {new} refs/heads/{name}\n");
+        let (main, master) = (line(&new, "main"), line(&new, "master"));
+        let (gone, other) = (line(NO_COMMIT, "master"), line(NO_COMMIT, "other"));
+        assert_eq!(deployed(&main), Ok(Some(new.clone())));
+        assert_eq!(deployed(&format!("{other}{main}")), Ok(Some(new)));
+        assert_eq!(deployed(&other), Ok(None));
+        for (both, said) in [
+            (format!("{main}{gone}"), "cannot be deleted"),
+            (format!("{gone}{main}"), "cannot be deleted"),
+            (format!("{main}{master}"), "cannot be pushed at once"),
+        ] {
+            assert!(deployed(&both).is_err_and(|reason| reason.contains(said)), "{both}");
+        }
+    }
 
     #[tokio::test]
     async fn the_last_of_many_warnings_is_kept() {
