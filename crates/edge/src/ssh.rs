@@ -22,13 +22,15 @@ use russh::keys::{PrivateKey, PublicKey};
 use russh::server::{
     Auth, ChannelOpenHandle, Config, Handler, Msg, PublicKeyOffer, Session, VerifiedPublicKey,
 };
-use russh::{Channel, ChannelId, MethodKind, MethodSet};
+use russh::{Channel, ChannelId, ChannelOpenFailure, MethodKind, MethodSet};
 use server::Server;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 /// Connections served at once.
 pub const MAX_SSH_CONNECTIONS: usize = 256;
+/// Channels open at once on one connection. git needs one; people who share a connection a few.
+pub const MAX_CHANNELS: usize = 8;
 /// How long a client has to log in.
 pub const LOGIN_TIMEOUT: Duration = Duration::from_secs(20);
 /// How long a connection may be silent.
@@ -124,6 +126,7 @@ impl Git {
             key: None,
             logged_in: Some(logged_in),
             channels: HashMap::new(),
+            slots: Arc::new(Semaphore::new(MAX_CHANNELS)),
         };
         let started =
             timeout(LOGIN_TIMEOUT, russh::server::run_stream(self.config, stream, client));
@@ -197,7 +200,10 @@ struct Client {
     tasks: Tasks,
     key: Option<Pusher>,
     logged_in: Option<tokio::sync::oneshot::Sender<()>>,
-    channels: HashMap<ChannelId, Channel<Msg>>,
+    /// Those that were not told yet what to run.
+    channels: HashMap<ChannelId, (Channel<Msg>, OwnedSemaphorePermit)>,
+    /// For all channels, until what they run has ended.
+    slots: Arc<Semaphore>,
 }
 
 impl Client {
@@ -239,8 +245,17 @@ impl Handler for Client {
         reply: ChannelOpenHandle,
         _: &mut Session,
     ) -> Result<(), Self::Error> {
-        self.channels.insert(channel.id(), channel);
+        let Ok(slot) = Arc::clone(&self.slots).try_acquire_owned() else {
+            reply.reject(ChannelOpenFailure::ResourceShortage).await;
+            return Ok(());
+        };
+        self.channels.insert(channel.id(), (channel, slot));
         reply.accept().await;
+        Ok(())
+    }
+
+    async fn channel_close(&mut self, id: ChannelId, _: &mut Session) -> Result<(), Self::Error> {
+        self.channels.remove(&id);
         Ok(())
     }
 
@@ -263,7 +278,8 @@ impl Handler for Client {
         data: &[u8],
         session: &mut Session,
     ) -> Result<(), Self::Error> {
-        let (Some(channel), Some(key)) = (self.channels.remove(&id), self.key.clone()) else {
+        let (Some((channel, slot)), Some(key)) = (self.channels.remove(&id), self.key.clone())
+        else {
             return session.channel_failure(id);
         };
         session.channel_success(id)?;
@@ -273,7 +289,10 @@ impl Handler for Client {
             None => (key, Err(Pusher::GONE.to_owned())),
         };
         let pushes = self.pushes.clone();
-        self.tasks.spawn_ok("git", async move { pushes.run(channel, key, request).await });
+        self.tasks.spawn_ok("git", async move {
+            pushes.run(channel, key, request).await;
+            drop(slot);
+        });
         Ok(())
     }
 }

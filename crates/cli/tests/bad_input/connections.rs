@@ -1,12 +1,15 @@
 //! What one SSH connection may do, and for how long.
 
-use std::io::Write as _;
+use std::io::{Read as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use testkit::{Dev, Failure, Repo};
 
 use crate::{holds, program, told};
+
+/// Commands that one connection may run at once.
+const CHANNELS: usize = 8;
 
 /// A connection that stays open, with the real ssh.
 struct Connection {
@@ -92,4 +95,29 @@ fn a_key_that_was_removed_does_nothing_more_over_an_open_connection() -> Result<
     let (good, said) = connection.finish(connection.fetch()?)?;
     holds(&said, &["this SSH key was removed", "hint: "])?;
     if good { Err("a removed key was served".to_owned()) } else { Ok(()) }
+}
+
+#[test]
+fn one_connection_runs_a_few_commands_and_goes_on_when_they_ended() -> Result<(), Failure> {
+    let dir = tempfile::tempdir().map_err(told)?;
+    let (_dev, connection) = start(dir.path())?;
+    let mut held = Vec::new();
+    for _ in 0..CHANNELS {
+        let mut fetch = connection.fetch()?;
+        let output = fetch.stdout.as_mut().ok_or("it has an output")?;
+        // git speaks first, so it runs.
+        output.read_exact(&mut [0; 4]).map_err(told)?;
+        held.push(fetch);
+    }
+    // ssh says so, and opens another connection.
+    let (_, said) = connection.finish(connection.fetch()?)?;
+    holds(&said, &["Session open refused by peer"])?;
+    for fetch in held {
+        let (good, said) = connection.finish(fetch)?;
+        if !good {
+            return Err(format!("a command that runs goes on: {said}"));
+        }
+    }
+    let (good, said) = connection.finish(connection.fetch()?)?;
+    if good { Ok(()) } else { Err(format!("there is room again: {said}")) }
 }

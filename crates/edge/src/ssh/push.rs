@@ -16,6 +16,7 @@ use state::{Command, JobCommand, JobSpec, NewJob, Project, Reply, State};
 use tokio::io::{AsyncBufReadExt as _, AsyncRead, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::unix::OwnedWriteHalf;
 use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::Semaphore;
 use tokio::process::{Child, ChildStdout, Command as Program};
 
 use super::command::{Request, Verb};
@@ -25,6 +26,8 @@ use crate::near::near;
 
 /// Most bytes of one push.
 pub(crate) const MAX_PACK: &str = "2g";
+/// Commands of clients that run git at once, over all connections.
+const MAX_GIT: usize = 64;
 /// Bytes moved at once.
 const CHUNK: usize = 64 * 1024;
 /// Where hooks reach the server, below the directory of the repositories.
@@ -52,6 +55,7 @@ pub(crate) struct Pushes {
     server: Server,
     dir: Arc<PathBuf>,
     active: Arc<Mutex<HashMap<String, Active>>>,
+    slots: Arc<Semaphore>,
 }
 
 impl Pushes {
@@ -68,7 +72,8 @@ impl Pushes {
         drop(std::fs::remove_file(&temp));
         std::os::unix::fs::symlink(hook, &temp).map_err(file_error("make", &temp))?;
         std::fs::rename(&temp, &link).map_err(file_error("make", &link))?;
-        Ok(Self { server, dir: Arc::new(dir.to_owned()), active: Arc::default() })
+        let slots = Arc::new(Semaphore::new(MAX_GIT));
+        Ok(Self { server, dir: Arc::new(dir.to_owned()), active: Arc::default(), slots })
     }
 
     fn socket(&self) -> PathBuf {
@@ -102,9 +107,15 @@ impl Pushes {
         request: Result<Request, String>,
     ) {
         let (mut read, write) = channel.split();
-        let started = match request {
-            Ok(request) => self.start(&key, &request).await,
-            Err(reason) => Err(reason),
+        // Held until git has ended.
+        let slot = self.slots.try_acquire();
+        let started = match (request, &slot) {
+            (Ok(request), Ok(_)) => self.start(&key, &request).await,
+            (Ok(_), Err(_)) => Err(format!(
+                "the server runs {MAX_GIT} git commands, which is the limit\n\
+                 hint: try again in a moment"
+            )),
+            (Err(reason), _) => Err(reason),
         };
         let status = match started {
             Ok((mut child, token)) => {
