@@ -21,6 +21,12 @@ pub enum LogError {
         /// How many may be open.
         limit: usize,
     },
+    /// So many streams are followed that another one would leave too few for those who write.
+    #[error("{limit} logs are being followed, which is the limit")]
+    TooManyFollowed {
+        /// How many may be.
+        limit: usize,
+    },
     /// The operating system refused.
     #[error("cannot {attempt} {}: {detail}", path.display())]
     Io {

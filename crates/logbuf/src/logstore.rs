@@ -15,6 +15,9 @@ const MAX_ID_BYTES: usize = 128;
 /// When room is needed, this part of the streams is closed at once.
 const CLOSED_PART: usize = 8;
 
+/// Of the streams that may be open, this part may be held by followers at once.
+const FOLLOWED_PART: usize = 2;
+
 /// Streams by name, in memory or in a directory:
 ///
 /// ```text
@@ -58,10 +61,13 @@ impl LogStore {
         Ok(Self { root: Some(root.to_owned()), limits, open: Mutex::default() })
     }
 
-    /// The stream `id`, made as needed. May block on the disk for a moment.
+    /// The stream `id`, made as needed, for a moment; see [`Self::follow`]. May block on the disk.
     pub fn stream(&self, id: &str) -> Result<LogBuffer, LogError> {
         check_id(id)?;
-        let mut open = self.lock();
+        self.take(&mut self.lock(), id)
+    }
+
+    fn take(&self, open: &mut Open, id: &str) -> Result<LogBuffer, LogError> {
         open.uses += 1;
         let uses = open.uses;
         if let Some(stream) = open.streams.get_mut(id) {
@@ -69,7 +75,7 @@ impl LogStore {
             return Ok(stream.log.clone());
         }
         if open.streams.len() >= self.limits.open_streams {
-            make_room(&mut open, self.limits.open_streams)?;
+            make_room(open, self.limits.open_streams)?;
         }
         let log = match &self.root {
             Some(root) => LogBuffer::open(&dir_of(root, id), self.limits.stream)?,
@@ -77,6 +83,21 @@ impl LogStore {
         };
         open.streams.insert(id.to_owned(), Stream { log: log.clone(), used: uses });
         Ok(log)
+    }
+
+    /// The stream `id` for somebody who holds it for long. At most half of the streams that may be
+    /// open are held like that at once, so that there is always room for those who write.
+    pub fn follow(&self, id: &str) -> Result<LogBuffer, LogError> {
+        check_id(id)?;
+        let limit = (self.limits.open_streams / FOLLOWED_PART).max(1);
+        let mut open = self.lock();
+        let held = |stream: &Stream| !stream.is_idle();
+        if !open.streams.get(id).is_some_and(held)
+            && open.streams.values().filter(|stream| held(stream)).count() >= limit
+        {
+            return Err(LogError::TooManyFollowed { limit });
+        }
+        self.take(&mut open, id)
     }
 
     /// The stream `id` if there is one.

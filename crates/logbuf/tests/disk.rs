@@ -291,3 +291,17 @@ fn foreign_files_are_left_alone() {
     .unwrap();
     assert_eq!(LogBuffer::open(dir.path(), LIMITS).unwrap().range().end, 100);
 }
+
+#[test]
+fn followers_leave_room_for_writers() {
+    let store = LogStore::in_memory(StoreLimits { open_streams: 4, stream: LIMITS });
+    let first = store.follow("a").unwrap();
+    let _second = store.follow("b").unwrap();
+    assert_eq!(store.follow("c").unwrap_err(), LogError::TooManyFollowed { limit: 2 });
+    let same = store.follow("a").expect("a log that is followed anyway takes no more room");
+    for id in ["c", "d", "e", "f", "a"] {
+        store.stream(id).expect("a writer has room").append(1, 1, b"line").unwrap();
+    }
+    drop((first, same));
+    store.follow("c").expect("there is room again");
+}

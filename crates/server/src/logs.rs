@@ -65,9 +65,9 @@ impl Server {
         self.append_log(stream, &[LogLine { at_ms: self.now().0, source, text }]);
     }
 
-    /// The log of a job, task or instance; it may be empty yet.
+    /// The log of a job, task or instance, for a follower; it may be empty yet.
     pub fn log(&self, stream: &str) -> Result<LogBuffer, logbuf::LogError> {
-        self.logs().stream(stream)
+        self.logs().follow(stream)
     }
 
     pub(crate) fn end_log(&self, stream: &str) {

@@ -138,7 +138,15 @@ impl From<BlobError> for ApiError {
 
 impl From<logbuf::LogError> for ApiError {
     fn from(error: logbuf::LogError) -> Self {
-        Self::internal(error)
+        match error {
+            logbuf::LogError::TooManyFollowed { .. } => Self::new(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "unavailable",
+                error.to_string(),
+                "stop following others, or try again in a moment",
+            ),
+            other => Self::internal(other),
+        }
     }
 }
 

@@ -12,21 +12,29 @@ const BATCH: usize = 256;
 
 /// Shows a job until it ends; its failure as a reason with a hint.
 pub(crate) async fn job(server: &Server, job: JobId, say: &mut Say) -> Result<(), String> {
-    let log = server.log(&job.to_string()).map_err(|error| error.to_string())?;
     let over = server.wait_for(move |state| {
         let row = state.get::<Job>(job);
         row.is_none_or(|job| job.state.is_terminal()).then_some(())
     });
-    let ended = async {
-        if over.await.is_ok() {
-            // Whoever sees the end first ends the log.
-            log.end().unwrap_or_default();
+    match server.log(&job.to_string()) {
+        Ok(log) => {
+            let ended = async {
+                if over.await.is_ok() {
+                    // Whoever sees the end first ends the log.
+                    log.end().unwrap_or_default();
+                }
+                std::future::pending::<()>().await;
+            };
+            tokio::select! {
+                shown = lines(&log, say) => shown?,
+                () = ended => {}
+            }
         }
-        std::future::pending::<()>().await;
-    };
-    tokio::select! {
-        shown = lines(&log, say) => shown?,
-        () = ended => {}
+        Err(error) => {
+            // The push counts, not what is shown of it.
+            say.line(&format!("the log is not shown: {error}")).await;
+            over.await.map_err(|error| error.to_string())?;
+        }
     }
     let row = server.job(job).await.map_err(|error| error.to_string())?;
     match row.map(|row| row.state.clone()) {

@@ -112,7 +112,7 @@ impl Session {
         let holds = hello.holds.iter().map(attempt).collect::<Result<Vec<_>, _>>()?;
         for held in &holds {
             // Only the runner that holds a job writes its log, so its length is what arrived.
-            let log = self.server.log(&held.job.to_string());
+            let log = self.server.logs().stream(&held.job.to_string());
             let lines = log.map_or(0, |log| log.range().end);
             self.held.insert(held.job, Held { epoch: held.epoch, lines, told_to_stop: false });
         }
