@@ -6,6 +6,7 @@
 mod apply;
 mod auth;
 mod components;
+mod followers;
 mod logs;
 mod server;
 mod tls;
@@ -14,6 +15,7 @@ pub mod views;
 pub use apply::{ApplyError, Loop, MAX_BATCH, MAX_EVENTS, MAX_IN_FLIGHT, MAX_WAITING, Published};
 pub use auth::{Action, Principal, TokenFault, allows};
 pub use components::Service;
+pub use followers::{Following, MAX_FOLLOWED};
 pub use server::{Parts, Ports, ROUTER_WAIT, Server, ServerError, StartError, not_found};
 pub use store::blobs::{BlobError, Stored, Upload};
 pub use tls::{Authority, TlsError};

@@ -15,6 +15,7 @@ use tokio::sync::{broadcast, watch};
 
 use crate::apply::{ApplyError, Loop, Published};
 use crate::auth::{self, Principal, TokenFault};
+use crate::followers::{Followers, Following};
 
 /// Pushes to these branches are built and deployed.
 const DEPLOYED_BRANCHES: [&str; 2] = ["refs/heads/main", "refs/heads/master"];
@@ -120,6 +121,7 @@ struct Inner {
     domain: String,
     authority: Option<Digest>,
     logs: LogStore,
+    followers: Followers,
     blobs: Blobs,
     /// Where jobs that ended long ago are read.
     store: Arc<dyn Store>,
@@ -143,6 +145,7 @@ impl Server {
             domain: parts.domain,
             authority: parts.authority,
             logs,
+            followers: Followers::default(),
             blobs,
             store,
             routers: watch::Sender::new(BTreeMap::new()),
@@ -213,6 +216,11 @@ impl Server {
     /// The logs of jobs, tasks and instances.
     pub fn logs(&self) -> &LogStore {
         &self.inner.logs
+    }
+
+    /// Counts a stream that a token follows; `None` when it follows as many as it may.
+    pub fn following(&self, token: TokenId) -> Option<Following> {
+        self.inner.followers.follow(token)
     }
 
     /// Source archives, images, caches.

@@ -10,11 +10,11 @@ use axum::extract::State;
 use axum::response::Sse;
 use axum::response::sse::{Event, KeepAlive};
 use futures_util::Stream;
-use http::HeaderMap;
+use http::{HeaderMap, StatusCode};
 use logbuf::{Batch, EntryRef, Group, Item, LogBuffer, Merge, Read, Start};
 use model::{AppId, DeploymentId, InstanceId, JobId, LogSource, Name, Time};
 use serde::{Deserialize, Serialize};
-use server::{Action, Server, views};
+use server::{Action, Following, MAX_FOLLOWED, Server, views};
 use state::{App, Deployment, Process, State as Control, Task};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -105,13 +105,17 @@ fn line(entry: EntryRef<'_>, stream: Option<String>) -> LogLine {
 
 /// Runs `follow` beside the response, for as long as the caller's token works. A follower that is
 /// cut off by that comes back and is told why it may not.
-fn events<F>(server: &Server, caller: Caller, follow: impl FnOnce(Sink) -> F) -> Events
+fn events<F>(
+    server: &Server,
+    (caller, following): (Caller, Following),
+    follow: impl FnOnce(Sink) -> F,
+) -> Events
 where
     F: Future<Output = Result<(), Gone>> + Send + 'static,
 {
     let (out, receiver) = mpsc::channel(MAX_EVENTS);
     let closed = out.clone();
-    let following = follow(Sink(out));
+    let running = follow(Sink(out));
     let stop = server.tasks().stop().clone();
     let bearer = server.clone();
     server.tasks().spawn_ok("events", async move {
@@ -121,11 +125,22 @@ where
             () = stop.stopped() => {}
             () = closed.closed() => {}
             // A follower that went away needs no answer.
-            _ = following => {}
+            _ = running => {}
         }
+        drop(following);
     });
     let stream: BoxedEvents = Box::pin(ReceiverStream::new(receiver));
     Sse::new(stream).keep_alive(KeepAlive::new().interval(KEEP_ALIVE))
+}
+
+/// Counts one more stream of the caller's, before anything is opened for it.
+fn counted(server: &Server, caller: Caller) -> Result<(Caller, Following), ApiError> {
+    let following = server.following(caller.token()).ok_or_else(|| {
+        let message = format!("this token follows {MAX_FOLLOWED} streams, which is the limit");
+        let hint = "end some of them, or use another token: `shore token create`";
+        ApiError::new(StatusCode::TOO_MANY_REQUESTS, "unavailable", message, hint)
+    })?;
+    Ok((caller, following))
 }
 
 fn resume(headers: &HeaderMap) -> Result<Option<u64>, ApiError> {
@@ -177,13 +192,14 @@ pub(crate) async fn job_events(
 ) -> Result<Events, ApiError> {
     let row = jobs::job(&server, caller, Action::Read, &text).await?;
     let from = resume(&headers)?;
+    let bearer = counted(&server, caller)?;
     let log = server.log(&row.id.to_string())?;
     if row.state.is_terminal() {
         // A job that ended without a runner has a log nobody ends.
         log.end()?;
     }
     let (server_, job) = (server.0.clone(), row.id);
-    Ok(events(&server, caller, move |sink| async move {
+    Ok(events(&server, bearer, move |sink| async move {
         let changes = async {
             let followed = follow_job(&server_, job, query.follow(), &sink).await;
             // Whoever sees the end first ends the log: its followers must not wait for an event
@@ -241,9 +257,10 @@ pub(crate) async fn task_events(
 ) -> Result<Events, ApiError> {
     let id = work::task(&server, caller, Action::Read, &text).await?.id;
     let from = resume(&headers)?;
+    let bearer = counted(&server, caller)?;
     let log = server.log(&id.to_string())?;
     let server_ = server.0.clone();
-    Ok(events(&server, caller, move |sink| async move {
+    Ok(events(&server, bearer, move |sink| async move {
         let lines = follow_log(log.clone(), query, from, &sink);
         let ended = async {
             let over = server_.wait_for(move |state| {
@@ -281,9 +298,10 @@ pub(crate) async fn deployment_logs(
     });
     let (app, project, workspace) = found.await?.ok_or_else(missing)?;
     caller.require_on(Action::Read, project, missing)?;
+    let bearer = counted(&server, caller)?;
     let query = LogQuery { follow: Some(false), ..query };
     let follower = AppFollower::new(&server, (app, workspace, Some(id)), query, BTreeMap::new());
-    Ok(events(&server, caller, move |sink| follower.run(sink)))
+    Ok(events(&server, bearer, move |sink| follower.run(sink)))
 }
 
 /// The lines of everything an app runs in a workspace, merged by time.
@@ -298,9 +316,10 @@ pub(crate) async fn app_logs(
 ) -> Result<Events, ApiError> {
     let row = app!(server, caller, Action::Read, path);
     let place = workspace(query.workspace.as_deref())?;
+    let bearer = counted(&server, caller)?;
     let from = last_event_id(&headers).map(positions).unwrap_or_default();
     let follower = AppFollower::new(&server, (row.id, place, None), query, from);
-    Ok(events(&server, caller, move |sink| follower.run(sink)))
+    Ok(events(&server, bearer, move |sink| follower.run(sink)))
 }
 
 /// Where each log of a merged stream is, as its event ids say it: `ins_…=7,ins_…=9`.

@@ -13,11 +13,13 @@ use russh::Channel;
 use russh::server::Msg;
 use server::{Server, Upload};
 use state::{Command, JobCommand, JobSpec, NewJob, Project, Reply, State};
-use tokio::io::{AsyncBufReadExt as _, AsyncRead, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
+use tokio::io::{
+    AsyncBufReadExt as _, AsyncRead, AsyncReadExt as _, AsyncWriteExt as _, BufReader,
+};
 use tokio::net::unix::OwnedWriteHalf;
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::Semaphore;
 use tokio::process::{Child, ChildStdout, Command as Program};
+use tokio::sync::Semaphore;
 
 use super::command::{Request, Verb};
 use super::hook::{MAX_UPDATES, Push, SOCKET, TOKEN};
