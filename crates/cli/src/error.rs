@@ -134,7 +134,7 @@ impl From<ClientError> for CliError {
                     404 => ErrorKind::NotFound,
                     409 => ErrorKind::Conflict,
                     400 | 413 | 415 | 422 => ErrorKind::Invalid,
-                    426 | 503 | 507 => ErrorKind::Unavailable,
+                    426 | 429 | 503 | 507 => ErrorKind::Unavailable,
                     _ => ErrorKind::Internal,
                 };
                 Self { kind, message, hint: body.hint }

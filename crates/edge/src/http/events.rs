@@ -103,8 +103,8 @@ fn line(entry: EntryRef<'_>, stream: Option<String>) -> LogLine {
     }
 }
 
-/// Runs `follow` beside the response, for as long as the caller's token works. A follower that is
-/// cut off by that comes back and is told why it may not.
+/// Runs `follow` beside the response, for as long as the caller's token works: a follower that comes
+/// back after that is told why it may not.
 fn events<F>(
     server: &Server,
     (caller, following): (Caller, Following),
