@@ -12,8 +12,9 @@ use model::{Digest, PROTOCOL, ProtocolMismatch, ProtocolRange, negotiate};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use crate::connect::{ConnectError, Connector, Endpoint};
+use crate::connect::{ConnectError, Connector, Endpoint, OTHER_AUTHORITY};
 use crate::http_types::{BlobStored, ErrorBody};
+use crate::joining::{is_other_authority, root_cause};
 
 /// Most bytes of one server-sent event.
 pub const MAX_EVENT: usize = 1024 * 1024;
@@ -32,6 +33,12 @@ pub enum ClientError {
         url: String,
         /// What happened.
         reason: String,
+    },
+    /// The server is not the one that made the token.
+    #[error("cannot use the server at {url}: {OTHER_AUTHORITY}")]
+    Authority {
+        /// Where it is.
+        url: String,
     },
     /// The server said no.
     #[error("{}", body.message)]
@@ -63,7 +70,9 @@ impl ClientError {
         match self {
             Self::Unreachable { .. } => true,
             Self::Refused { status, .. } => *status == StatusCode::SERVICE_UNAVAILABLE,
-            Self::Answer { .. } | Self::Connect(_) | Self::Version(_) => false,
+            Self::Authority { .. } | Self::Answer { .. } | Self::Connect(_) | Self::Version(_) => {
+                false
+            }
         }
     }
 
@@ -72,6 +81,7 @@ impl ClientError {
         match self {
             Self::Refused { status, .. } => Some(*status),
             Self::Unreachable { .. }
+            | Self::Authority { .. }
             | Self::Answer { .. }
             | Self::Connect(_)
             | Self::Version(_) => None,
@@ -147,14 +157,12 @@ impl Client {
         Err(ClientError::Refused { status, body })
     }
 
-    fn lost(&self, error: &dyn std::error::Error) -> ClientError {
-        let mut reason = error.to_string();
-        let mut source = error.source();
-        while let Some(inner) = source {
-            reason = format!("{reason}: {inner}");
-            source = inner.source();
+    fn lost(&self, error: &(dyn std::error::Error + 'static)) -> ClientError {
+        let url = self.endpoint.shown();
+        if is_other_authority(error) {
+            return ClientError::Authority { url };
         }
-        ClientError::Unreachable { url: self.endpoint.url.to_string(), reason }
+        ClientError::Unreachable { url, reason: root_cause(error) }
     }
 
     async fn collect(

@@ -26,6 +26,15 @@ pub struct Endpoint {
     pub token: JoinToken,
 }
 
+/// Why a server that answers is not the right one.
+pub const OTHER_AUTHORITY: &str =
+    "this is not the server that made the token: its authority is another one";
+
+/// The server's certificate is of another authority than the one the token names.
+#[derive(Debug, thiserror::Error)]
+#[error("{OTHER_AUTHORITY}")]
+pub(crate) struct OtherAuthority;
+
 /// Why the server cannot be addressed.
 #[derive(Debug, thiserror::Error)]
 pub enum ConnectError {
@@ -33,7 +42,7 @@ pub enum ConnectError {
     #[error("`{0}` is not a server address: `http://host:port` or `https://host:port` is wanted")]
     Address(String),
     /// Plain HTTP beyond this machine would send the token in the clear.
-    #[error("{0} is not on this machine, so it must be reached by https")]
+    #[error("{0} is not a loopback address, and anything but loopback needs https")]
     Plain(String),
     /// The cryptography library refused.
     #[error("cannot set up TLS: {0}")]
@@ -59,6 +68,11 @@ impl Endpoint {
         Ok(Self { url: uri, token })
     }
 
+    /// Its address for people.
+    pub fn shown(&self) -> String {
+        self.url.to_string().trim_end_matches('/').to_owned()
+    }
+
     /// A connector for this endpoint.
     pub fn connector(&self) -> Result<Connector, ConnectError> {
         let tls = match (self.url.scheme_str(), self.token.ca) {
@@ -67,6 +81,11 @@ impl Endpoint {
         };
         Ok(Connector { tls })
     }
+}
+
+/// Whether a server with this address would have to run on this machine.
+pub fn is_loopback_url(url: &str) -> bool {
+    Uri::from_str(url).is_ok_and(|url| url.host().is_some_and(is_loopback))
 }
 
 fn is_loopback(host: &str) -> bool {
@@ -106,9 +125,7 @@ impl ServerCertVerifier for Pinned {
     ) -> Result<ServerCertVerified, rustls::Error> {
         let known = intermediates.iter().find(|cert| Digest::of(cert.as_ref()) == self.ca);
         let Some(ca) = known else {
-            return Err(rustls::Error::General(
-                "this is not the server that made the token: its authority is another one".into(),
-            ));
+            return Err(rustls::Error::General(OTHER_AUTHORITY.to_owned()));
         };
         let mut roots = RootCertStore::empty();
         roots.add(ca.clone().into_owned())?;
@@ -171,8 +188,19 @@ async fn open(uri: &Uri, tls: Option<Arc<ClientConfig>>) -> std::io::Result<IoSt
     tcp.set_nodelay(true)?;
     let Some(config) = tls else { return Ok(IoStream::Plain(tcp)) };
     let name = ServerName::try_from(host).map_err(std::io::Error::other)?;
-    let stream = TlsConnector::from(config).connect(name, tcp).await?;
+    let stream = TlsConnector::from(config).connect(name, tcp).await.map_err(named)?;
     Ok(IoStream::Tls(Box::new(stream)))
+}
+
+/// Tells a server of another authority from every other failure.
+fn named(error: std::io::Error) -> std::io::Error {
+    let inner = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
+    match inner {
+        Some(rustls::Error::General(reason)) if reason == OTHER_AUTHORITY => {
+            std::io::Error::new(std::io::ErrorKind::PermissionDenied, OtherAuthority)
+        }
+        _ => error,
+    }
 }
 
 /// A connection to the server.

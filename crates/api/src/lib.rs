@@ -4,10 +4,12 @@
 pub mod client;
 mod connect;
 pub mod http_types;
+mod joining;
 pub mod proto;
 
 pub use client::{Client, ClientError, Event};
-pub use connect::{ConnectError, Connector, Endpoint, IoStream};
+pub use connect::{ConnectError, Connector, Endpoint, IoStream, OTHER_AUTHORITY, is_loopback_url};
+pub use joining::{Joining, unreachable};
 
 /// The version of this program, for people and for the first message of every stream.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");

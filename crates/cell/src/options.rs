@@ -43,6 +43,8 @@ pub struct Options {
     pub tools: BTreeMap<String, String>,
     /// Fires when the cell is to leave for good: its work goes elsewhere and its containers end.
     pub leave: Stop,
+    /// Fires once the server has let it in.
+    pub joined: Stop,
 }
 
 /// What a cell offers.
@@ -73,6 +75,7 @@ impl Options {
             path: String::new(),
             tools: BTreeMap::new(),
             leave: Stop::new(),
+            joined: Stop::new(),
         }
     }
 }

@@ -2,6 +2,7 @@
 
 use std::time::Instant;
 
+use api::Joining;
 use api::proto::cell_down::Message as Down;
 use api::proto::cell_up::Message as Up;
 use api::proto::components_client::ComponentsClient;
@@ -48,11 +49,16 @@ impl Agent {
         let mut backoff = Backoff::new(RECONNECT.0, RECONNECT.1);
         let mut connections = 0;
         let mut refused = String::new();
+        let mut joining = Joining::new(&self.endpoint);
         loop {
             let closed = match self.connect(connections + 1).await {
                 Ok(session) => {
                     connections += 1;
                     backoff.reset();
+                    if let Some(sentence) = joining.joined() {
+                        tracing::warn!("{sentence}");
+                    }
+                    self.shared.options.joined.stop();
                     let closed = self.serve(session).await;
                     self.disconnected();
                     closed
@@ -74,8 +80,8 @@ impl Agent {
                 // Its instances go on; somebody has to give it what it needs.
                 tracing::error!(reason = status.message(), "the server refuses this cell");
                 status.message().clone_into(&mut refused);
-            } else {
-                tracing::info!(reason = status.message(), "not connected to the server");
+            } else if let Some(sentence) = joining.failed(&status) {
+                tracing::warn!("{sentence}");
             }
             self.pause(backoff.next_delay(&random)).await;
         }
@@ -111,7 +117,7 @@ impl Agent {
         let dial = runtime::timeout(CONNECT_LIMIT, self.dial(queue));
         let down = match stop.or_stop(dial).await {
             None => return Err(Closed::Stopped),
-            Some(None) => return Err(Closed::Lost(Status::unavailable("it does not answer"))),
+            Some(None) => return Err(Closed::Lost(Status::unavailable("no answer in time"))),
             Some(Some(down)) => down.map_err(Closed::Lost)?,
         };
         let connection = Connection { number, up };
@@ -141,23 +147,14 @@ impl Agent {
     }
 
     async fn dial(&self, queue: mpsc::Receiver<CellUp>) -> Result<Streaming<CellDown>, Status> {
-        let unreachable = |error: &dyn std::error::Error| {
-            let mut reason = error.to_string();
-            let mut source = error.source();
-            while let Some(inner) = source {
-                reason = format!("{reason}: {inner}");
-                source = inner.source();
-            }
-            Status::unavailable(format!("cannot reach the server: {reason}"))
-        };
-        let connector = self.endpoint.connector().map_err(|error| unreachable(&error))?;
+        let connector = self.endpoint.connector().map_err(|error| api::unreachable(&error))?;
         let channel = tonic::transport::Endpoint::from(self.endpoint.url.clone())
             .http2_keep_alive_interval(KEEP_ALIVE)
             .keep_alive_timeout(KEEP_ALIVE)
             .keep_alive_while_idle(true)
             .connect_with_connector(connector)
             .await
-            .map_err(|error| unreachable(&error))?;
+            .map_err(|error| api::unreachable(&error))?;
         let mut client = ComponentsClient::new(channel)
             .max_decoding_message_size(api::MAX_MESSAGE)
             .max_encoding_message_size(api::MAX_MESSAGE);
@@ -194,7 +191,7 @@ impl Agent {
                         self.message(&mut session, message);
                     }
                     Ok(Some(CellDown { message: None })) => {}
-                    Ok(None) => return Closed::Lost(Status::unavailable("the stream ended")),
+                    Ok(None) => return Closed::Lost(Status::unavailable("it ended the stream")),
                     Err(status) => return Closed::Lost(status),
                 },
                 ended = self.ended() => self.over(ended),

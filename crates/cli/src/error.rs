@@ -89,7 +89,8 @@ impl CliError {
                  with `shore token create --data DIR`, start it again"
             }
             api::ConnectError::Plain(_) => {
-                "start the server with `--listen` on that address, then it speaks TLS"
+                "use `https://`: a server that is started with `--listen` on such an address \
+                 speaks TLS"
             }
             api::ConnectError::Address(_) | api::ConnectError::Tls(_) => {
                 "see what `shore server` printed at its start"
@@ -125,9 +126,17 @@ impl From<ClientError> for CliError {
     fn from(error: ClientError) -> Self {
         let message = error.to_string();
         match error {
-            ClientError::Unreachable { .. } => Self::new(ErrorKind::Unavailable, message).hint(
-                "start a server with `shore dev`, or choose another with `shore context use`",
-            ),
+            ClientError::Unreachable { url, .. } => {
+                let hint = if api::is_loopback_url(&url) {
+                    "start a server with `shore dev`, or choose another with `shore context use`"
+                } else {
+                    "see that the server runs and this machine reaches it, or choose another with \
+                     `shore context use`"
+                };
+                Self::new(ErrorKind::Unavailable, message).hint(hint)
+            }
+            ClientError::Authority { .. } => Self::new(ErrorKind::Denied, message)
+                .hint("check the address, or take a token that this server made"),
             ClientError::Refused { status, body } => {
                 let kind = match status.as_u16() {
                     401 | 403 => ErrorKind::Denied,
@@ -151,6 +160,16 @@ impl From<ClientError> for CliError {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_a_local_server_is_to_be_started_here() {
+        let hint = |url: &str| {
+            let (url, reason) = (url.to_owned(), "connection refused".to_owned());
+            CliError::from(ClientError::Unreachable { url, reason }).hint.unwrap_or_default()
+        };
+        assert!(hint("http://127.0.0.1:7420").contains("shore dev"));
+        assert!(!hint("https://192.0.2.2:7420").contains("shore dev"));
+    }
 
     #[test]
     fn exit_codes_differ() {

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use api::Endpoint;
-use model::{HostName, JoinToken, Role};
+use model::{HostName, JoinToken, Name, Role};
 use runtime::{Ids, Kind, Random, Stop, SystemClock, Tasks};
 use server::{Authority, Parts, Server};
 use store::Store;
@@ -275,18 +275,21 @@ fn endpoint(url: &str, token: &str, role: Role) -> Result<Endpoint> {
 }
 
 /// `shore runner`
-pub(crate) async fn runner(_: &Shell, args: RunnerArgs) -> Result<()> {
+pub(crate) async fn runner(shell: &Shell, args: RunnerArgs) -> Result<()> {
     let (endpoint, dir) = joined(&args.join, Role::Runner)?;
     let tasks = Tasks::new(Stop::new());
     let name = identity::name(args.join.name, "runner")?;
     let options = identity::runner(&dir, name, args.labels.into_iter().collect(), args.jobs)?;
     let ended = tasks.stop().clone();
+    let ready = Ready::new("runner", &options.name, &endpoint);
+    let joined = options.joined.clone();
     let running = runner::run(options, endpoint, tasks.clone());
     let done = tokio::select! {
         done = running => done.map_err(|error| match error {
-            runner::RunnerError::Refused(reason) => refused("runner", &reason),
+            runner::RunnerError::Refused(reason) => refused("runner", &args.join.server, &reason),
             runner::RunnerError::Client(error) => CliError::from(error),
         }),
+        () = ready.once(&joined, shell) => Ok(()),
         () = interrupted() => Ok(()),
     };
     ended.stop();
@@ -295,7 +298,7 @@ pub(crate) async fn runner(_: &Shell, args: RunnerArgs) -> Result<()> {
 }
 
 /// `shore cell`
-pub(crate) async fn cell(_: &Shell, args: CellArgs) -> Result<()> {
+pub(crate) async fn cell(shell: &Shell, args: CellArgs) -> Result<()> {
     let (endpoint, dir) = joined(&args.join, Role::Cell)?;
     let tasks = Tasks::new(Stop::new());
     let name = identity::name(args.join.name, "cell")?;
@@ -303,12 +306,15 @@ pub(crate) async fn cell(_: &Shell, args: CellArgs) -> Result<()> {
     options.zone = args.zone.to_string();
     options.tags = args.tags.iter().map(ToString::to_string).collect();
     options.address = args.address;
+    let ready = Ready::new("cell", &options.name, &endpoint);
+    let joined = options.joined.clone();
     let running = cell::Cell::run(options, endpoint, tasks.clone());
     let done = tokio::select! {
         done = running => done.map_err(|error| match error {
-            cell::CellError::Refused(reason) => refused("cell", &reason),
+            cell::CellError::Refused(reason) => refused("cell", &args.join.server, &reason),
             other => CliError::new(ErrorKind::Unavailable, other.to_string()),
         }),
+        () = ready.once(&joined, shell) => Ok(()),
         () = interrupted() => Ok(()),
     };
     tasks.stop().stop();
@@ -327,14 +333,43 @@ pub(crate) async fn router(shell: &Shell, args: RouterArgs) -> Result<()> {
     shell.output.value(&ready, || format!("ready: {}", args.listen));
     let ended = until_stopped(&tasks).await;
     match router.refusal() {
-        Some(reason) => Err(refused("router", &reason)),
+        Some(reason) => Err(refused("router", &args.join.server, &reason)),
         None => ended,
     }
 }
 
-/// A component the server does not want.
-fn refused(role: &str, reason: &str) -> CliError {
-    CliError::new(ErrorKind::Denied, format!("the server refused this {role}: {reason}"))
+/// What a component that joins says once it has.
+struct Ready {
+    role: &'static str,
+    name: Name,
+    server: String,
+}
+
+impl Ready {
+    fn new(role: &'static str, name: &Name, endpoint: &Endpoint) -> Self {
+        Self { role, name: name.clone(), server: endpoint.shown() }
+    }
+
+    /// Says it when `joined` fires; never ends.
+    async fn once(&self, joined: &Stop, shell: &Shell) {
+        joined.stopped().await;
+        let Self { role, name, server } = self;
+        let ready = serde_json::json!({
+            "event": "ready", "role": role, "name": name, "server": server
+        });
+        shell.output.value(&ready, || format!("ready: {role} {name} joined {server}"));
+        std::future::pending::<()>().await;
+    }
+}
+
+/// A component the server does not want, or which does not want the server.
+fn refused(role: &str, server: &str, reason: &str) -> CliError {
+    let message = if reason == api::OTHER_AUTHORITY {
+        format!("cannot use the server at {server}: {reason}")
+    } else {
+        format!("the server refused this {role}: {reason}")
+    };
+    CliError::new(ErrorKind::Denied, message)
         .hint(format!("check `--server` and the token: `shore token create --role {role}`"))
 }
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 use api::proto::router_down::Message as Down;
 use api::proto::router_up::Message as Up;
 use api::proto::{Changes, RouterDown, RouterHello, RouterUp, components_client};
-use api::{Connector, Endpoint};
+use api::{Connector, Endpoint, Joining};
 use model::{HostName, Route, RouteTable};
 use runtime::{Backoff, Kind, Random, Stop, Tasks};
 use tokio::sync::{mpsc, watch};
@@ -67,6 +67,7 @@ pub(crate) fn start(
     tasks: &Tasks,
 ) -> Result<(), StartError> {
     let token = format!("Bearer {}", endpoint.token);
+    let joining = Joining::new(&endpoint);
     let feed = Feed {
         router: router.clone(),
         connector: endpoint.connector()?,
@@ -83,7 +84,7 @@ pub(crate) fn start(
     let stop = tasks.stop().clone();
     let refused = router.refused.clone();
     tasks.spawn(Kind::Critical, "router feed", async move {
-        let Some(Err(reason)) = stop.or_stop(feed.run(&stop)).await else { return Ok(()) };
+        let Some(Err(reason)) = stop.or_stop(feed.run(joining, &stop)).await else { return Ok(()) };
         refused.send_replace(Some(reason.clone()));
         Err(reason)
     });
@@ -126,25 +127,23 @@ struct Feed {
 }
 
 impl Feed {
-    /// Keeps a stream to the server for as long as the router runs.
     /// Stays connected until a stop. An error is why the server does not want this router, when there
     /// is no table to go on with.
-    async fn run(self, stop: &Stop) -> Result<(), String> {
+    async fn run(self, mut joining: Joining, stop: &Stop) -> Result<(), String> {
         let mut backoff = Backoff::new(RECONNECT_FIRST, RECONNECT_LAST);
         let random = Random::system();
         let mut refused = String::new();
         while !stop.is_stopped() {
-            let status = match self.session(&mut backoff).await {
-                Ok(()) => Status::unavailable("the server ended the stream"),
+            let status = match self.session(&mut backoff, &mut joining).await {
+                Ok(()) => Status::unavailable("it ended the stream"),
                 Err(status) => status,
             };
             let delay = backoff.next_delay(&random);
             let (message, generation) = (status.message(), self.router.generation());
             if !is_final(&status) {
-                tracing::info!(
-                    code = ?status.code(), message, ?delay, generation,
-                    "no stream to the server; the last table goes on serving"
-                );
+                if let Some(sentence) = joining.failed(&status) {
+                    tracing::warn!("{sentence}; the last table goes on serving");
+                }
             } else if generation == 0 {
                 return Err(message.to_owned());
             } else if refused != message {
@@ -160,7 +159,7 @@ impl Feed {
         Ok(())
     }
 
-    async fn session(&self, backoff: &mut Backoff) -> Result<(), Status> {
+    async fn session(&self, backoff: &mut Backoff, joining: &mut Joining) -> Result<(), Status> {
         let (up, messages) = mpsc::channel(UP_QUEUE);
         let hello = RouterHello {
             hello: Some(api::proto::hello(self.id, &self.name)),
@@ -179,6 +178,9 @@ impl Feed {
             if let Some(message) = message.message {
                 self.message(message, &mut parts, &up).await?;
                 backoff.reset();
+                if let Some(sentence) = joining.joined() {
+                    tracing::warn!("{sentence}");
+                }
             }
         }
     }
@@ -190,7 +192,7 @@ impl Feed {
             .keep_alive_while_idle(true)
             .connect_with_connector(self.connector.clone())
             .await
-            .map_err(|error| Status::unavailable(error.to_string()))?;
+            .map_err(|error| api::unreachable(&error))?;
         let mut client = components_client::ComponentsClient::new(channel)
             .max_decoding_message_size(api::MAX_MESSAGE);
         let mut request = Request::new(tokio_stream::wrappers::ReceiverStream::new(up));

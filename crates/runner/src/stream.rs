@@ -9,7 +9,7 @@ use api::proto::runner_up::Message as Up;
 use api::proto::{
     Assignment, Attempt, Complete, JobLog, LogLine, RunnerHello, RunnerUp, from_json, hello, json,
 };
-use api::{Client, ClientError, Endpoint};
+use api::{Client, ClientError, Endpoint, Joining};
 use model::{JobId, Name, Outcome, RunnerId};
 use runtime::{Backoff, Random, Stop, Tasks, mono_now};
 use tokio::sync::mpsc;
@@ -29,6 +29,8 @@ const MAX_UP: usize = 256;
 const MAX_LINES: usize = 256;
 /// Lines of a job that the server has not confirmed; then the jobs wait.
 const MAX_UNCONFIRMED: usize = 4_096;
+/// How long the server may take to accept the stream.
+const CONNECT_LIMIT: Duration = Duration::from_secs(5);
 const RECONNECT_BASE: Duration = Duration::from_millis(100);
 const RECONNECT_CAP: Duration = Duration::from_secs(3);
 
@@ -45,6 +47,8 @@ pub struct Options {
     pub only_own: bool,
     /// How many jobs it works on at once.
     pub capacity: u32,
+    /// Fires once the server has let it in.
+    pub joined: Stop,
 }
 
 /// Why a runner cannot go on.
@@ -80,28 +84,37 @@ struct Runner {
     options: Options,
     client: Client,
     tasks: Tasks,
+    joining: Joining,
     held: BTreeMap<JobId, Held>,
     events: mpsc::Sender<(JobId, u32, JobEvent)>,
 }
 
 /// Takes jobs until a stop is asked for.
 pub async fn run(options: Options, endpoint: Endpoint, tasks: Tasks) -> Result<(), RunnerError> {
+    let joining = Joining::new(&endpoint);
     let client = Client::new(endpoint)?;
     let (events, mut happened) = mpsc::channel(MAX_EVENTS);
-    let mut runner = Runner { options, client, tasks, held: BTreeMap::new(), events };
+    let held = BTreeMap::new();
+    let mut runner = Runner { options, client, tasks, joining, held, events };
     let random = Random::system();
     let mut backoff = Backoff::new(RECONNECT_BASE, RECONNECT_CAP);
     let stop = runner.tasks.stop().clone();
     while !stop.is_stopped() {
-        match stop.or_stop(runner.session(&mut happened, &mut backoff)).await {
+        let status = match stop.or_stop(runner.session(&mut happened, &mut backoff)).await {
             None => break,
-            Some(Ok(())) => {}
-            Some(Err(status)) if is_final(&status) => {
+            Some(Ok(())) => Status::unavailable("it ended the stream"),
+            // A server that let it in once and seems to be another one now may come back.
+            Some(Err(status))
+                if is_final(&status)
+                    && !(runner.options.joined.is_stopped()
+                        && status.message() == api::OTHER_AUTHORITY) =>
+            {
                 return Err(RunnerError::Refused(status.message().to_owned()));
             }
-            Some(Err(status)) => {
-                tracing::info!(status = status.message(), "the runner lost the server");
-            }
+            Some(Err(status)) => status,
+        };
+        if let Some(sentence) = runner.joining.failed(&status) {
+            tracing::warn!("{sentence}");
         }
         if stop.or_stop(runtime::sleep(backoff.next_delay(&random))).await.is_none() {
             break;
@@ -140,7 +153,7 @@ impl Runner {
             .tcp_nodelay(true)
             .connect_with_connector(connector)
             .await
-            .map_err(|error| Status::unavailable(error.to_string()))?;
+            .map_err(|error| api::unreachable(&error))?;
         let mut request = Request::new(ReceiverStream::new(up));
         let bearer = format!("Bearer {}", endpoint.token);
         let bearer = bearer.parse().map_err(|_| Status::internal("the token is no header"))?;
@@ -159,7 +172,8 @@ impl Runner {
     ) -> Result<(), Status> {
         let (up, receiver) = mpsc::channel(MAX_UP);
         send(&up, self.hello()).await?;
-        let mut down = self.connect(receiver).await?;
+        let opened = runtime::timeout(CONNECT_LIMIT, self.connect(receiver)).await;
+        let mut down = opened.ok_or_else(|| Status::unavailable("no answer in time"))??;
         let mut beat = mono_now() + HEARTBEAT;
         loop {
             tokio::select! {
@@ -168,6 +182,7 @@ impl Runner {
                         if let Some(Down::Welcome(welcome)) = &message.message {
                             welcome.check()?;
                             backoff.reset();
+                            self.joined();
                             self.welcome(&up).await?;
                         } else if let Some(message) = message.message {
                             self.message(message, &up).await?;
@@ -189,6 +204,13 @@ impl Runner {
                 }
             }
         }
+    }
+
+    fn joined(&mut self) {
+        if let Some(sentence) = self.joining.joined() {
+            tracing::warn!("{sentence}");
+        }
+        self.options.joined.stop();
     }
 
     fn hello(&self) -> Up {

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use model::{Name, RunnerId};
-use runtime::{Ids, Random, SystemClock};
+use runtime::{Ids, Random, Stop, SystemClock};
 
 use crate::context::write_private;
 use crate::env;
@@ -52,7 +52,8 @@ pub(crate) fn runner(
     labels: BTreeMap<String, String>,
     capacity: u32,
 ) -> Result<runner::Options> {
-    Ok(runner::Options { id: RunnerId(id(dir)?), name, labels, only_own: false, capacity })
+    let (id, joined) = (RunnerId(id(dir)?), Stop::new());
+    Ok(runner::Options { id, name, labels, only_own: false, capacity, joined })
 }
 
 /// A cell that keeps everything in `dir`.
