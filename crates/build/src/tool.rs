@@ -76,17 +76,27 @@ impl Call<'_> {
         std::iter::once(&*program).chain(self.args.iter().copied()).collect::<Vec<_>>().join(" ")
     }
 
-    fn failed(&self, status: std::process::ExitStatus) -> BuildError {
-        let hint = if self.hint.is_empty() { String::new() } else { format!("\n{}", self.hint) };
+    fn failed(&self, status: std::process::ExitStatus, hint: &str) -> BuildError {
+        let hint = if hint.is_empty() { String::new() } else { format!("\n{hint}") };
         BuildError::Tool { command: self.shown(), status: status.to_string(), hint }
     }
 
     /// Runs it; its output goes to `out`, line by line.
     pub(crate) fn run(&self, out: &mut dyn Write) -> Result<(), BuildError> {
+        self.run_hinted(out, &[])
+    }
+
+    /// The same; when it fails and printed one of these words, the hint that goes with it is given
+    /// instead of the usual one.
+    pub(crate) fn run_hinted(
+        &self,
+        out: &mut dyn Write,
+        hints: &[(&str, &str)],
+    ) -> Result<(), BuildError> {
         let (reader, writer) = io::pipe().building("start", self.program)?;
         let mut command = self.command();
         command.stdout(writer.try_clone().building("start", self.program)?).stderr(writer);
-        self.wait(command, reader, out)
+        self.wait(command, reader, out, hints)
     }
 
     /// Runs it; errors go to `out`, and what it prints goes to `file`.
@@ -95,7 +105,7 @@ impl Call<'_> {
         let (reader, writer) = io::pipe().building("start", self.program)?;
         let mut command = self.command();
         command.stdout(printed).stderr(writer);
-        self.wait(command, reader, out)
+        self.wait(command, reader, out, &[])
     }
 
     fn wait(
@@ -103,7 +113,9 @@ impl Call<'_> {
         mut command: Command,
         reader: io::PipeReader,
         out: &mut dyn Write,
+        hints: &[(&str, &str)],
     ) -> Result<(), BuildError> {
+        let mut hint = self.hint;
         writeln!(out, "       $ {}", self.shown()).building("write progress", Path::new(""))?;
         let mut child = command.spawn().building("start", self.program)?;
         // The command holds our copies of the writing end: the pipe ends when the child ends.
@@ -117,18 +129,20 @@ impl Call<'_> {
                 break;
             }
             let text = String::from_utf8_lossy(&line);
+            let known = hints.iter().find(|(word, _)| text.contains(word));
+            hint = known.map_or(hint, |(_, better)| better);
             writeln!(out, "       {}", text.trim_end())
                 .building("write progress", Path::new(""))?;
         }
         let status = child.wait().building("wait for", self.program)?;
-        if status.success() { Ok(()) } else { Err(self.failed(status)) }
+        if status.success() { Ok(()) } else { Err(self.failed(status, hint)) }
     }
 
     /// Runs it and gives back what it prints, trimmed.
     pub(crate) fn ask(&self) -> Result<String, BuildError> {
         let output = self.command().output().building("start", self.program)?;
         if !output.status.success() {
-            return Err(self.failed(output.status));
+            return Err(self.failed(output.status, self.hint));
         }
         Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
     }
@@ -160,7 +174,8 @@ mod tests {
                 env: &env,
                 hint: "try again",
             };
-            let result = call.run(&mut out).map_err(|error| error.to_string());
+            let hints = [("E404", "check the name")];
+            let result = call.run_hinted(&mut out, &hints).map_err(|error| error.to_string());
             (result, String::from_utf8(out).expect("text"))
         };
         let (result, out) = call(&["-c", "echo $A; echo err >&2; printf end"]);
@@ -169,5 +184,8 @@ mod tests {
         let (result, _) = call(&["-c", "exit 3"]);
         let error = result.expect_err("failed");
         assert_eq!(error, "`sh -c exit 3` failed with exit status: 3\ntry again");
+        let (result, _) = call(&["-c", "echo error E404; echo end; exit 3"]);
+        let error = result.expect_err("failed");
+        assert!(error.ends_with("exit status: 3\ncheck the name"), "{error}");
     }
 }

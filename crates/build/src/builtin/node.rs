@@ -23,6 +23,10 @@ const INSTALL_SCRIPTS: [&str; 5] =
 const DEFAULTS: &str = "defaults";
 const MODULES: &str = "modules";
 const FOLDER: &str = "node_modules";
+/// What helps when npm prints one of these.
+const HINTS: [(&str, &str); 2] = [("ETARGET", NO_VERSION), ("E404", NO_VERSION)];
+const NO_VERSION: &str =
+    "check the package's name and version in package.json: the registry has no such one";
 
 /// The buildpack `node`.
 #[derive(Debug)]
@@ -232,7 +236,8 @@ fn install(context: &mut BuildContext<'_>, npm: &Path, dev: bool) -> Result<(), 
     env.insert("npm_config_cache".to_owned(), cache.to_string_lossy().into_owned());
     env.insert("npm_config_update_notifier".to_owned(), "false".to_owned());
     let hint = "if package.json and package-lock.json differ, run `npm install` and commit both";
-    Call { program: npm, args: &args, dir: &app, env: &env, hint }.run(context.out)
+    let call = Call { program: npm, args: &args, dir: &app, env: &env, hint };
+    call.run_hinted(context.out, &HINTS)
 }
 
 /// Makes `node_modules` of the source a link into the layer, which works below any root.

@@ -16,6 +16,13 @@ const PYPROJECT: &str = "pyproject.toml";
 const STARTS: [&str; 5] = ["app.py", "main.py", "server.py", "web.py", "wsgi.py"];
 const DEFAULTS: &str = "defaults";
 const PACKAGES: &str = "packages";
+/// What helps when pip prints one of these.
+const HINTS: [(&str, &str); 2] = [
+    ("No matching distribution", NO_VERSION),
+    ("ResolutionImpossible", "the versions asked for contradict each other: loosen one of them"),
+];
+const NO_VERSION: &str =
+    "check the name and the version: there is no such package for this version of Python";
 
 /// The buildpack `python`.
 #[derive(Debug)]
@@ -214,7 +221,8 @@ fn install(
     env.insert("PIP_CACHE_DIR".to_owned(), cache.join("pip").to_string_lossy().into_owned());
     let hint = "a package without a wheel for this machine needs a compiler: \
                 `apt install build-essential python3-dev`";
-    Call { program: python, args: &args, dir: &app, env: &env, hint }.run(context.out)
+    let call = Call { program: python, args: &args, dir: &app, env: &env, hint };
+    call.run_hinted(context.out, &HINTS)
 }
 
 /// Moves console scripts to where `PATH` finds them, to start with whatever `python3` is there.
