@@ -1,5 +1,6 @@
 //! Carries out action trees.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::path::Path;
@@ -8,7 +9,7 @@ use std::time::Duration;
 
 use drivers::{DriverError, ProcessId, ProcessSpec, Target};
 use futures_util::future::{BoxFuture, join_all};
-use model::Action;
+use model::{Action, LAUNCHER};
 use runtime::Stop;
 
 use crate::actor::{Actor, describe};
@@ -25,6 +26,16 @@ pub(crate) struct Executor<'a> {
     pub(crate) dir: Option<String>,
     /// How many processes were started.
     pub(crate) started: AtomicU32,
+}
+
+/// What people call a command: the program it starts, not the launcher that starts it.
+fn name_of(argv: &[String]) -> Cow<'_, str> {
+    let program = match argv {
+        [launcher, dashes, program, ..] if launcher == LAUNCHER && dashes == "--" => program,
+        [program, ..] => program,
+        [] => "",
+    };
+    Path::new(program).file_name().map_or_else(|| program.into(), OsStr::to_string_lossy)
 }
 
 fn interrupted() -> Failure {
@@ -100,9 +111,7 @@ impl Executor<'_> {
         (argv, env, dir): (&[String], &BTreeMap<String, String>, &Option<String>),
         stop: &Stop,
     ) -> Result<(), Failure> {
-        let program = argv.first().map_or("", String::as_str);
-        let name = Path::new(program).file_name();
-        let name = name.map_or_else(|| program.into(), OsStr::to_string_lossy);
+        let name = name_of(argv);
         let number = self.started.fetch_add(1, Ordering::Relaxed) + 1;
         let id = ProcessId::new(format!("run-{number}"))?;
         let mut spec = ProcessSpec::new(id.clone(), argv.iter().map(String::as_str));
@@ -130,6 +139,25 @@ impl Executor<'_> {
             // The action's name is said already.
             Err(DriverError::Start { fault, .. }) => Err(Failure::new(fault)),
             Err(error) => Err(error.into()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_command_has_the_name_of_what_people_asked_for() {
+        for (argv, name) in [
+            (&["/bin/sh", "-c", "exit 3"][..], "sh"),
+            (&[LAUNCHER, "--", "sh", "-c", "exit 3"], "sh"),
+            (&[LAUNCHER, "--", "./bin/migrate"], "migrate"),
+            (&[model::CREATOR], "creator"),
+            (&[], ""),
+        ] {
+            let argv: Vec<String> = argv.iter().map(|&word| word.to_owned()).collect();
+            assert_eq!(name_of(&argv), name);
         }
     }
 }
