@@ -142,6 +142,24 @@ pub struct DeploymentView {
     pub processes: Vec<ProcessView>,
 }
 
+impl DeploymentView {
+    /// Why instances have no cell yet, for people; of the first process that has such.
+    pub fn unplaced(&self) -> Option<String> {
+        self.processes.iter().find_map(ProcessView::unplaced)
+    }
+}
+
+impl ProcessView {
+    /// Why instances have no cell yet, for people.
+    pub fn unplaced(&self) -> Option<String> {
+        let waits = |it: &&InstanceView| it.state == "unclaimed" && it.reason.is_some();
+        let mut waiting = self.instances.iter().filter(waits);
+        let reason = waiting.next()?.reason.as_deref()?;
+        let count = 1 + waiting.count();
+        Some(format!("{count} of {} of {} wait for a cell: {reason}", self.wanted, self.name))
+    }
+}
+
 /// A process of a deployment.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct ProcessView {

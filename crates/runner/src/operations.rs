@@ -13,7 +13,7 @@ use manifest::{AppFile, CheckFile, DeployFile};
 use model::{
     Action, BuildId, CREATOR, Check, CheckKind, ContainerSpec, CrashPolicy, DeploymentId, Digest,
     ERROR_MARK, Limits, LogSource, Name, Operation, ProcessSpec, TaskId, TaskSpec, UploadMode, WEB,
-    launched,
+    launched, program_name,
 };
 use serde::Deserialize;
 
@@ -28,7 +28,7 @@ const STOP_GRACE_MS: u64 = 10_000;
 const WEB_INSTANCES: u32 = 2;
 /// How long one call waits for a change.
 const WAIT_MS: u64 = 25_000;
-/// How long a silent task is left alone before we say why it waits.
+/// How long a silent task or deployment is left alone before we say why it waits.
 const LOOK: Duration = Duration::from_secs(3);
 /// Lines shown of an instance that did not become healthy.
 const LAST_LINES: u64 = 50;
@@ -212,8 +212,20 @@ impl Told {
     }
 
     fn with(self, reason: &str) -> String {
-        self.error.map_or_else(|| reason.to_owned(), |error| format!("{error} ({reason})"))
+        match self.error {
+            None => reason.to_owned(),
+            // Its status repeats in numbers what it said in words.
+            Some(error) if ended_by_itself(reason) => error,
+            Some(error) => format!("{error} ({reason})"),
+        }
     }
+}
+
+/// Whether a task failed because the creator did, by its own choice.
+fn ended_by_itself(reason: &str) -> bool {
+    let status = format!("run `{}` exited with status ", program_name(CREATOR));
+    let code = reason.strip_prefix(&status);
+    code.is_some_and(|code| code.bytes().all(|byte| byte.is_ascii_digit()))
 }
 
 async fn show(context: &Context, event: &Event, told: &mut Told) {
@@ -324,9 +336,13 @@ async fn wait_healthy(
     context: &Context,
     mut deployment: DeploymentView,
 ) -> Result<(DeploymentView, String), JobError> {
+    let path = format!("/v1/deployments/{}?wait_ms={}", deployment.id, LOOK.as_millis());
+    let mut said = None;
     while deployment.state == "starting" {
-        let path = format!("/v1/deployments/{}?wait_ms={WAIT_MS}", deployment.id);
         deployment = context.call(|client| client.get(&path).boxed()).await?;
+        if let Some(news) = news(&deployment, &mut said) {
+            context.say(news).await;
+        }
     }
     if deployment.state == "ready" {
         let count: u32 = deployment.processes.iter().map(|process| process.wanted).sum();
@@ -340,6 +356,16 @@ async fn wait_healthy(
         "deployment {} failed: {reason}; what ran before still serves",
         deployment.number
     )))
+}
+
+/// Why instances of a deployment that starts still have no cell, unless that was said.
+fn news(deployment: &DeploymentView, said: &mut Option<String>) -> Option<String> {
+    let why = deployment.unplaced().filter(|_| deployment.state == "starting")?;
+    if said.as_ref() == Some(&why) {
+        return None;
+    }
+    *said = Some(why.clone());
+    Some(why)
 }
 
 /// Shows what the instances of a deployment that failed said last.
@@ -399,7 +425,53 @@ mod tests {
         {
             told.hear(line);
         }
-        assert_eq!(told.with("status 20"), "no buildpack (status 20)");
+        assert_eq!(told.with("exceeded 30 min timeout"), "no buildpack (exceeded 30 min timeout)");
         assert_eq!(Told::default().with("status 1"), "status 1");
+    }
+
+    #[test]
+    fn the_creators_status_is_left_out_when_it_told_more() {
+        for (reason, wanted) in [
+            ("run `creator` exited with status 51", "no npm"),
+            (
+                "run `creator` exited with status 51 (out of memory)",
+                "no npm (run `creator` exited with status 51 (out of memory))",
+            ),
+            (
+                "run `creator` was killed by signal 9",
+                "no npm (run `creator` was killed by signal 9)",
+            ),
+        ] {
+            let told = Told { error: Some("no npm".to_owned()), within: false };
+            assert_eq!(told.with(reason), wanted);
+        }
+    }
+
+    #[test]
+    fn why_instances_wait_is_said_once_for_each_reason() {
+        let deployment = |state: &str, reason: Option<&str>| -> DeploymentView {
+            let instance = |index: u32| {
+                serde_json::json!({
+                    "id": model::InstanceId(index.into()), "index": index, "state": "unclaimed",
+                    "ready": false, "reason": reason, "cell": null, "crashes": 0, "since": 0
+                })
+            };
+            let view = serde_json::json!({
+                "id": DeploymentId(1), "number": 1, "workspace": "production", "build": 1,
+                "image": Digest([0; 32]), "state": state, "released": false, "created_at": 0,
+                "processes": [{
+                    "name": "web", "wanted": 2, "instances": [instance(0), instance(1)]
+                }]
+            });
+            serde_json::from_value(view).expect("a deployment")
+        };
+        let mut said = None;
+        let mut hear = |state, reason| news(&deployment(state, reason), &mut said);
+        assert_eq!(hear("starting", None), None);
+        let first = hear("starting", Some("no cell is connected"));
+        assert_eq!(first.as_deref(), Some("2 of 2 of web wait for a cell: no cell is connected"));
+        assert_eq!(hear("starting", Some("no cell is connected")), None);
+        assert!(hear("starting", Some("needs 9 MiB")).is_some());
+        assert_eq!(hear("failed", Some("no room")), None);
     }
 }

@@ -1,12 +1,14 @@
 //! `shore app`, `status`, `logs`, `scale`, `run`, `config`.
 
 use std::collections::BTreeMap;
+use std::convert::Infallible;
 use std::path::Path;
+use std::time::Duration;
 
 use api::Client;
 use api::http_types::{
-    AppStatus, AppView, DeploymentView, LogLine, ProjectView, RunCommand, Scale, SetConfig,
-    TaskView,
+    AppStatus, AppView, DeploymentView, LogLine, ProcessView, ProjectView, RunCommand, Scale,
+    SetConfig, TaskView,
 };
 use futures_util::StreamExt as _;
 use manifest::FILE_NAME;
@@ -22,6 +24,12 @@ use crate::output::ago;
 /// Why something that is released has no URL.
 pub(super) const NO_ROUTER: &str =
     "no router is connected, so nothing answers: start `shore router`";
+
+/// What to do about instances that find no cell.
+const NO_ROOM: &str =
+    "they start once there is room: `shore status` shows it, another `shore cell` adds some";
+/// How often we look why a command still waits.
+const LOOK: Duration = Duration::from_secs(3);
 
 /// Which app a command is about.
 #[derive(Debug, Clone)]
@@ -225,6 +233,14 @@ pub(super) async fn scale(shell: &Shell, args: ScaleArgs) -> Result<()> {
         client.post::<_, ()>(&which.path("scale?", &args.app.workspace), &scale).await?;
         shell.output.say(&format!("{process} is to have {instances} instances"));
     }
+    let status: AppStatus = client.get(&which.path("status?", &args.app.workspace)).await?;
+    let released = status.deployments.iter().find(|it| it.released);
+    let processes = released.map_or(&[][..], |it| &it.processes);
+    let asked =
+        processes.iter().filter(|it| args.counts.iter().any(|(name, _)| name == it.name.as_str()));
+    for why in asked.filter_map(ProcessView::unplaced) {
+        shell.output.say(&format!("{why}\nhint: {NO_ROOM}"));
+    }
     Ok(())
 }
 
@@ -234,8 +250,10 @@ pub(super) async fn run(shell: &Shell, args: RunArgs) -> Result<()> {
     let command = RunCommand { argv: args.argv };
     let task: TaskView = client.post(&which.path("run?", &args.app.workspace), &command).await?;
     let path = format!("/v1/tasks/{}/events", task.id);
+    let mut waits = None;
     tokio::select! {
         shown = show_logs(shell, &client, &path, false) => shown?,
+        never = say_why(shell, &client, &task, &mut waits) => match never {},
         () = crate::roles::interrupted() => {
             let cancel = format!("/v1/tasks/{}/cancel", task.id);
             client.post::<_, ()>(&cancel, &()).await?;
@@ -245,10 +263,36 @@ pub(super) async fn run(shell: &Shell, args: RunArgs) -> Result<()> {
     match task.state.as_str() {
         "succeeded" => Ok(()),
         state => {
-            let reason = task.reason.unwrap_or_default();
+            let reason = task.reason.unwrap_or_else(|| match waits {
+                Some(why) => format!("it never ran: {why}"),
+                None => "somebody asked for its end".to_owned(),
+            });
             let message = format!("task {} {state}: {reason}", task.id);
             Err(CliError::new(ErrorKind::Failed, message))
         }
+    }
+}
+
+/// Says why a task waits, each reason once; `waits` holds it as long as it does. Never ends.
+async fn say_why(
+    shell: &Shell,
+    client: &Client,
+    task: &TaskView,
+    waits: &mut Option<String>,
+) -> Infallible {
+    let path = format!("/v1/tasks/{}", task.id);
+    let mut said = None;
+    loop {
+        // A call that fails says nothing; the log's stream tells what is wrong with the server.
+        if let Ok(now) = client.get::<TaskView>(&path).await {
+            *waits = now.reason.filter(|_| !now.ended);
+            if waits.is_some() && *waits != said {
+                said.clone_from(waits);
+                let why = waits.as_deref().unwrap_or_default();
+                shell.output.say(&format!("the command waits for a cell: {why}"));
+            }
+        }
+        runtime::sleep(LOOK).await;
     }
 }
 

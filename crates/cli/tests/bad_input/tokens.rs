@@ -1,8 +1,8 @@
 //! Tokens that let nobody in, or not here.
 
-use std::io::{Read as _, Write as _};
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::TcpStream;
-use std::process::{Child, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use testkit::{Alone, Failure, wait_for};
@@ -120,6 +120,33 @@ fn components_are_told_why_their_token_does_not_work() -> Result<(), Failure> {
         }
     }
     server.shore(&["project", "list"])?.ok("the server goes on").map(|_| ())
+}
+
+#[test]
+fn a_component_that_cannot_join_says_why_once() -> Result<(), Failure> {
+    let home = tempfile::tempdir().map_err(told)?;
+    let port = testkit::Ports::free()?.api;
+    let token = format!("shore_01m7ymd78kq9tv2gfy4gv626qj_{}", "0".repeat(64));
+    for role in ["runner", "cell", "router"] {
+        let mut command = Command::new(program());
+        command.arg(role).args(["--server", &format!("http://127.0.0.1:{port}")]);
+        command.args(["--token", &token, "--data"]).arg(home.path().join(role));
+        if role == "router" {
+            command.args(["--listen", "127.0.0.1:0"]);
+        }
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+        let mut child = command.spawn().map_err(told)?;
+        let err = child.stderr.take().ok_or("it has standard error")?;
+        // A cell says first that it isolates nothing.
+        let mut lines = BufReader::new(err).lines().map_while(Result::ok);
+        let said = lines.find(|line| line.contains("cannot reach")).unwrap_or_default();
+        child.kill().map_err(told)?;
+        child.wait().map_err(told)?;
+        let sentence =
+            format!("cannot reach http://127.0.0.1:{port}: connection refused; trying again");
+        holds(&said, &["WARN", &sentence]).map_err(|it| format!("{role}: {it}"))?;
+    }
+    Ok(())
 }
 
 #[test]

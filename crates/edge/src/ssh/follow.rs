@@ -1,17 +1,22 @@
 //! Showing a job to the one who pushed.
 
+use std::time::Duration;
+
 use logbuf::{LogBuffer, Read, Start};
 use model::{JobId, JobState, LogSource, TerminalEvent};
 use server::Server;
-use state::Job;
+use state::{Job, State};
 
 use super::push::Say;
 
+/// How long a job may be in line before the one who pushed is told why.
+const GLANCE: Duration = Duration::from_millis(300);
 /// Lines read at once.
 const BATCH: usize = 256;
 
 /// Shows a job until it ends; its failure as a reason with a hint.
 pub(crate) async fn job(server: &Server, job: JobId, say: &mut Say) -> Result<(), String> {
+    in_line(server, job, say).await?;
     let over = server.wait_for(move |state| {
         let row = state.get::<Job>(job);
         row.is_none_or(|job| job.state.is_terminal()).then_some(())
@@ -43,6 +48,26 @@ pub(crate) async fn job(server: &Server, job: JobId, say: &mut Say) -> Result<()
             Err(format!("{reason}\nhint: mend it and push again; the branch was not moved"))
         }
         Some(_) | None => Err("the job is gone".to_owned()),
+    }
+}
+
+/// Says why a job waits in line, each reason once, until it does not.
+async fn in_line(server: &Server, job: JobId, say: &mut Say) -> Result<(), String> {
+    let why = move |state: &State| state.get::<Job>(job).and_then(|row| state.why_queued(row));
+    let taken = server.wait_for(move |state| why(state).is_none().then_some(()));
+    if runtime::timeout(GLANCE, taken).await.is_some() {
+        return Ok(());
+    }
+    let mut said = String::new();
+    loop {
+        let last = said.clone();
+        let news = server.wait_for(move |state| {
+            let why = why(state);
+            (why.as_deref() != Some(last.as_str())).then_some(why)
+        });
+        let Some(why) = news.await.map_err(|error| error.to_string())? else { return Ok(()) };
+        say.line(&format!("job {job} {why}")).await;
+        said = why;
     }
 }
 
