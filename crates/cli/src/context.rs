@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io::Write as _;
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
 use api::{Client, Endpoint};
@@ -87,6 +87,24 @@ impl Context {
     }
 }
 
+/// What only its owner may read, write and enter.
+const PRIVATE_DIR: u32 = 0o700;
+
+/// Makes a directory that only its owner can enter, or makes one private that is there.
+pub(crate) fn private_dir(dir: &Path) -> Result<()> {
+    let failed = |what: &str, error: &std::io::Error| CliError::file(what, dir, error);
+    let made = std::fs::DirBuilder::new().mode(PRIVATE_DIR).recursive(true).create(dir);
+    made.map_err(|error| failed("make", &error))?;
+    let found = std::fs::metadata(dir).map_err(|error| failed("open", &error))?.permissions();
+    if found.mode() & 0o777 == PRIVATE_DIR {
+        return Ok(());
+    }
+    std::fs::set_permissions(dir, std::fs::Permissions::from_mode(PRIVATE_DIR)).map_err(|error| {
+        failed("make private", &error)
+            .hint("give the directory to the user who runs this, or choose another with `--data`")
+    })
+}
+
 /// Writes a file that only its owner can read, whole or not at all.
 pub(crate) fn write_private(path: &Path, text: &str) -> Result<()> {
     let dir = path.parent().unwrap_or_else(|| Path::new("."));
@@ -100,4 +118,22 @@ pub(crate) fn write_private(path: &Path, text: &str) -> Result<()> {
         std::fs::rename(&temp, path)
     };
     write().map_err(|error| CliError::file("write", path, &error))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_directory_is_private_whether_it_is_new_or_not() {
+        let home = tempfile::tempdir().expect("made");
+        let mode = |dir: &Path| std::fs::metadata(dir).expect("there").permissions().mode() & 0o777;
+        let open = home.path().join("open");
+        std::fs::create_dir(&open).expect("made");
+        std::fs::set_permissions(&open, std::fs::Permissions::from_mode(0o755)).expect("opened");
+        for dir in [open, home.path().join("new/below")] {
+            private_dir(&dir).expect("private");
+            assert_eq!(mode(&dir), PRIVATE_DIR);
+        }
+    }
 }

@@ -21,6 +21,7 @@ use tracing_subscriber::EnvFilter;
 
 use crate::args::{CellArgs, DevPorts, JoinArgs, RouterArgs, RunnerArgs, ServerArgs};
 use crate::commands::Shell;
+use crate::context::private_dir;
 use crate::env;
 use crate::error::{CliError, ErrorKind, Result};
 
@@ -85,7 +86,7 @@ pub(crate) struct RunningServer {
 /// Opens the store and starts listening.
 pub(crate) async fn start_server(options: ServerOptions, tasks: &Tasks) -> Result<RunningServer> {
     let ServerOptions { listen, ssh, dir, domain, names, flags, blobs } = options;
-    std::fs::create_dir_all(&dir).map_err(|error| CliError::file("make", &dir, &error))?;
+    private_dir(&dir)?;
     let listener = port::bind("server", listen, flags[0]).await?;
     let listen = listener.local_addr().map_err(CliError::internal)?;
     let ssh = match ssh {
@@ -261,6 +262,7 @@ fn own_dir(given: Option<PathBuf>, name: &str) -> Result<PathBuf> {
 fn joined(join: &JoinArgs, role: Role) -> Result<(Endpoint, PathBuf)> {
     let endpoint = endpoint(&join.server, &join.token, role)?;
     let dir = own_dir(join.data.clone(), role.name())?;
+    private_dir(&dir)?;
     Ok((endpoint, dir))
 }
 

@@ -15,7 +15,7 @@ use super::{
     start_server,
 };
 use crate::args::DevPorts;
-use crate::context::{Context, Contexts, LOCAL, write_private};
+use crate::context::{Context, Contexts, LOCAL, private_dir, write_private};
 use crate::env;
 use crate::error::{CliError, Result};
 
@@ -84,6 +84,9 @@ impl AllInOne {
             blobs: BlobLimits::default(),
         };
         let running = start_server(options, &server).await?;
+        for part in ["runner", "cell", "router"] {
+            private_dir(&data.join(part))?;
+        }
         let tokens = tokens(&running.server, &data.join("tokens.json")).await?;
         let endpoint = |token: &str| {
             let token: JoinToken = token.parse().map_err(CliError::invalid)?;
