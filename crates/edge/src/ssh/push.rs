@@ -7,7 +7,7 @@ use std::process::Stdio;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use model::{AppId, Digest, JobId, Name, Operation, ProjectId, Target};
+use model::{AppId, DEFAULT_APP, Digest, JobId, Name, Operation, ProjectId, Target};
 use runtime::{Tasks, timeout};
 use russh::Channel;
 use russh::server::Msg;
@@ -149,7 +149,7 @@ impl Pushes {
         request: &Request,
     ) -> Result<(Child, Option<String>), String> {
         let project = self.project(key, &request.project).await?;
-        let repository = self.repository(project.id).await?;
+        let repository = self.repository(project.id, &request.app).await?;
         let mut git = self.git();
         let token = match request.verb {
             Verb::Upload => {
@@ -210,8 +210,8 @@ impl Pushes {
         git
     }
 
-    async fn repository(&self, project: ProjectId) -> Result<PathBuf, String> {
-        let path = self.dir.join("repositories").join(format!("{project}.git"));
+    async fn repository(&self, project: ProjectId, app: &Name) -> Result<PathBuf, String> {
+        let path = self.dir.join("repositories").join(repository_of(project, app));
         if path.join("HEAD").exists() {
             return Ok(path);
         }
@@ -356,6 +356,15 @@ async fn last_of(mut errors: impl AsyncRead + Unpin) -> String {
         kept.drain(..kept.len().saturating_sub(MAX_REASON));
     }
     String::from_utf8_lossy(&kept).into_owned()
+}
+
+/// Where an app's commits are. Each app has its own, so that a commit one app has is news to another.
+fn repository_of(project: ProjectId, app: &Name) -> String {
+    if app.as_str() == DEFAULT_APP {
+        return format!("{project}.git");
+    }
+    // No name has a dot.
+    format!("{project}.{app}.git")
 }
 
 fn missing_git(error: &std::io::Error) -> String {
