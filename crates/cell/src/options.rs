@@ -6,7 +6,7 @@ use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use drivers::Driver;
+use drivers::{Driver, Isolation};
 use model::Name;
 use runtime::Stop;
 
@@ -59,6 +59,13 @@ pub struct Capacity {
 }
 
 impl Options {
+    /// Whether every container is kept away from the machine. The process driver, which runs them
+    /// when no other is given, does not.
+    pub fn isolates(&self) -> bool {
+        let isolates = |it: &Arc<dyn Driver>| it.capabilities().isolation != Isolation::None;
+        !self.drivers.is_empty() && self.drivers.iter().all(isolates)
+    }
+
     /// The usual: all of this machine, the process driver, reached by loopback.
     pub fn new(name: Name, dir: impl Into<PathBuf>, platform_exe: impl Into<PathBuf>) -> Self {
         Self {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use api::Client;
 use drivers::process::{Config, ProcessDriver};
-use drivers::{Driver, Handle, Isolation, Network};
+use drivers::{Driver, Handle, Network};
 use runtime::{Random, Tasks};
 use tokio::sync::Semaphore;
 
@@ -121,9 +121,6 @@ fn usable(options: &Options, tasks: &Tasks) -> Result<Vec<Arc<dyn Driver>>, Cell
     });
     if drivers.is_empty() {
         return Err(CellError::NoDriver(reasons.join("; ")));
-    }
-    if drivers.iter().any(|driver| driver.capabilities().isolation == Isolation::None) {
-        tracing::warn!("containers are not isolated from this machine: run only what you trust");
     }
     Ok(drivers)
 }

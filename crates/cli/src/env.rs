@@ -10,6 +10,16 @@ pub(crate) fn var(name: &str) -> Option<String> {
     std::env::var(name).ok().filter(|value| !value.is_empty())
 }
 
+/// Whether colours are wanted: <https://no-color.org>.
+pub(crate) fn colours() -> bool {
+    var("NO_COLOR").is_none()
+}
+
+/// The server and the token that client commands are to use, as far as the environment says.
+pub(crate) fn server_and_token() -> (Option<String>, Option<String>) {
+    (var("SHORE_SERVER"), var("SHORE_TOKEN"))
+}
+
 fn home(name: &str, below_home: &str) -> Result<PathBuf> {
     let dir = var(name).map(PathBuf::from);
     let dir = dir.or_else(|| var("HOME").map(|home| PathBuf::from(home).join(below_home)));

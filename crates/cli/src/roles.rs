@@ -4,6 +4,7 @@ mod all_in_one;
 mod identity;
 mod port;
 
+use std::io::IsTerminal as _;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -34,12 +35,17 @@ pub(crate) const LOCALHOST: &str = "localhost";
 /// How long everything has to end once it is asked to.
 pub(crate) const STOP_GRACE: Duration = Duration::from_secs(15);
 
+/// What the owner of a machine is told when its cell isolates nothing.
+pub(crate) const NOT_ISOLATED: &str =
+    "containers are not isolated from this machine: run only what you trust";
+
 /// Sends what roles say of themselves to standard error.
 pub(crate) fn log_to_stderr(filter: &str) {
     let filter = EnvFilter::try_new(filter).unwrap_or_else(|_| EnvFilter::new("warn"));
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal() && env::colours())
         // A line that cannot be written, as on a full disk, must not end who wrote it.
         .log_internal_errors(false)
         .init();
@@ -192,13 +198,12 @@ fn certificate_names(mut names: Vec<String>, listen: SocketAddr) -> Vec<String> 
 
 /// `shore dev`
 pub(crate) async fn dev(shell: &Shell, ports: &DevPorts) -> Result<()> {
-    let running = AllInOne::start(ports).await?;
+    let running = AllInOne::start(ports, shell.output).await?;
     let info = running.info();
     shell.output.value(&info, || {
         format!(
             "ready: server {}, apps on port {}, git push to ssh://git@localhost:{}/PROJECT\n\
-             data is in {}; Ctrl-C stops everything\n\
-             note: the `process` driver runs code without isolation, as your user",
+             data is in {}; Ctrl-C stops everything",
             info.server, info.http_port, info.ssh_port, info.data
         )
     });
@@ -310,6 +315,9 @@ pub(crate) async fn cell(shell: &Shell, args: CellArgs) -> Result<()> {
     options.address = args.address;
     let ready = Ready::new("cell", &options.name, &endpoint);
     let joined = options.joined.clone();
+    if !options.isolates() {
+        shell.output.say(NOT_ISOLATED);
+    }
     let running = cell::Cell::run(options, endpoint, tasks.clone());
     let done = tokio::select! {
         done = running => done.map_err(|error| match error {

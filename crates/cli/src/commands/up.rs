@@ -24,7 +24,7 @@ pub(super) async fn up(shell: &Shell, args: UpArgs) -> Result<()> {
         return deploy(shell, &client, &args, &which, &packed).await;
     }
     shell.output.say("no server is configured: starting one in this process");
-    let running = AllInOne::start(&args.ports).await?;
+    let running = AllInOne::start(&args.ports, shell.output).await?;
     let client = running.client()?;
     let done = running.or_stopped(deploy(shell, &client, &args, &which, &packed)).await;
     let done = match done {

@@ -11,13 +11,14 @@ use server::Server;
 use store::blobs::BlobLimits;
 
 use super::{
-    LOCALHOST, STOP_GRACE, ServerOptions, identity, interrupted, part_failed, port, router_error,
-    start_server,
+    LOCALHOST, NOT_ISOLATED, STOP_GRACE, ServerOptions, identity, interrupted, part_failed, port,
+    router_error, start_server,
 };
 use crate::args::DevPorts;
 use crate::context::{Context, Contexts, LOCAL, private_dir, write_private};
 use crate::env;
 use crate::error::{CliError, Result};
+use crate::output::Output;
 
 /// Jobs the runner works on at once.
 const JOBS: u32 = 4;
@@ -61,7 +62,7 @@ fn loopback(port: u16) -> SocketAddr {
 
 impl AllInOne {
     /// Starts everything and makes it the current context.
-    pub(crate) async fn start(ports: &DevPorts) -> Result<Self> {
+    pub(crate) async fn start(ports: &DevPorts, output: Output) -> Result<Self> {
         let data = env::data_dir()?;
         // The router comes last; that its port is used is said before anything is made.
         drop(port::bind("router", loopback(ports.http_port), "--http-port").await?);
@@ -96,7 +97,7 @@ impl AllInOne {
         let options = identity::router(&data.join("router"), listen, None)?;
         router::Router::start(options, Some(endpoint(&tokens.router)?), &router)
             .map_err(|error| router_error(&error, "--http-port"))?;
-        let leave = start_cell(&data.join("cell"), endpoint(&tokens.cell)?, &cell)?;
+        let leave = start_cell(&data.join("cell"), endpoint(&tokens.cell)?, &cell, output)?;
         let name = identity::name(None, "runner")?;
         let options = identity::runner(&data.join("runner"), name, [].into(), JOBS)?;
         let running_runner = runner::run(options, endpoint(&tokens.runner)?, workers.clone());
@@ -159,8 +160,11 @@ impl AllInOne {
     }
 }
 
-fn start_cell(dir: &Path, endpoint: Endpoint, tasks: &Tasks) -> Result<Stop> {
+fn start_cell(dir: &Path, endpoint: Endpoint, tasks: &Tasks, output: Output) -> Result<Stop> {
     let options = identity::cell(dir, identity::name(None, "cell")?)?;
+    if !options.isolates() {
+        output.say(NOT_ISOLATED);
+    }
     let leave = options.leave.clone();
     let (all, ended) = (tasks.clone(), tasks.stop().clone());
     tasks.spawn(Kind::Critical, "cell", async move {
