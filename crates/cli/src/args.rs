@@ -3,7 +3,8 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand};
+use clap::parser::ValueSource;
+use clap::{Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 use model::{HostName, Name, Role};
 use store::blobs::MAX_BLOB_BYTES;
 
@@ -14,7 +15,9 @@ use store::blobs::MAX_BLOB_BYTES;
 #[derive(Debug, Parser)]
 #[command(name = "shore", version, propagate_version = true, max_term_width = 100)]
 #[command(
-    after_help = "Exit codes: 0 done, 1 the work failed, 2 wrong command line, 3 not found, \
+    after_help = "Environment: SHORE_TOKEN is the token that commands use instead of the context's, \
+and SHORE_SERVER\nthe server's address; without it the context's address is used. `--context` wins \
+over both.\n\nExit codes: 0 done, 1 the work failed, 2 wrong command line, 3 not found, \
 4 not allowed,\n5 conflict, 6 invalid input, 7 server or port not available, 70 internal error."
 )]
 pub(crate) struct Cli {
@@ -24,15 +27,29 @@ pub(crate) struct Cli {
     pub(crate) command: Command,
 }
 
+impl Cli {
+    /// The command line of this process; what is wrong with it ends the process.
+    pub(crate) fn read() -> Self {
+        let matches = Self::command().get_matches();
+        let typed = matches.value_source("context") == Some(ValueSource::CommandLine);
+        let mut cli = Self::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
+        cli.global.context_typed = typed;
+        cli
+    }
+}
+
 /// What every command takes.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct Global {
     /// Print JSON, one object a line
     #[arg(long, global = true, env = "SHORE_JSON", value_parser = clap::builder::FalseyValueParser::new())]
     pub(crate) json: bool,
-    /// Talk to the server of this context
+    /// Talk to the server of this context, whatever `SHORE_TOKEN` and `SHORE_SERVER` say
     #[arg(long, global = true, env = "SHORE_CONTEXT", value_name = "NAME")]
     pub(crate) context: Option<String>,
+    /// Whether the context was named on the command line, not by the environment.
+    #[arg(skip)]
+    pub(crate) context_typed: bool,
     /// How much the roles say of themselves: error, warn, info, debug, or a filter
     #[arg(long, global = true, env = "SHORE_LOG", value_name = "LEVEL", default_value = "warn")]
     pub(crate) log: String,
@@ -496,7 +513,6 @@ mod tests {
 
     #[test]
     fn the_command_line_is_consistent() {
-        use clap::CommandFactory as _;
         Cli::command().debug_assert();
     }
 

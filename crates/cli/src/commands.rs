@@ -11,7 +11,8 @@ use api::http_types::{ProjectView, ServerInfo};
 use clap::CommandFactory as _;
 
 use crate::args::{Cli, Command, Global};
-use crate::context::Contexts;
+use crate::context::{Context, Contexts};
+use crate::env;
 use crate::error::{CliError, ErrorKind, Result};
 use crate::output::Output;
 use crate::roles;
@@ -20,23 +21,63 @@ use crate::roles;
 #[derive(Debug, Clone)]
 pub(crate) struct Shell {
     pub(crate) output: Output,
-    pub(crate) context: Option<String>,
+    context: Option<String>,
+    /// The environment has no say in which server is meant.
+    context_typed: bool,
 }
 
 impl Shell {
     pub(crate) fn new(global: &Global) -> Self {
-        Self { output: Output::new(global.json), context: global.context.clone() }
+        Self {
+            output: Output::new(global.json),
+            context: global.context.clone(),
+            context_typed: global.context_typed,
+        }
     }
 
     /// A client of the chosen server.
     pub(crate) fn client(&self) -> Result<Client> {
-        let contexts = Contexts::load()?;
-        let Some((_, context)) = contexts.find(self.context.as_deref())? else {
-            return Err(CliError::new(ErrorKind::NotFound, "no server is configured")
-                .hint("start one with `shore dev`, or name one with `shore context set`"));
-        };
-        context.client()
+        match self.chosen()? {
+            Some((_, context)) => context.client(),
+            None => Err(CliError::new(ErrorKind::NotFound, "no server is configured")
+                .hint("start one with `shore dev`, or name one with `shore context set`")),
+        }
     }
+
+    /// The chosen server: what the environment says, else a context, with its name.
+    pub(crate) fn chosen(&self) -> Result<Option<(Option<String>, Context)>> {
+        let contexts = Contexts::load()?;
+        let found = contexts.find(self.context.as_deref());
+        let given = if self.context_typed { (None, None) } else { env::server_and_token() };
+        match given {
+            (None, None) => {
+                Ok(found?.map(|(name, context)| (Some(name.to_owned()), context.clone())))
+            }
+            (Some(url), Some(token)) => Ok(Some((None, Context { url, token }))),
+            (None, Some(token)) => {
+                let context = found?.map(|(_, context)| context).ok_or_else(no_address)?;
+                Ok(Some((None, Context { url: context.url.clone(), token })))
+            }
+            // A token goes to no server but its own.
+            (Some(url), None) => {
+                let named = found.ok().flatten().map(|(_, context)| context);
+                let mut all = named.into_iter().chain(contexts.contexts.values());
+                let known = all.find(|context| context.url == url);
+                let context = known.cloned().ok_or_else(|| no_token(&url))?;
+                Ok(Some((None, context)))
+            }
+        }
+    }
+}
+
+fn no_address() -> CliError {
+    CliError::invalid("cannot use SHORE_TOKEN: no server is known")
+        .hint("set SHORE_SERVER to the server's address, or unset SHORE_TOKEN")
+}
+
+fn no_token(url: &str) -> CliError {
+    CliError::invalid(format!("cannot use SHORE_SERVER: no token for {url} is known"))
+        .hint("set SHORE_TOKEN to a token of that server, or unset SHORE_SERVER")
 }
 
 /// Carries out a command.

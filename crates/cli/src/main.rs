@@ -11,8 +11,6 @@ mod roles;
 
 use std::process::ExitCode;
 
-use clap::Parser as _;
-
 /// Rows are made on one thread and freed on another, which the C library's allocator answers with
 /// system calls: a job costs a fifth less CPU with this one (docs/decisions/0010).
 #[global_allocator]
@@ -30,7 +28,7 @@ fn main() -> ExitCode {
     if let Some(code) = inside::maybe_run() {
         return code;
     }
-    let cli = args::Cli::parse();
+    let cli = args::Cli::read();
     roles::log_to_stderr(&cli.global.log);
     let output = output::Output::new(cli.global.json);
     // Every role holds connections or files; here is the one place that all of them pass.

@@ -12,7 +12,7 @@ use super::apps::{NO_ROUTER, Which, log_path, show_logs};
 use super::jobs::queue_and_follow;
 use super::{Shell, ensure_project};
 use crate::args::UpArgs;
-use crate::context::{Contexts, LOCAL};
+use crate::context::LOCAL;
 use crate::error::{CliError, ErrorKind, Result};
 use crate::roles::AllInOne;
 
@@ -47,12 +47,11 @@ pub(super) async fn up(shell: &Shell, args: UpArgs) -> Result<()> {
 
 /// The chosen server, unless it is the local one and does not run.
 async fn reachable(shell: &Shell) -> Result<Option<Client>> {
-    let contexts = Contexts::load()?;
-    let Some((name, context)) = contexts.find(shell.context.as_deref())? else { return Ok(None) };
+    let Some((name, context)) = shell.chosen()? else { return Ok(None) };
     let client = context.client()?;
     match client.get::<api::http_types::ServerInfo>("/v1/info").await {
         Ok(_) => Ok(Some(client)),
-        Err(ClientError::Unreachable { .. }) if name == LOCAL => Ok(None),
+        Err(ClientError::Unreachable { .. }) if name.as_deref() == Some(LOCAL) => Ok(None),
         Err(error) => Err(error.into()),
     }
 }
