@@ -257,6 +257,13 @@ mod tests {
     use super::*;
 
     #[test]
+    fn nobody_else_can_set_what_tells_of_an_instance() {
+        for (_, variable) in LABELS {
+            assert!(model::PLATFORM_ENV.contains(&variable), "{variable}");
+        }
+    }
+
+    #[test]
     fn notes_come_back() {
         let process = ProcessId::new("web").expect("a good id");
         let grace = Duration::from_millis(1_500);

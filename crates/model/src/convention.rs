@@ -15,6 +15,20 @@ pub const STATIC_SERVER: &str = "/cnb/lifecycle/static-server";
 /// All of them; each is the one executable under another name.
 pub const PROGRAMS: [&str; 3] = [CREATOR, LAUNCHER, STATIC_SERVER];
 
+/// Variables that the platform sets for every process; a value of somebody else has no effect.
+pub const PLATFORM_ENV: [&str; 10] = [
+    "PORT",
+    "SHORE_APP",
+    "SHORE_CONTAINER",
+    "SHORE_DEPLOYMENT",
+    "SHORE_INSTANCE_ID",
+    "SHORE_INSTANCE_INDEX",
+    "SHORE_PROCESS",
+    "SHORE_PROJECT",
+    "SHORE_ROOT",
+    "SHORE_WORKSPACE",
+];
+
 /// The command line that starts `argv` in an image without a process type.
 pub fn launched(argv: impl IntoIterator<Item = String>) -> Vec<String> {
     [LAUNCHER.to_owned(), "--".to_owned()].into_iter().chain(argv).collect()

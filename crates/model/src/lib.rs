@@ -24,7 +24,8 @@ pub use component::{
     CellSpec, JoinToken, PROTOCOL, ProtocolMismatch, ProtocolRange, Role, negotiate,
 };
 pub use convention::{
-    CREATOR, DEFAULT_APP, LAUNCHER, LIFECYCLE, PROGRAMS, STATIC_SERVER, WEB, launched, program_name,
+    CREATOR, DEFAULT_APP, LAUNCHER, LIFECYCLE, PLATFORM_ENV, PROGRAMS, STATIC_SERVER, WEB,
+    launched, program_name,
 };
 pub use deployment::{DeploymentEvent, DeploymentState};
 pub use digest::{Digest, DigestError};

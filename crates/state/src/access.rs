@@ -2,7 +2,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use model::{AppId, KeyId, MAX_INSTANCES, Name, ProjectId, Role, Time, TokenId, validate_env};
+use model::{
+    AppId, KeyId, MAX_INSTANCES, Name, PLATFORM_ENV, ProjectId, Role, Time, TokenId, validate_env,
+};
 
 use crate::command::{NewKey, NewToken, Refusal, Reply};
 use crate::records::{App, Deployment, Key, Process, Project, Token};
@@ -138,6 +140,15 @@ impl Core {
         workspace: Name,
         vars: BTreeMap<String, Option<String>>,
     ) -> Result<Reply, Refusal> {
+        let platform = |name: &str| PLATFORM_ENV.contains(&name);
+        // What an earlier version took can be taken away again.
+        let reserved = vars.iter().find(|(name, value)| value.is_some() && platform(name));
+        if let Some((name, _)) = reserved {
+            let message = format!(
+                "cannot set {name}: the platform sets it for every process; choose another name"
+            );
+            return Err(Refusal::Invalid(message));
+        }
         let mut app = self.app(id)?.clone();
         checked_workspace(&app, &workspace)?;
         let mut config = app.config.remove(&workspace).unwrap_or_default();

@@ -2,6 +2,7 @@
 #![expect(clippy::panic, reason = "helpers of tests panic as tests do")]
 
 mod bench;
+mod config;
 mod deployments;
 mod jobs;
 mod properties;
