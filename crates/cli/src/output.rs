@@ -3,7 +3,7 @@ use std::io::Write as _;
 
 use api::http_types::{JobView, LogLine};
 use comfy_table::presets::NOTHING;
-use comfy_table::{ContentArrangement, Table};
+use comfy_table::{ColumnConstraint, ContentArrangement, Table};
 use model::{ERROR_MARK, LogSource, Name, StepStatus, TerminalEvent, Time};
 use serde::Serialize;
 
@@ -21,6 +21,11 @@ const GREEN: &str = "\x1b[32m";
 const RED: &str = "\x1b[31m";
 const YELLOW: &str = "\x1b[33m";
 const RESET: &str = "\x1b[0m";
+
+/// Blanks around a cell of a table.
+const PADDING: usize = 2;
+/// Least characters that are left of a table's last column.
+const MIN_TEXT: usize = 16;
 
 /// Text of users cannot move the cursor or change colours.
 fn inert(text: &str) -> String {
@@ -46,6 +51,7 @@ impl Output {
     }
 
     /// A list: one JSON object a line, or a table for people; `empty` says so when there is none.
+    /// The first column says what a row is about, the last one is free text.
     pub(crate) fn table<T: Serialize>(
         self,
         rows: &[T],
@@ -60,15 +66,9 @@ impl Output {
         } else if rows.is_empty() {
             self.say(empty);
         } else {
-            let mut table = Table::new();
-            table.load_style(NOTHING).set_content_arrangement(ContentArrangement::Dynamic);
-            table.set_header(header.iter().map(|title| title.to_uppercase()));
-            for it in rows {
-                table.add_row(row(it).iter().map(|cell| inert(cell)));
-            }
-            let text: Vec<String> =
-                table.to_string().lines().map(|line| line.trim_end().to_owned()).collect();
-            out(&text.join("\n"));
+            let rows: Vec<Vec<String>> = rows.iter().map(row).collect();
+            let width = terminal_size::terminal_size_of(std::io::stdout());
+            out(&table_text(header, &rows, width.map(|(columns, _)| columns.0)));
         }
     }
 
@@ -148,6 +148,55 @@ impl Output {
     }
 }
 
+/// A table without the columns that are empty in every row, as wide as the terminal at most: the last
+/// column is cut first, then the others are broken, but never the first one.
+fn table_text(header: &[&str], rows: &[Vec<String>], width: Option<u16>) -> String {
+    let full = |at: &usize| rows.iter().any(|row| row.get(*at).is_some_and(|it| !it.is_empty()));
+    let shown: Vec<usize> = (0..header.len()).filter(full).collect();
+    let mut cells: Vec<Vec<String>> = Vec::with_capacity(rows.len() + 1);
+    cells.push(shown.iter().filter_map(|at| header.get(*at)).map(|it| it.to_uppercase()).collect());
+    let inert_cells = |row: &Vec<String>| {
+        shown.iter().filter_map(|at| row.get(*at)).map(|it| inert(it)).collect()
+    };
+    cells.extend(rows.iter().map(inert_cells));
+    let mut table = table_of(&cells);
+    if let Some(width) = width {
+        let widths = table.column_max_content_widths();
+        let others =
+            widths.iter().rev().skip(1).map(|it| usize::from(*it) + PADDING).sum::<usize>();
+        let left = usize::from(width).saturating_sub(others + PADDING).max(MIN_TEXT);
+        for text in cells.iter_mut().skip(1).filter_map(|row| row.last_mut()) {
+            cut(text, left);
+        }
+        table = table_of(&cells);
+        table.set_content_arrangement(ContentArrangement::Dynamic).set_width(width);
+        if let Some(first) = table.column_mut(0).filter(|_| shown.len() > 1) {
+            first.set_constraint(ColumnConstraint::ContentWidth);
+        }
+    }
+    let lines: Vec<String> = table.lines().map(|line| line.trim_end().to_owned()).collect();
+    lines.join("\n")
+}
+
+fn table_of(cells: &[Vec<String>]) -> Table {
+    let mut table = Table::new();
+    table.load_style(NOTHING).set_content_arrangement(ContentArrangement::Disabled);
+    if let Some((header, rows)) = cells.split_first() {
+        table.set_header(header);
+        for row in rows {
+            table.add_row(row);
+        }
+    }
+    table
+}
+
+/// Leaves at most `most` characters of a text; `…` says that there are more.
+fn cut(text: &mut String, most: usize) {
+    if text.chars().count() > most {
+        *text = text.chars().take(most.saturating_sub(1)).chain(['…']).collect();
+    }
+}
+
 fn inert_lines(text: &str) -> String {
     text.lines().map(inert).collect::<Vec<_>>().join("\n")
 }
@@ -195,12 +244,20 @@ pub(crate) fn raw(bytes: &[u8]) {
 
 /// How long ago something was, for a table.
 pub(crate) fn ago(now: Time, at: Time) -> String {
-    let seconds = now.since(at).as_secs();
+    format!("{} ago", span(now.since(at).as_secs()))
+}
+
+/// How long it is until something, for a table.
+pub(crate) fn until(now: Time, at: Time) -> String {
+    format!("in {}", span(at.since(now).as_secs()))
+}
+
+fn span(seconds: u64) -> String {
     match seconds {
-        0..60 => format!("{seconds} s ago"),
-        60..3_600 => format!("{} min ago", seconds / 60),
-        3_600..86_400 => format!("{} h ago", seconds / 3_600),
-        _ => format!("{} d ago", seconds / 86_400),
+        0..60 => format!("{seconds} s"),
+        60..3_600 => format!("{} min", seconds / 60),
+        3_600..86_400 => format!("{} h", seconds / 3_600),
+        _ => format!("{} d", seconds / 86_400),
     }
 }
 
@@ -211,6 +268,29 @@ mod tests {
     #[test]
     fn text_of_users_is_inert() {
         assert_eq!(inert("a\x1b[31mb\rc\td"), "a\u{fffd}[31mb\u{fffd}c\td");
+    }
+
+    fn lines(header: &[&str], rows: &[[&str; 4]], width: Option<u16>) -> Vec<String> {
+        let rows: Vec<Vec<String>> =
+            rows.iter().map(|row| row.iter().map(|&it| it.to_owned()).collect()).collect();
+        table_text(header, &rows, width).lines().map(str::to_owned).collect()
+    }
+
+    #[test]
+    fn tables_leave_out_what_is_empty_and_fit_the_terminal() {
+        let header = ["id", "why", "is", "text"];
+        let long = "x".repeat(100);
+        let id = "job_0123456789abcdefghijklmnop";
+        let rows = [[id, "", "good", &long], [id, "", "bad", ""]];
+        let all = lines(&header, &rows, None);
+        assert!(!all[0].contains("WHY") && all[1].ends_with(&long), "{all:?}");
+        let fits = lines(&header, &rows, Some(80));
+        assert_eq!(fits.len(), 3, "{fits:?}");
+        assert!(fits[1].ends_with("x…") && fits.iter().all(|it| it.chars().count() <= 80));
+        // Narrower than what cannot be cut: the first column stays whole.
+        let narrow = lines(&header, &rows, Some(48));
+        assert!(narrow.iter().all(|it| it.chars().count() <= 48), "{narrow:?}");
+        assert_eq!(narrow.iter().filter(|it| it.contains(id)).count(), 2, "{narrow:?}");
     }
 
     #[test]

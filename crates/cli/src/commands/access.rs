@@ -7,7 +7,7 @@ use runtime::{Clock as _, SystemClock};
 use super::Shell;
 use crate::args::{KeyCommand, ProjectCommand, TokenCommand};
 use crate::error::{CliError, Result};
-use crate::output::ago;
+use crate::output::{ago, until};
 
 /// Wall time, for tables.
 pub(super) fn now() -> Time {
@@ -25,9 +25,9 @@ pub(super) async fn project(shell: &Shell, command: ProjectCommand) -> Result<()
         ProjectCommand::List => {
             let list: Vec<ProjectView> = client.get("/v1/projects").await?;
             let empty = "there are no projects yet: make one with `shore project create`";
-            shell.output.table(&list, &["name", "apps", "made"], empty, |it| {
+            shell.output.table(&list, &["name", "made", "apps"], empty, |it| {
                 let apps: Vec<&str> = it.apps.iter().map(model::Name::as_str).collect();
-                vec![it.name.to_string(), apps.join(", "), ago(now(), it.created_at)]
+                vec![it.name.to_string(), ago(now(), it.created_at), apps.join(", ")]
             });
         }
         ProjectCommand::Remove { name } => {
@@ -49,13 +49,13 @@ pub(super) async fn key(shell: &Shell, command: KeyCommand) -> Result<()> {
         }
         KeyCommand::List => {
             let list: Vec<KeyView> = client.get("/v1/keys").await?;
-            let header = ["id", "fingerprint", "comment", "project", "added"];
+            let header = ["id", "fingerprint", "project", "added", "comment"];
             let empty = "there are no keys yet: add one with `shore key add ~/.ssh/id_ed25519.pub`";
             shell.output.table(&list, &header, empty, |it| {
                 let project =
                     it.project.as_ref().map_or_else(|| "all".to_owned(), ToString::to_string);
                 let (id, added) = (it.id.to_string(), ago(now(), it.created_at));
-                vec![id, it.fingerprint.clone(), it.label.clone(), project, added]
+                vec![id, it.fingerprint.clone(), project, added, it.label.clone()]
             });
         }
         KeyCommand::Remove { key } => {
@@ -64,6 +64,15 @@ pub(super) async fn key(shell: &Shell, command: KeyCommand) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// When a token stops working; nothing for one that did.
+fn expires(token: &TokenView, now: Time) -> String {
+    match (token.revoked_at, token.expires_at) {
+        (None, None) => "never".to_owned(),
+        (None, Some(at)) if at > now => until(now, at),
+        _ => String::new(),
+    }
 }
 
 pub(super) async fn token(shell: &Shell, command: TokenCommand) -> Result<()> {
@@ -82,7 +91,7 @@ pub(super) async fn token(shell: &Shell, command: TokenCommand) -> Result<()> {
         }
         TokenCommand::List => {
             let list: Vec<TokenView> = client.get("/v1/tokens").await?;
-            let header = ["id", "role", "project", "state", "for", "made"];
+            let header = ["id", "role", "project", "state", "expires", "made", "for"];
             shell.output.table(&list, &header, "there are no tokens", |it| {
                 let project =
                     it.project.as_ref().map_or_else(|| "all".to_owned(), ToString::to_string);
@@ -93,7 +102,8 @@ pub(super) async fn token(shell: &Shell, command: TokenCommand) -> Result<()> {
                 };
                 let (id, made) = (it.id.to_string(), ago(now(), it.created_at));
                 let role = it.role.name().to_owned();
-                vec![id, role, project, state.to_owned(), it.label.clone(), made]
+                let expires = expires(it, now());
+                vec![id, role, project, state.to_owned(), expires, made, it.label.clone()]
             });
         }
         TokenCommand::Revoke { token } => {
