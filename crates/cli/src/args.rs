@@ -266,7 +266,7 @@ pub(crate) enum AppCommand {
         project: Option<Name>,
     },
     /// Remove an app that runs nothing, with its history
-    Remove(AppOnly),
+    Remove(DestroyArgs),
 }
 
 #[derive(Debug, Args)]

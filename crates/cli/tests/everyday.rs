@@ -3,8 +3,12 @@
 
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use testkit::{Alone, Dev, Failure, Ran, Repo};
+
+/// How long a stop may take.
+const LIMIT: Duration = Duration::from_secs(20);
 
 /// The program under test.
 fn program() -> &'static Path {
@@ -61,6 +65,21 @@ fn a_token_of_the_environment_has_its_own_rights() -> Result<(), Failure> {
     holds(&said, &["cannot use SHORE_SERVER", "set SHORE_TOKEN"])
 }
 
+/// After `destroy` there is a way back, and after `app remove --yes` there is none.
+fn an_app_goes_when_it_is_confirmed(dev: &Dev) -> Result<(), Failure> {
+    let app = ["--project", "shop", "--app", "admin"];
+    let run = |words: &[&str]| dev.shore(&[words, &app[..]].concat());
+    run(&["destroy", "--yes"])?.ok("destroy")?;
+    let said = run(&["rollback"])?.failed("nothing is released")?;
+    holds(&said, &["nothing is released", "`shore release 1` brings it back"])?;
+    run(&["release", "1"])?.ok("the hint works")?;
+    run(&["destroy", "--yes"])?.ok("destroy again")?;
+    let said = run(&["app", "remove"])?.failed("not confirmed")?;
+    holds(&said, &["removes shop/admin with its history", "say `--yes`"])?;
+    let gone = || run(&["app", "remove", "--yes"]).ok().filter(|ran| ran.code == 0);
+    testkit::wait_for("instances to stop and the app to go", LIMIT, gone).map(|_| ())
+}
+
 /// The directory can be entered by its owner only.
 fn private(dir: &Path) -> Result<(), Failure> {
     let mode = std::fs::metadata(dir).map_err(told)?.permissions().mode() & 0o777;
@@ -87,6 +106,7 @@ fn the_same_commit_pushed_to_two_apps_deploys_both() -> Result<(), Failure> {
             return Err(format!("{host}: {page:?}"));
         }
     }
+    an_app_goes_when_it_is_confirmed(&dev)?;
     Ok(())
 }
 

@@ -102,7 +102,7 @@ pub(super) async fn app(shell: &Shell, command: AppCommand) -> Result<()> {
                     client.get::<Vec<AppView>>(&format!("/v1/projects/{name}/apps")).await?,
                 );
             }
-            let header = ["project", "app", "released", "made"];
+            let header = ["project", "app", "made", "released"];
             let empty = "there are no apps yet: bring one up with `shore up`";
             shell.output.table(&list, &header, empty, |it| {
                 let released: Vec<String> = it
@@ -111,16 +111,26 @@ pub(super) async fn app(shell: &Shell, command: AppCommand) -> Result<()> {
                     .map(|(place, number)| format!("{place}: {number}"))
                     .collect();
                 let made = ago(now(), it.created_at);
-                vec![it.project.to_string(), it.name.to_string(), released.join(", "), made]
+                vec![it.project.to_string(), it.name.to_string(), made, released.join(", ")]
             });
         }
         AppCommand::Remove(args) => {
             let which = Which::find(&args.app, None)?;
+            if !args.yes {
+                let (project, app) = (&which.project, &which.app);
+                let message = format!("this removes {project}/{app} with its history, for good");
+                return Err(unconfirmed(message));
+            }
             client.delete(&format!("/v1/projects/{}/apps/{}", which.project, which.app)).await?;
             shell.output.say(&format!("app {} is removed", which.app));
         }
     }
     Ok(())
+}
+
+/// What cannot be undone and was not confirmed.
+pub(super) fn unconfirmed(message: String) -> CliError {
+    CliError::invalid(message).hint("say `--yes` if you mean it")
 }
 
 pub(super) async fn status_of(shell: &Shell, args: &AppArgs) -> Result<AppStatus> {
@@ -231,7 +241,8 @@ pub(super) async fn scale(shell: &Shell, args: ScaleArgs) -> Result<()> {
         })?;
         let scale = Scale { process: process.clone(), instances };
         client.post::<_, ()>(&which.path("scale?", &args.app.workspace), &scale).await?;
-        shell.output.say(&format!("{process} is to have {instances} instances"));
+        let noun = if instances == 1 { "instance" } else { "instances" };
+        shell.output.say(&format!("{process} is to have {instances} {noun}"));
     }
     let status: AppStatus = client.get(&which.path("status?", &args.app.workspace)).await?;
     let released = status.deployments.iter().find(|it| it.released);

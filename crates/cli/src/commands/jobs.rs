@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use api::http_types::{AppStatus, CancelJob, JobView, LogLine, QueueJob};
+use api::http_types::{AppStatus, CancelJob, DeploymentView, JobView, LogLine, QueueJob};
 use api::{Client, ClientError};
 use futures_util::StreamExt as _;
 use model::{JobId, Name, Operation};
@@ -10,7 +10,7 @@ use runtime::{Backoff, Random};
 
 use super::Shell;
 use super::access::now;
-use super::apps::{Which, status_of};
+use super::apps::{Which, status_of, unconfirmed};
 use crate::args::{AppArgs, AppOnly, DeployArgs, DestroyArgs, JobCommand, ReleaseArgs};
 use crate::error::{CliError, ErrorKind, Result};
 use crate::output::{Output, ago};
@@ -190,18 +190,35 @@ pub(super) async fn release(shell: &Shell, args: ReleaseArgs) -> Result<()> {
 
 pub(super) async fn rollback(shell: &Shell, args: AppOnly) -> Result<()> {
     let status = status_of(shell, &args.app).await?;
-    let deployment = previous(&status).ok_or_else(|| {
-        CliError::new(ErrorKind::NotFound, "there is no earlier deployment that ran")
-            .hint("list deployments with `shore status --all`")
-    })?;
+    let deployment = previous(&status).ok_or_else(|| nothing_before(&status))?;
     change(shell, &args.app, Operation::Release { deployment }).await
+}
+
+/// Why there is no way back, and what there is instead.
+fn nothing_before(status: &AppStatus) -> CliError {
+    let (project, app) = (&status.app.project, &status.app.name);
+    let released = status.deployments.iter().any(|it| it.released);
+    let message = if released {
+        format!("cannot roll back {project}/{app}: there is no earlier deployment that ran")
+    } else {
+        format!("cannot roll back {project}/{app}: nothing is released")
+    };
+    let hint = match status.deployments.iter().find(|it| ran(it)) {
+        Some(last) if !released => format!("`shore release {}` brings it back", last.number),
+        _ => "list deployments with `shore status --all`".to_owned(),
+    };
+    CliError::new(ErrorKind::NotFound, message).hint(hint)
+}
+
+fn ran(deployment: &DeploymentView) -> bool {
+    matches!(deployment.state.as_str(), "ready" | "retired")
 }
 
 /// The newest deployment before the released one that was healthy once.
 fn previous(status: &AppStatus) -> Option<model::DeploymentId> {
     let released = status.deployments.iter().find(|it| it.released)?.number;
-    let earlier = status.deployments.iter().filter(|it| it.number < released);
-    earlier.filter(|it| matches!(it.state.as_str(), "ready" | "retired")).map(|it| it.id).next()
+    let mut earlier = status.deployments.iter().filter(|it| it.number < released);
+    earlier.find(|it| ran(it)).map(|it| it.id)
 }
 
 pub(super) async fn destroy(shell: &Shell, args: DestroyArgs) -> Result<()> {
@@ -211,7 +228,7 @@ pub(super) async fn destroy(shell: &Shell, args: DestroyArgs) -> Result<()> {
             "this stops {}/{} in {} and withdraws its routes",
             which.project, which.app, args.app.workspace
         );
-        return Err(CliError::invalid(message).hint("say `--yes` if you mean it"));
+        return Err(unconfirmed(message));
     }
     change(shell, &args.app, Operation::Destroy).await
 }
