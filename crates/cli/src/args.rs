@@ -16,9 +16,9 @@ use store::blobs::MAX_BLOB_BYTES;
 #[command(name = "shore", version, propagate_version = true, max_term_width = 100)]
 #[command(
     after_help = "Environment: SHORE_TOKEN is the token that commands use instead of the context's, \
-and SHORE_SERVER\nthe server's address; without it the context's address is used. `--context` wins \
+and SHORE_SERVER the server's address; without it the context's address is used. `--context` wins \
 over both.\n\nExit codes: 0 done, 1 the work failed, 2 wrong command line, 3 not found, \
-4 not allowed,\n5 conflict, 6 invalid input, 7 server or port not available, 70 internal error."
+4 not allowed, 5 conflict, 6 invalid input, 7 server or port not available, 70 internal error."
 )]
 pub(crate) struct Cli {
     #[command(flatten)]
