@@ -76,7 +76,7 @@ fn source_that_nothing_matches_fails_with_that_reason() -> Result<(), Failure> {
     std::fs::create_dir(&dir).map_err(told)?;
     std::fs::write(dir.join("letter.txt"), "Dear reader").map_err(told)?;
     let ran = dev.shore(&["up", &dir.display().to_string()])?;
-    let reason = "(up) failed: no buildpack matches this source (run `creator` exited";
+    let reason = "(up) failed: no buildpack matches this source\nhint:";
     refused(ran, 1, &["node: no package.json", "Procfile", reason, "hint: "])?;
     let status = dev.shore(&["status", "--project", "letters"])?.ok("status")?;
     holds(&status, &["nothing is released yet"])
