@@ -154,7 +154,7 @@ fn deploy(source: Source<'_>, block: &Block) -> Result<DeployFile> {
                     let number = source.number(it, 0..=u64::from(MAX_INSTANCES))?;
                     deploy.instances = Some(count(number));
                 }
-                "env" => deploy.env = source.env(it)?,
+                "env" => deploy.env = source.process_env(it)?,
                 "memory" => deploy.memory_mb = Some(source.number(it, 1..=1 << 20)?),
                 "stop_grace" => deploy.stop_grace_ms = Some(source.millis(it)?),
                 _ => return Ok(false),
@@ -259,6 +259,7 @@ app "web" {
             "app \"a\" {\n  deploy {\n    instances = \"two\"\n  }\n}",
             "app \"a\" {\n  deploy {\n    stop_grace = \"ten\"\n  }\n}",
             "app \"a\" {\n  deploy {\n    env = { \"A B\" = \"c\" }\n  }\n}",
+            "app \"a\" {\n  deploy {\n    env = { PORT = \"1\" }\n  }\n}",
             "app \"a\" {\n  deploy {\n    env = [1]\n  }\n}",
             "app \"a\" {\n  build \"x\" {\n  }\n}",
             "app \"a\" {\n  deploy {\n    process \"w\" { command = \"run it\" }\n  }\n}",

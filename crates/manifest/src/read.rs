@@ -162,6 +162,18 @@ impl Source<'_> {
             .map_err(|error| self.error(it.value.span(), error.to_string()))?;
         Ok(env)
     }
+
+    /// The environment of processes, without what the platform sets itself.
+    pub(crate) fn process_env(self, it: &Attribute) -> Result<BTreeMap<String, String>> {
+        let env = self.env(it)?;
+        match env.keys().find(|name| model::PLATFORM_ENV.contains(&name.as_str())) {
+            None => Ok(env),
+            Some(name) => {
+                let message = format!("`{name}` is set by the platform itself: leave it out");
+                Err(self.error(it.value.span(), message))
+            }
+        }
+    }
 }
 
 /// Something in a body.
