@@ -63,7 +63,7 @@ impl Endpoint {
             Some("http") => return Err(ConnectError::Plain(url.to_owned())),
             Some("https") if token.ca.is_none() => return Err(ConnectError::NoAuthority),
             Some("https") => {}
-            _ => return Err(wrong()),
+            Some(_) | None => return Err(wrong()),
         }
         Ok(Self { url: uri, token })
     }
@@ -75,10 +75,8 @@ impl Endpoint {
 
     /// A connector for this endpoint.
     pub fn connector(&self) -> Result<Connector, ConnectError> {
-        let tls = match (self.url.scheme_str(), self.token.ca) {
-            (Some("https"), Some(ca)) => Some(Arc::new(pinned(ca)?)),
-            _ => None,
-        };
+        let ca = self.token.ca.filter(|_| self.url.scheme_str() == Some("https"));
+        let tls = ca.map(|ca| pinned(ca).map(Arc::new)).transpose()?;
         Ok(Connector { tls })
     }
 }

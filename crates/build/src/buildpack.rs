@@ -4,7 +4,7 @@ use std::io::{ErrorKind, Read as _, Write};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
-use crate::error::{BuildError, Context as _};
+use crate::error::{BuildError, Context as _, if_there};
 use crate::image::{Limits, unpack};
 use crate::lifecycle::LayerCache;
 use crate::procfile::Entry;
@@ -256,12 +256,7 @@ impl BuildContext<'_> {
     /// A fresh, empty directory for a layer.
     pub fn layer_dir(&self, name: &str) -> Result<PathBuf, BuildError> {
         let dir = self.paths.root.real(&self.layer_path(name));
-        match std::fs::remove_dir_all(&dir) {
-            Err(error) if error.kind() != ErrorKind::NotFound => {
-                return Err(error).building("empty", &dir);
-            }
-            _ => {}
-        }
+        if_there(std::fs::remove_dir_all(&dir)).building("empty", &dir)?;
         std::fs::create_dir_all(&dir).building("make", &dir)?;
         Ok(dir)
     }

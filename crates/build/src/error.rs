@@ -129,3 +129,9 @@ impl<T> Context<T> for io::Result<T> {
 fn with(exit: Exit, what: &str, path: &Path, source: io::Error) -> BuildError {
     BuildError::Io { context: format!("{what} {}", path.display()), exit, source }
 }
+
+/// Takes the removal of what is not there for done.
+pub(crate) fn if_there(removed: io::Result<()>) -> io::Result<()> {
+    let absent = |error: &io::Error| error.kind() == io::ErrorKind::NotFound;
+    removed.or_else(|error| if absent(&error) { Ok(()) } else { Err(error) })
+}

@@ -119,10 +119,10 @@ impl Health {
 
     fn refused(&self, error: &io::Error) -> String {
         let port = self.address.port();
-        match error.kind() {
-            io::ErrorKind::ConnectionRefused => format!("connection refused on port {port}"),
-            _ => format!("cannot connect to port {port}: {error}"),
+        if error.kind() == io::ErrorKind::ConnectionRefused {
+            return format!("connection refused on port {port}");
         }
+        format!("cannot connect to port {port}: {error}")
     }
 
     /// The status that a page is answered with.

@@ -163,14 +163,13 @@ impl Agent {
         let bearer = bearer.map_err(|_| Status::unauthenticated("the token is no text"))?;
         request.metadata_mut().insert("authorization", bearer);
         let mut down = client.cell(request).await?.into_inner();
-        match down.message().await?.and_then(|first| first.message) {
-            Some(Down::Welcome(welcome)) => {
-                welcome.check()?;
-                tracing::info!(server = welcome.version, "connected to the server");
-                Ok(down)
-            }
-            _ => Err(Status::unavailable("the server did not begin with a welcome")),
-        }
+        let first = down.message().await?.and_then(|first| first.message);
+        let Some(Down::Welcome(welcome)) = first else {
+            return Err(Status::unavailable("the server did not begin with a welcome"));
+        };
+        welcome.check()?;
+        tracing::info!(server = welcome.version, "connected to the server");
+        Ok(down)
     }
 
     async fn serve(&mut self, mut session: Session) -> Closed {

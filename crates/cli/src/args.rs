@@ -503,7 +503,7 @@ fn host(text: &str) -> Result<String, String> {
 fn key_value(text: &str) -> Result<(String, String), String> {
     match text.split_once('=') {
         Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
-        _ => Err(format!("`{text}` has no `=`: NAME=VALUE is wanted")),
+        Some(_) | None => Err(format!("`{text}` has no `=`: NAME=VALUE is wanted")),
     }
 }
 

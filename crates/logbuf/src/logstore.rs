@@ -124,12 +124,12 @@ impl LogStore {
         open.streams.remove(id);
         let Some(root) = &self.root else { return Ok(()) };
         let dir = dir_of(root, id);
-        match fs::remove_dir_all(&dir) {
-            Err(error) if error.kind() != ErrorKind::NotFound => {
-                Err(LogError::io("remove", &dir, &error))
-            }
-            _ => Ok(()),
+        if let Err(error) = fs::remove_dir_all(&dir)
+            && error.kind() != ErrorKind::NotFound
+        {
+            return Err(LogError::io("remove", &dir, &error));
         }
+        Ok(())
     }
 
     /// Removes entries older than their limit from disk, of open and closed streams. Streams of

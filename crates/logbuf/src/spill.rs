@@ -100,7 +100,7 @@ impl Spill {
         let fail = |error: &io::Error| LogError::io("write the log in", &self.dir, error);
         let (mut file, len) = match tail.open.take() {
             Some((file, len)) if len < self.limits.file_bytes => (file, len),
-            _ => self.next_file(first).map_err(|error| fail(&error))?,
+            Some(_) | None => self.next_file(first).map_err(|error| fail(&error))?,
         };
         if let Err(error) = file.write_all(&tail.scratch) {
             // What was written of it would be passed over by readers; it only wastes space.

@@ -49,7 +49,7 @@ fn is_framing(line: &[u8]) -> bool {
     match line.first() {
         Some(b'c' | b'C') => is(LENGTH),
         Some(b't' | b'T') => is(ENCODING),
-        _ => false,
+        Some(_) | None => false,
     }
 }
 

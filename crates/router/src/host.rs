@@ -50,9 +50,11 @@ impl Host {
 
 /// `host:port` without the port, which must be a number. Brackets stay.
 fn without_port(text: &[u8]) -> Option<&[u8]> {
-    let name_end = match text.first()? {
-        b'[' => text.iter().position(|byte| *byte == b']')? + 1,
-        _ => text.iter().position(|byte| *byte == b':').unwrap_or(text.len()),
+    let position = |wanted: u8| text.iter().position(|byte| *byte == wanted);
+    let name_end = if *text.first()? == b'[' {
+        position(b']')? + 1
+    } else {
+        position(b':').unwrap_or(text.len())
     };
     let (name, port) = text.split_at(name_end);
     match port {

@@ -435,7 +435,7 @@ impl World {
         self.say(index, key, Report::Instance(InstanceReport::Started { address }));
         let pause = match limit {
             Some(limit) if never => limit,
-            _ => self.rng.between(1, 2_500),
+            Some(_) | None => self.rng.between(1, 2_500),
         };
         self.step_later(index, key, pause);
     }

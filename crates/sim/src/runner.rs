@@ -336,10 +336,12 @@ impl World {
                 }
             }
             Stage::Record => {
-                let source = match operation {
-                    Operation::Build { source } | Operation::Up { source } => *source,
-                    _ => Digest::of(b"source"),
-                };
+                let source =
+                    if let Operation::Build { source } | Operation::Up { source } = operation {
+                        *source
+                    } else {
+                        Digest::of(b"source")
+                    };
                 let processes = templates(&self.rng);
                 let image = Digest::of(&id.to_le_bytes());
                 WorkCommand::RecordBuild { id: BuildId(id), attempt, source, image, processes }

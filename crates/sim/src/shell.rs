@@ -143,7 +143,7 @@ impl Shell {
                 if forgets && kind == "job" && waiting() { Ok(()) } else { state.load(kind, body) }
             })
             .map_err(|error| error.to_string())?;
-        let ended = HistoryQuery::newest(Kind::new("job"), MAX_HISTORY_PAGE);
+        let ended = HistoryQuery::newest(Kind::new(state::JOB_HISTORY), MAX_HISTORY_PAGE);
         let ended = self.store.query_history(&ended).map_err(|error| error.to_string())?;
         ended.iter().rev().try_for_each(|row| state.load_ended(&row.body))?;
         Ok(state)
@@ -158,7 +158,7 @@ fn batch_of(at: Time, changes: Changes) -> Batch {
     });
     let histories = changes.archived.into_iter().map(|row| HistoryEntry {
         kind: Kind::new(row.kind),
-        key: format!("{:032x}", row.id),
+        key: state::history_key(row.id),
         at_ms: at.0,
         body: row.body,
     });
@@ -323,9 +323,10 @@ impl World {
         let outcome = match what {
             What::Apply(command) => {
                 let again = self.shell.shadow.is_some().then(|| command.clone());
-                let ack = match &*command {
-                    Command::Job(JobCommand::Ack(attempt)) => Some(*attempt),
-                    _ => None,
+                let ack = if let Command::Job(JobCommand::Ack(attempt)) = &*command {
+                    Some(*attempt)
+                } else {
+                    None
                 };
                 let stale = stale(live, &command);
                 let shown = command.clone();

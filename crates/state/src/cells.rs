@@ -178,21 +178,22 @@ impl Core {
         if row.epoch != epoch || row.state.cell() != Some(cell) {
             return Err(Refusal::stale("instance", id));
         }
+        let is_stopping = matches!(row.state, InstanceState::Stopping { .. });
         match report {
-            // It was stopped while the cell made up its mind: nothing of it is there.
-            InstanceReport::Reject { .. }
-                if matches!(row.state, InstanceState::Stopping { .. }) =>
-            {
+            // It may have been stopped while the cell made up its mind: nothing of it is there.
+            InstanceReport::Reject { .. } | InstanceReport::Gone if is_stopping => {
                 self.gone(now, &row)?;
             }
             InstanceReport::Reject { reason } => {
                 self.change_instance(now, &row, &InstanceEvent::Reject { reason: cut(reason) })?;
             }
-            InstanceReport::Started { address } => match row.state {
+            InstanceReport::Started { address } => {
                 // A re-adopted instance reports itself again.
-                InstanceState::Running { address: known, .. } if known == address => {}
-                _ => self.change_instance(now, &row, &InstanceEvent::Started { address })?,
-            },
+                let is_known = matches!(row.state, InstanceState::Running { address: it, .. } if it == address);
+                if !is_known {
+                    self.change_instance(now, &row, &InstanceEvent::Started { address })?;
+                }
+            }
             InstanceReport::Ready { ready } => {
                 self.change_instance(now, &row, &InstanceEvent::Ready(ready))?;
             }
@@ -203,10 +204,9 @@ impl Core {
                 }
                 self.crash(now, &row, reason)?;
             }
-            InstanceReport::Gone => match row.state {
-                InstanceState::Stopping { .. } => self.gone(now, &row)?,
-                _ => self.crash(now, &row, "it was removed from its cell".to_owned())?,
-            },
+            InstanceReport::Gone => {
+                self.crash(now, &row, "it was removed from its cell".to_owned())?;
+            }
         }
         Ok(Reply::Done)
     }
@@ -219,11 +219,9 @@ impl Core {
     ) -> Result<(), Refusal> {
         let state = row.state.next(event)?;
         if state != row.state {
-            let since = match event {
-                // Running since it started, however often its check changed its mind.
-                InstanceEvent::Ready(_) => row.since,
-                _ => now,
-            };
+            // Running since it started, however often its check changed its mind.
+            let same = matches!(event, InstanceEvent::Ready(_));
+            let since = if same { row.since } else { now };
             self.put(Instance { state, since, ..row.clone() });
         }
         Ok(())

@@ -206,11 +206,11 @@ impl Core {
     /// Nobody wants a deployment any more. One that was healthy can be started again later; one
     /// that never was has failed.
     fn abandon(&mut self, row: &Deployment, why: &str) -> Result<(), Refusal> {
-        let event = match row.state {
-            DeploymentState::Starting { .. } if !row.was_ready => {
-                DeploymentEvent::Fail { reason: why.to_owned() }
-            }
-            _ => DeploymentEvent::Retire,
+        let never_ready = matches!(row.state, DeploymentState::Starting { .. }) && !row.was_ready;
+        let event = if never_ready {
+            DeploymentEvent::Fail { reason: why.to_owned() }
+        } else {
+            DeploymentEvent::Retire
         };
         self.change_deployment(row, &event)
     }

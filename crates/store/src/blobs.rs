@@ -20,7 +20,7 @@ use std::time::UNIX_EPOCH;
 use tokio::fs;
 use tokio::io::{AsyncRead, AsyncReadExt as _};
 
-use crate::error::{StoreError, is_full};
+use crate::error::{StoreError, if_there, is_full};
 use crate::lock::Lock;
 
 mod reader;
@@ -416,10 +416,8 @@ impl Blobs {
 
 fn make_layout(dir: &Path) -> std::io::Result<()> {
     let temp = dir.join("tmp");
-    match std::fs::remove_dir_all(&temp) {
-        Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
-        _ => std::fs::create_dir(&temp)?,
-    }
+    if_there(std::fs::remove_dir_all(&temp))?;
+    std::fs::create_dir(&temp)?;
     std::fs::create_dir_all(dir.join("quarantine"))?;
     let shards = dir.join("sha256");
     for shard in 0..=u8::MAX {

@@ -156,6 +156,12 @@ fn holder_name(pid: Option<u32>) -> String {
     pid.map_or_else(|| "another process".to_owned(), |pid| format!("process {pid}"))
 }
 
+/// Takes the removal of what is not there for done.
+pub(crate) fn if_there(removed: std::io::Result<()>) -> std::io::Result<()> {
+    let absent = |error: &std::io::Error| error.kind() == std::io::ErrorKind::NotFound;
+    removed.or_else(|error| if absent(&error) { Ok(()) } else { Err(error) })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -150,8 +150,8 @@ impl Store for MemoryStore {
         }
         inner.commits += 1;
         match fault {
-            Some(Fault::KeepButFail(error)) => Err(error),
-            _ => Ok(()),
+            Some(Fault::KeepButFail(error) | Fault::Refuse(error)) => Err(error),
+            None => Ok(()),
         }
     }
 

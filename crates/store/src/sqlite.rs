@@ -195,7 +195,7 @@ fn last_changes(batches: &[Batch]) -> Vec<&Record> {
     for change in changes {
         match kept.last_mut() {
             Some(last) if (last.kind, last.id) == (change.kind, change.id) => *last = change,
-            _ => kept.push(change),
+            Some(_) | None => kept.push(change),
         }
     }
     kept

@@ -8,7 +8,7 @@ use std::time::Duration;
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::dev::run;
+use crate::dev::{at_home, first_json, run};
 use crate::{Failure, Page, Ran, exchange, wait_for};
 
 /// How long a stop may take.
@@ -112,14 +112,7 @@ impl Alone {
 
     /// `shore ARGS`, ready to start as a person would.
     pub fn command(&self, args: &[&str]) -> Command {
-        let mut command = Command::new(&self.shore);
-        command
-            .args(args)
-            .env("XDG_DATA_HOME", self.home.path().join("data"))
-            .env("XDG_CONFIG_HOME", self.home.path().join("config"))
-            .env("NO_COLOR", "1")
-            .current_dir(self.home.path());
-        command
+        at_home(&self.shore, self.home.path(), args)
     }
 
     /// Runs `shore ARGS` to its end.
@@ -129,11 +122,7 @@ impl Alone {
 
     /// Runs `shore ARGS --json` and reads the first line.
     pub fn json(&self, args: &[&str]) -> Result<Value, Failure> {
-        let mut all = args.to_vec();
-        all.push("--json");
-        let out = self.shore(&all)?.ok(&format!("shore {}", args.join(" ")))?;
-        let line = out.lines().next().unwrap_or("null");
-        serde_json::from_str(line).map_err(|error| format!("{line}: {error}"))
+        first_json(args, |args| self.shore(args))
     }
 
     /// Makes a token with `args`, as in `--role cell`.

@@ -7,7 +7,7 @@ use std::process::{Child, Command, Stdio};
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::dev::run;
+use crate::dev::{at_home, first_json, run};
 use crate::{Failure, Ports, Ran};
 
 /// A role.
@@ -95,14 +95,7 @@ impl Cluster {
     }
 
     fn command(&self, args: &[&str]) -> Command {
-        let mut command = Command::new(&self.shore);
-        command
-            .args(args)
-            .env("XDG_DATA_HOME", self.home.path().join("data"))
-            .env("XDG_CONFIG_HOME", self.home.path().join("config"))
-            .env("NO_COLOR", "1")
-            .current_dir(self.home.path());
-        command
+        at_home(&self.shore, self.home.path(), args)
     }
 
     /// Starts a role; its first line when it prints one.
@@ -162,11 +155,7 @@ impl Cluster {
 
     /// Runs `shore ARGS --json` and reads the first line.
     pub fn json(&self, args: &[&str]) -> Result<Value, Failure> {
-        let mut all = args.to_vec();
-        all.push("--json");
-        let out = self.shore(&all)?.ok(&format!("shore {}", args.join(" ")))?;
-        let line = out.lines().next().unwrap_or("null");
-        serde_json::from_str(line).map_err(|error| format!("{line}: {error}"))
+        first_json(args, |args| self.shore(args))
     }
 }
 

@@ -81,6 +81,30 @@ impl Ran {
     }
 }
 
+/// `shore ARGS`, ready to start as a person whose home this is would.
+pub(crate) fn at_home(shore: &Path, home: &Path, args: &[&str]) -> Command {
+    let mut command = Command::new(shore);
+    command
+        .args(args)
+        .env("XDG_DATA_HOME", home.join("data"))
+        .env("XDG_CONFIG_HOME", home.join("config"))
+        .env("NO_COLOR", "1")
+        .current_dir(home);
+    command
+}
+
+/// The first line of what `shore ARGS --json` says.
+pub(crate) fn first_json(
+    args: &[&str],
+    shore: impl FnOnce(&[&str]) -> Result<Ran, Failure>,
+) -> Result<Value, Failure> {
+    let mut all = args.to_vec();
+    all.push("--json");
+    let out = shore(&all)?.ok(&format!("shore {}", args.join(" ")))?;
+    let line = out.lines().next().unwrap_or("null");
+    serde_json::from_str(line).map_err(|error| format!("{line}: {error}"))
+}
+
 /// Runs a command to its end.
 pub(crate) fn run(command: &mut Command) -> Result<Ran, Failure> {
     let output = command.stdin(Stdio::null()).output();
@@ -209,35 +233,24 @@ impl Dev {
     }
 
     fn command(&self, args: &[&str]) -> Command {
-        let mut command = Command::new(&self.shore);
-        command
-            .args(args)
-            .env("XDG_DATA_HOME", self.home.join("data"))
-            .env("XDG_CONFIG_HOME", self.home.join("config"))
-            .env("NO_COLOR", "1");
-        command
+        at_home(&self.shore, &self.home, args)
     }
 
     /// Runs `shore ARGS` as a person in another terminal would.
     pub fn shore(&self, args: &[&str]) -> Result<Ran, Failure> {
-        run(self.command(args).current_dir(&self.home))
+        run(&mut self.command(args))
     }
 
     /// Starts `shore ARGS` as a person in another terminal would and does not wait.
     pub fn shore_in_background(&self, args: &[&str], out: Stdio) -> Result<Child, Failure> {
         let mut command = self.command(args);
-        command.current_dir(&self.home);
         command.stdin(Stdio::null()).stdout(out).stderr(Stdio::null());
         command.spawn().map_err(|error| error.to_string())
     }
 
     /// Runs `shore ARGS --json` and reads the first line.
     pub fn json(&self, args: &[&str]) -> Result<Value, Failure> {
-        let mut all = args.to_vec();
-        all.push("--json");
-        let out = self.shore(&all)?.ok(&format!("shore {}", args.join(" ")))?;
-        let line = out.lines().next().unwrap_or("null");
-        serde_json::from_str(line).map_err(|error| format!("{line}: {error}"))
+        first_json(args, |args| self.shore(args))
     }
 
     /// Sends a signal by number; nothing happens when it has ended.

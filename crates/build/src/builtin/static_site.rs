@@ -57,7 +57,7 @@ impl Buildpack for StaticSite {
             Some(top) if top != "." && context.procfile.is_empty() => {
                 AppFiles::Only(vec![top.to_owned()])
             }
-            _ => AppFiles::AllBut(vec![MARK.to_owned(), procfile::FILE.to_owned()]),
+            Some(_) | None => AppFiles::AllBut(vec![MARK.to_owned(), procfile::FILE.to_owned()]),
         };
         Ok(built)
     }

@@ -88,7 +88,11 @@ impl Merge<'_> {
                 FileType::Symlink => {
                     link(from.as_fd(), to.as_fd(), &name).map_err(|e| at(e.into()))?;
                 }
-                _ => {}
+                FileType::Fifo
+                | FileType::Socket
+                | FileType::CharacterDevice
+                | FileType::BlockDevice
+                | FileType::Unknown => {}
             }
         }
         Ok(())

@@ -8,6 +8,8 @@ use drivers::archive::{self, Limits, Summary};
 use flate2::bufread::MultiGzDecoder;
 use model::Digest;
 
+use crate::error::if_there;
+
 use super::{Hashing, ImageError, io_error};
 
 const BUFFER: usize = 64 * 1024;
@@ -47,12 +49,8 @@ impl LayerStore {
         let boot = std::fs::read(BOOT_ID).unwrap_or_default();
         let mark = dir.join("boot");
         if std::fs::read(&mark).ok().as_ref() != Some(&boot) {
-            match std::fs::remove_dir_all(dir) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                    return Err(io_error("empty", dir, error));
-                }
-                _ => {}
-            }
+            if_there(std::fs::remove_dir_all(dir))
+                .map_err(|error| io_error("empty", dir, error))?;
             std::fs::create_dir_all(dir).map_err(|error| io_error("make", dir, error))?;
             std::fs::write(&mark, boot).map_err(|error| io_error("write", &mark, error))?;
         }
@@ -104,12 +102,7 @@ impl LayerStore {
     /// Removes an unpacked layer.
     pub fn remove(&self, digest: &Digest) -> Result<(), ImageError> {
         let dir = self.dir.join(digest.hex());
-        match std::fs::remove_dir_all(&dir) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                Err(io_error("remove", &dir, error))
-            }
-            _ => Ok(()),
-        }
+        if_there(std::fs::remove_dir_all(&dir)).map_err(|error| io_error("remove", &dir, error))
     }
 
     fn temporary(&self, digest: &Digest) -> Result<PathBuf, ImageError> {

@@ -14,6 +14,7 @@ use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
 use crate::buildpack::Cached;
+use crate::error::if_there;
 use crate::image::{Blob, Hashing};
 
 /// The cache in one directory.
@@ -105,10 +106,8 @@ impl LayerCache {
         std::fs::create_dir_all(&self.dir)?;
         let kept = self.blob(&blob.digest);
         // What is there already may be damaged: it was not used.
-        match std::fs::remove_file(&kept) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => place(&blobs.join(blob.digest.hex()), &kept)?,
-        }
+        if_there(std::fs::remove_file(&kept))?;
+        place(&blobs.join(blob.digest.hex()), &kept)?;
         self.index.blobs.insert(blob.diff_id, Entry { digest: blob.digest, size: blob.size });
         Ok(())
     }

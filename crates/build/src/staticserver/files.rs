@@ -118,7 +118,12 @@ impl Site {
         match FileType::from_raw_mode(stat.st_mode) {
             FileType::Directory => return Ok(Target::Directory),
             FileType::RegularFile => {}
-            _ => return Ok(Target::Nothing),
+            FileType::Symlink
+            | FileType::Fifo
+            | FileType::Socket
+            | FileType::CharacterDevice
+            | FileType::BlockDevice
+            | FileType::Unknown => return Ok(Target::Nothing),
         }
         let size = u64::try_from(stat.st_size).unwrap_or(0);
         let identity = Identity::of(&stat);

@@ -71,7 +71,7 @@ fn expires(token: &TokenView, now: Time) -> String {
     match (token.revoked_at, token.expires_at) {
         (None, None) => "never".to_owned(),
         (None, Some(at)) if at > now => until(now, at),
-        _ => String::new(),
+        (None | Some(_), None | Some(_)) => String::new(),
     }
 }
 

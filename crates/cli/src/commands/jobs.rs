@@ -205,7 +205,7 @@ fn nothing_before(status: &AppStatus) -> CliError {
     };
     let hint = match status.deployments.iter().find(|it| ran(it)) {
         Some(last) if !released => format!("`shore release {}` brings it back", last.number),
-        _ => "list deployments with `shore status --all`".to_owned(),
+        Some(_) | None => "list deployments with `shore status --all`".to_owned(),
     };
     CliError::new(ErrorKind::NotFound, message).hint(hint)
 }

@@ -117,7 +117,11 @@ fn entry<W: Write>(
             let target = OsStr::from_bytes(target.as_bytes());
             builder.append_link(&mut header(&stat, EntryType::Symlink, 0), path, target)
         }
-        _ => Ok(()),
+        FileType::Fifo
+        | FileType::Socket
+        | FileType::CharacterDevice
+        | FileType::BlockDevice
+        | FileType::Unknown => Ok(()),
     }
 }
 

@@ -174,10 +174,10 @@ impl Inner {
 fn check_user(user: Option<User>) -> Result<()> {
     let own =
         User { uid: rustix::process::geteuid().as_raw(), gid: rustix::process::getegid().as_raw() };
-    match user {
-        Some(other) if other != own => Err(DriverError::Unsupported(
+    if user.is_some_and(|other| other != own) {
+        return Err(DriverError::Unsupported(
             "processes run as the agent's user; another user needs the oci driver".to_owned(),
-        )),
-        _ => Ok(()),
+        ));
     }
+    Ok(())
 }

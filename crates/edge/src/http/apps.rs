@@ -187,10 +187,10 @@ pub(crate) async fn run(
     let spec = spec.ok_or_else(|| ApiError::not_found("release of app", name))?;
     let id = TaskId(server.fresh_id());
     let command = WorkCommand::RunOnce { id, app, spec };
-    match server.apply(Command::Work(command)).await? {
-        Reply::Task(task) => Ok(Json(views::task(&task))),
-        _ => Err(ApiError::internal("a task was not answered with the task")),
-    }
+    let Reply::Task(task) = server.apply(Command::Work(command)).await? else {
+        return Err(ApiError::internal("a task was not answered with the task"));
+    };
+    Ok(Json(views::task(&task)))
 }
 
 fn one_off(state: &Control, app: &App, place: &Name, argv: Vec<String>) -> Option<TaskSpec> {

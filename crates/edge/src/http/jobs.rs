@@ -99,10 +99,11 @@ async fn app_of(
         return Ok(Some(row.id));
     }
     let id = AppId(server.fresh_id());
-    match server.apply(Command::EnsureApp { id, project: project.id, name }).await? {
-        Reply::App(id, _) => Ok(Some(id)),
-        _ => Err(ApiError::internal("an app was not answered with its id")),
-    }
+    let ensure = Command::EnsureApp { id, project: project.id, name };
+    let Reply::App(id, _) = server.apply(ensure).await? else {
+        return Err(ApiError::internal("an app was not answered with its id"));
+    };
+    Ok(Some(id))
 }
 
 /// Jobs, newest first.

@@ -10,7 +10,7 @@ use rusqlite::config::DbConfig;
 use rusqlite::{Connection, ErrorCode, OpenFlags};
 
 use super::schema::{APPLICATION_ID, FORMAT, migrate};
-use crate::error::StoreError;
+use crate::error::{StoreError, if_there};
 
 const MAGIC: &[u8; 16] = b"SQLite format 3\0";
 const HEADER_BYTES: usize = 100;
@@ -226,12 +226,7 @@ fn private_file(path: &Path) -> Result<(), StoreError> {
 }
 
 fn remove_if_there(path: &Path) -> Result<(), StoreError> {
-    match fs::remove_file(path) {
-        Err(error) if error.kind() != ErrorKind::NotFound => {
-            Err(StoreError::io("remove", path, &error))
-        }
-        _ => Ok(()),
-    }
+    if_there(fs::remove_file(path)).map_err(|error| StoreError::io("remove", path, &error))
 }
 
 fn parent(path: &Path) -> &Path {
