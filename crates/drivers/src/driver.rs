@@ -8,10 +8,10 @@ use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use serde::{Deserialize, Serialize};
-use tokio::io::AsyncRead;
+use tokio::io::{AsyncRead, AsyncWrite};
 
 use crate::archive;
-use crate::error::Result;
+use crate::error::{DriverError, Result};
 use crate::output::{OutputOffset, OutputStream};
 use crate::spec::{ContainerSpec, Handle, ProcessId, ProcessSpec};
 
@@ -93,8 +93,61 @@ pub trait Driver: Send + Sync + Debug {
     /// the container has.
     fn host_path(&self, handle: &Handle, path: &str) -> Option<PathBuf>;
 
+    /// Starts a process that somebody works with: it has an input, and a terminal when asked. It is
+    /// not listed, its output is not kept, and it is killed when the session is dropped or the
+    /// agent ends.
+    fn session<'a>(
+        &'a self,
+        _handle: &'a Handle,
+        _spec: ProcessSpec,
+        _terminal: Option<Terminal>,
+    ) -> BoxFuture<'a, Result<Session>> {
+        let name = self.capabilities().name;
+        let reason = format!("the {name} driver has no interactive sessions");
+        Box::pin(async { Err(DriverError::Unsupported(reason)) })
+    }
+
     /// How a container's ports are reached.
     fn network(&self, handle: &Handle) -> Network;
+}
+
+/// The size of a terminal, in characters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Terminal {
+    /// How wide.
+    pub columns: u16,
+    /// How high.
+    pub rows: u16,
+}
+
+/// A process that somebody works with.
+pub struct Session {
+    /// Its standard input; dropping it ends that.
+    pub input: Pin<Box<dyn AsyncWrite + Send>>,
+    /// Its standard output, or what its terminal shows.
+    pub output: Input,
+    /// Its standard error; empty with a terminal.
+    pub error: Input,
+    /// Everything else.
+    pub control: Box<dyn SessionControl>,
+}
+
+impl Debug for Session {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Session").finish_non_exhaustive()
+    }
+}
+
+/// What can be done to the process of a [`Session`].
+pub trait SessionControl: Send + Sync {
+    /// Changes the size of its terminal; nothing happens without one.
+    fn resize(&self, terminal: Terminal) -> Result<()>;
+
+    /// Sends it a signal; fine when it has ended.
+    fn signal(&self, signal: Signal) -> Result<()>;
+
+    /// Waits for its end.
+    fn wait(&mut self) -> BoxFuture<'_, Result<Exit>>;
 }
 
 /// What a driver can do on this machine.
@@ -106,10 +159,33 @@ pub struct Capabilities {
     pub isolation: Isolation,
     /// The limits that are really enforced; others are ignored.
     pub enforced: Vec<LimitKind>,
-    /// Whether the exit of a process says that it ran out of memory.
-    pub reports_oom: bool,
+    /// What else it can do.
+    pub abilities: Vec<Ability>,
     /// Why this driver cannot be used on this machine, if so.
     pub unavailable: Option<String>,
+}
+
+impl Capabilities {
+    /// Whether the driver can do something.
+    pub fn can(&self, ability: Ability) -> bool {
+        self.abilities.contains(&ability)
+    }
+}
+
+/// Something not every driver can do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ability {
+    /// The exit of a process says that it ran out of memory.
+    ReportOom,
+    /// It lays out [`Root`](crate::Root) and mounts. Without this the caller fills the container
+    /// through [`Driver::host_path`].
+    LayOut,
+    /// [`EgressRule`](crate::EgressRule)s hold, and private addresses are out of reach without one.
+    RestrictEgress,
+    /// Processes may run as another [`User`](crate::User).
+    Users,
+    /// [`Driver::session`] works.
+    Sessions,
 }
 
 /// What stands between a container and the machine.
@@ -260,4 +336,8 @@ pub struct Stats {
     pub processes: u32,
     /// Bytes on disk below its root; may be some seconds old.
     pub disk_bytes: u64,
+    /// How long it waited because its processor time was used up, where that is known.
+    pub throttled: Duration,
+    /// How many of its processes were killed because memory ran out, where that is known.
+    pub oom_kills: u64,
 }

@@ -17,10 +17,13 @@ pub mod shim;
 mod spec;
 
 pub use driver::{
-    Capabilities, ContainerInfo, Driver, Exit, Input, Isolation, LimitKind, Network, Outcome,
-    ProcessInfo, ProcessState, Signal, Started, Stats, Target,
+    Ability, Capabilities, ContainerInfo, Driver, Exit, Input, Isolation, LimitKind, Network,
+    Outcome, ProcessInfo, ProcessState, Session, SessionControl, Signal, Started, Stats, Target,
+    Terminal,
 };
 pub use error::{DriverError, Result, StartFault};
 pub use open_files::raise_open_files;
 pub use output::{Chunk, Output, OutputOffset, OutputStream, Source};
-pub use spec::{ContainerSpec, Handle, Limits, ProcessId, ProcessSpec, User};
+pub use spec::{
+    ContainerSpec, EgressRule, Handle, Limits, Mount, ProcessId, ProcessSpec, Protocol, Root, User,
+};

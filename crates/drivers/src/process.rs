@@ -232,7 +232,7 @@ impl Driver for ProcessDriver {
                 LimitKind::OpenFiles,
                 LimitKind::FileSize,
             ],
-            reports_oom: false,
+            abilities: Vec::new(),
             unavailable: start::unavailable(&self.0.supervisor),
         }
     }

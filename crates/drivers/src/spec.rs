@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::net::IpAddr;
+use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
@@ -125,7 +127,65 @@ impl Limits {
     }
 }
 
-/// What a container is made from. Its root is empty; the caller copies in what it needs.
+/// The most mounts of one container.
+const MAX_MOUNTS: usize = 64;
+/// The most egress rules of one container.
+const MAX_EGRESS_RULES: usize = 256;
+
+/// The file system a container starts with.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Root {
+    /// Directories with the unpacked layers of an image, from the lowest to the highest. A file
+    /// `.wh.NAME` removes `NAME` of the layers below, `.wh..wh..opq` everything beside it. They are
+    /// shared: nothing a container does may change them. They must stay until it is removed.
+    pub layers: Vec<PathBuf>,
+    /// Nothing outside mounts and `/tmp` may be written.
+    pub read_only: bool,
+    /// Bytes of `/tmp`, which then is memory; part of the disk when absent.
+    pub tmp_bytes: Option<u64>,
+}
+
+/// A directory or file of the machine that a container sees.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Mount {
+    /// Where it is on the machine. It must exist.
+    pub source: PathBuf,
+    /// Where it is in the container: an absolute path, made when missing.
+    pub target: String,
+    /// Whether the container may only read it.
+    pub read_only: bool,
+}
+
+/// A protocol of an [`EgressRule`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[expect(missing_docs, reason = "the names are the protocols'")]
+pub enum Protocol {
+    Tcp,
+    Udp,
+    Icmp,
+    All,
+}
+
+/// Lets a container open connections that would be refused: without rules it reaches public
+/// addresses and name servers, and neither private nor link-local ones nor the machine itself.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EgressRule {
+    /// The first address of the network.
+    pub network: IpAddr,
+    /// How many leading bits count: up to 32 or 128.
+    pub prefix: u8,
+    /// Which protocol.
+    pub protocol: Protocol,
+    /// First and last port, for TCP and UDP; all when absent.
+    #[serde(default)]
+    pub ports: Option<(u16, u16)>,
+}
+
+/// What a container is made from. Where the driver does not lay out roots and mounts itself (see
+/// [`Ability::LayOut`](crate::Ability::LayOut)) its root is empty and the caller
+/// copies in what it needs.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct ContainerSpec {
     /// Its name on this machine.
@@ -139,6 +199,19 @@ pub struct ContainerSpec {
     /// Environment of every process, below the process's own.
     #[serde(default)]
     pub env: BTreeMap<String, String>,
+    /// Its file system.
+    #[serde(default)]
+    pub root: Root,
+    /// What of the machine it sees.
+    #[serde(default)]
+    pub mounts: Vec<Mount>,
+    /// Which connections it may open beyond the usual.
+    #[serde(default)]
+    pub egress: Vec<EgressRule>,
+    /// Who runs its processes unless they say otherwise; its own root when absent. Numbers count
+    /// inside the container.
+    #[serde(default)]
+    pub user: Option<User>,
 }
 
 impl ContainerSpec {
@@ -158,11 +231,17 @@ impl ContainerSpec {
             },
             properties: BTreeMap::new(),
             env: BTreeMap::new(),
+            root: Root { layers: Vec::new(), read_only: false, tmp_bytes: None },
+            mounts: Vec::new(),
+            egress: Vec::new(),
+            user: None,
         }
     }
 
     /// Checks everything a driver relies on.
     pub fn check(&self) -> Result<()> {
+        check_mounts(&self.mounts)?;
+        check_egress(&self.egress)?;
         if self.properties.len() > MAX_PROPERTIES {
             return Err(DriverError::invalid("properties", format!("more than {MAX_PROPERTIES}")));
         }
@@ -232,6 +311,41 @@ impl ProcessSpec {
     }
 }
 
+fn check_mounts(mounts: &[Mount]) -> Result<()> {
+    if mounts.len() > MAX_MOUNTS {
+        return Err(DriverError::invalid("mounts", format!("more than {MAX_MOUNTS}")));
+    }
+    for Mount { source, target, .. } in mounts {
+        let parts = || target.split('/').skip(1);
+        let plain = target.starts_with('/') && parts().any(|part| !part.is_empty());
+        if !plain || parts().any(|part| part == "..") || target.contains(['\0', ':', ',']) {
+            let reason = format!("{target:?} is no absolute path below the root");
+            return Err(DriverError::invalid("mount", reason));
+        }
+        if !source.is_absolute() {
+            let reason = format!("{} is not absolute", source.display());
+            return Err(DriverError::invalid("mount", reason));
+        }
+    }
+    Ok(())
+}
+
+fn check_egress(rules: &[EgressRule]) -> Result<()> {
+    if rules.len() > MAX_EGRESS_RULES {
+        return Err(DriverError::invalid("egress rules", format!("more than {MAX_EGRESS_RULES}")));
+    }
+    for rule in rules {
+        let bits = if rule.network.is_ipv4() { 32 } else { 128 };
+        let ports_fit = rule.ports.is_none_or(|(first, last)| {
+            first <= last && matches!(rule.protocol, Protocol::Tcp | Protocol::Udp)
+        });
+        if rule.prefix > bits || !ports_fit {
+            return Err(DriverError::invalid("egress rule", format!("{rule:?}")));
+        }
+    }
+    Ok(())
+}
+
 fn check_env(env: &BTreeMap<String, String>) -> Result<()> {
     for (key, value) in env {
         if key.is_empty() || key.contains(['=', '\0']) || value.contains('\0') {
@@ -244,6 +358,29 @@ fn check_env(env: &BTreeMap<String, String>) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn mounts_and_rules_are_checked() {
+        let spec = |target: &str| {
+            let mut spec = ContainerSpec::new(Handle::new("a").expect("a handle"));
+            let (source, target) = (PathBuf::from("/srv"), target.to_owned());
+            spec.mounts.push(Mount { source, target, read_only: true });
+            spec
+        };
+        assert!(spec("/data/x").check().is_ok());
+        for bad in ["", "/", "//", "data", "/a/../b", "/a:b", "/a\0"] {
+            assert!(spec(bad).check().is_err(), "{bad:?}");
+        }
+        let rule = |prefix, protocol, ports| {
+            let mut spec = spec("/data");
+            let network = IpAddr::from([10, 0, 0, 0]);
+            spec.egress.push(EgressRule { network, prefix, protocol, ports });
+            spec.check().is_ok()
+        };
+        assert!(rule(8, Protocol::Tcp, Some((80, 90))) && rule(32, Protocol::All, None));
+        assert!(!rule(33, Protocol::All, None) && !rule(8, Protocol::Icmp, Some((1, 2))));
+        assert!(!rule(8, Protocol::Tcp, Some((90, 80))));
+    }
 
     #[test]
     fn handles_have_one_form() {
