@@ -55,24 +55,30 @@ impl Executor<'_> {
                 return Err(interrupted());
             }
             match action {
-                Action::Download { blob, to, unpack } => {
+                Action::Download { blob: Some(blob), to, unpack, .. } => {
                     let download = transfer::download(self.actor, *blob, (to, *unpack));
                     let done = stop.or_stop(download).await.unwrap_or_else(|| Err(interrupted()));
                     done.context(|| format!("download to {to}"))
                 }
-                Action::Upload { from, mode } => {
+                Action::Download { blob: None, .. } | Action::Upload { url: Some(_), .. } => {
+                    Err(Failure::new("this cell moves bytes from and to the blob store only"))
+                }
+                Action::Upload { from, mode, .. } => {
                     let upload = transfer::upload(self.actor, from, *mode);
                     let done = stop.or_stop(upload).await.unwrap_or_else(|| Err(interrupted()));
                     done.context(|| format!("upload of {from}"))
                 }
-                Action::Run { argv, env, dir } => self.process((argv, env, dir), stop).await,
+                Action::Run { argv, env, dir, .. } => self.process((argv, env, dir), stop).await,
                 Action::Serial { actions } => {
                     for action in actions {
                         self.run(action, stop).await?;
                     }
                     Ok(())
                 }
-                Action::Parallel { actions } => self.parallel(actions, stop).await,
+                Action::Parallel { actions, .. } => self.parallel(actions, stop).await,
+                Action::Codependent { .. } | Action::EmitProgress { .. } => {
+                    Err(Failure::new("this cell does not know the action"))
+                }
                 Action::Timeout { inner, ms } => self.limited(inner, *ms, stop).await,
                 Action::Try { inner } => self.attempt(inner, stop).await,
             }

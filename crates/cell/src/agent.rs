@@ -8,7 +8,7 @@ use api::proto::work::Kind;
 use api::proto::{Desired, DesiredWork, Work, from_json};
 use api::{Client, Endpoint};
 use drivers::Driver;
-use model::{ProcessSpec, TaskSpec};
+use model::{InstanceReport, ProcessSpec, TaskReport, TaskSpec};
 use runtime::{Tasks, mono_now};
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -21,7 +21,7 @@ use crate::link::{Connection, Link};
 use crate::logs::{Journal, Window};
 use crate::machine::{self, Home};
 use crate::options::{Capacity, Options};
-use crate::report::{InstanceReport, Reporter, TaskReport};
+use crate::report::Reporter;
 use crate::resume::ResumeFile;
 use crate::shared::Shared;
 use crate::work::{Key, Want};
@@ -280,10 +280,13 @@ impl Agent {
         self.say(async move {
             match (key.kind, reason.is_empty()) {
                 (Kind::Task, true) => reporter.end(&TaskReport::Cancelled).await,
-                (Kind::Task, false) => reporter.end(&TaskReport::Failed { reason }).await,
+                (Kind::Task, false) => {
+                    reporter.end(&TaskReport::Failed { reason, detail: None }).await;
+                }
                 (Kind::Instance, true) => reporter.end(&InstanceReport::Gone).await,
                 (Kind::Instance, false) => {
-                    let crashed = InstanceReport::Crashed { reason, never_healthy: true };
+                    let crashed =
+                        InstanceReport::Crashed { reason, never_healthy: true, detail: None };
                     reporter.end(&crashed).await;
                 }
             }

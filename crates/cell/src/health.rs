@@ -102,6 +102,7 @@ impl Health {
             let stream = stream.map_err(|error| self.refused(&error))?;
             match &self.check.kind {
                 CheckKind::Answers if first_answer => self.get(stream, "/").await.map(drop),
+                CheckKind::Command { .. } => Err("this cell runs no commands".to_owned()),
                 CheckKind::Answers | CheckKind::Tcp => Ok(()),
                 CheckKind::Http { path } => match self.get(stream, path).await? {
                     status if HEALTHY.contains(&status) => Ok(()),
@@ -182,7 +183,14 @@ mod tests {
     }
 
     fn check(kind: CheckKind) -> Check {
-        Check { kind, interval_ms: 10, timeout_ms: 200, start_timeout_ms: 100, failures: 2 }
+        Check {
+            kind,
+            interval_ms: 10,
+            timeout_ms: 200,
+            start_timeout_ms: 100,
+            failures: 2,
+            ..Check::default()
+        }
     }
 
     #[tokio::test]

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
 use drivers::{Exit, ProcessId, ProcessSpec as Command};
-use model::{Check, ProcessSpec};
+use model::{Check, InstanceReport, ProcessSpec};
 
 use crate::actor::{Actor, Reading, describe};
 use crate::error::{Context as _, Failure};
@@ -12,7 +12,6 @@ use crate::health::{Health, Verdict};
 use crate::limits::REJECT_PAUSE;
 use crate::lines::Position;
 use crate::prepare;
-use crate::report::InstanceReport;
 use crate::shared::Place;
 use crate::work::Want;
 
@@ -97,7 +96,7 @@ pub(crate) async fn run(actor: &Actor, spec: &ProcessSpec, labels: &HashMap<Stri
         Err(failure) => {
             actor.remove().await;
             let reason = format!("could not start: {failure}");
-            let crashed = InstanceReport::Crashed { reason, never_healthy: false };
+            let crashed = InstanceReport::Crashed { reason, never_healthy: false, detail: None };
             return actor.reporter.end(&crashed).await;
         }
     };
@@ -232,7 +231,8 @@ impl Running<'_> {
         actor.stop(grace).await;
         actor.finish(reading).await;
         actor.flush().await;
-        let crashed = |reason, never_healthy| InstanceReport::Crashed { reason, never_healthy };
+        let crashed =
+            |reason, never_healthy| InstanceReport::Crashed { reason, never_healthy, detail: None };
         let report = match end {
             End::Exited(exit) => {
                 // The process is gone already: a restart need not wait for its files.

@@ -25,7 +25,7 @@ pub struct Options {
     /// Its failure domain.
     pub zone: String,
     /// Free words an app may ask for.
-    pub tags: BTreeSet<String>,
+    pub tags: BTreeSet<Name>,
     /// Labels for people.
     pub labels: BTreeMap<String, String>,
     /// What it offers; all of the machine when absent.

@@ -6,43 +6,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use api::proto::Report;
 use api::proto::cell_up::Message;
 use bytes::Bytes;
+use model::{InstanceReport, TaskReport};
 use serde::Serialize;
 use tokio::sync::Mutex;
 
 use crate::link::Link;
 use crate::work::Key;
-
-/// News of a task.
-#[derive(Debug, Serialize)]
-#[serde(tag = "report", rename_all = "snake_case")]
-pub(crate) enum TaskReport {
-    /// The cell wants to start it; it may do so only after the answer.
-    Claim,
-    /// The cell cannot take it.
-    Reject { reason: String },
-    /// Its actions succeeded.
-    Succeeded { result: Option<String> },
-    /// Its actions failed.
-    Failed { reason: String },
-    /// It was stopped because it was cancelled.
-    Cancelled,
-}
-
-/// News of an instance.
-#[derive(Debug, Serialize)]
-#[serde(tag = "report", rename_all = "snake_case")]
-pub(crate) enum InstanceReport {
-    /// The cell cannot take it.
-    Reject { reason: String },
-    /// Its process runs.
-    Started { address: SocketAddr },
-    /// Its health check changed its mind.
-    Ready { ready: bool },
-    /// It ended by itself or never became healthy.
-    Crashed { reason: String, never_healthy: bool },
-    /// Nothing of it is left on the cell.
-    Gone,
-}
 
 /// What the server has to know, however often the connection breaks.
 #[derive(Debug, Default)]
@@ -142,7 +111,7 @@ mod tests {
                 r#"{"report":"succeeded","result":"x"}"#,
             ),
             (
-                render(&TaskReport::Failed { reason: reason() }),
+                render(&TaskReport::Failed { reason: reason(), detail: None }),
                 r#"{"report":"failed","reason":"why"}"#,
             ),
             (render(&TaskReport::Cancelled), r#"{"report":"cancelled"}"#),
@@ -156,7 +125,11 @@ mod tests {
             ),
             (render(&InstanceReport::Ready { ready: true }), r#"{"report":"ready","ready":true}"#),
             (
-                render(&InstanceReport::Crashed { reason: reason(), never_healthy: true }),
+                render(&InstanceReport::Crashed {
+                    reason: reason(),
+                    never_healthy: true,
+                    detail: None,
+                }),
                 r#"{"report":"crashed","reason":"why","never_healthy":true}"#,
             ),
             (render(&InstanceReport::Gone), r#"{"report":"gone"}"#),

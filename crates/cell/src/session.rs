@@ -1,5 +1,6 @@
 //! The stream to the server: connects, again and again, and passes on what comes.
 
+use std::collections::BTreeSet;
 use std::time::Instant;
 
 use api::Joining;
@@ -132,11 +133,20 @@ impl Agent {
         let spec = CellSpec {
             name: options.name.clone(),
             zone: options.zone.clone(),
+            required_tags: BTreeSet::new(),
             tags: options.tags.clone(),
-            drivers: self.shared.drivers.iter().map(name).map(str::to_owned).collect(),
+            drivers: self
+                .shared
+                .drivers
+                .iter()
+                .map(name)
+                .filter_map(|it| it.parse().ok())
+                .collect(),
             memory_mb: self.capacity.memory_mb,
             disk_mb: self.capacity.disk_mb,
             containers: self.capacity.containers,
+            cpu_shares: None,
+            pids: None,
             labels: options.labels.clone(),
         };
         Ok(CellHello {

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::atomic::AtomicU32;
 use std::time::Duration;
 
-use model::{MAX_TASK_RESULT, TaskSpec};
+use model::{MAX_TASK_RESULT, TaskReport, TaskSpec};
 use runtime::{Stop, mono_now};
 use tokio::sync::oneshot;
 
@@ -14,7 +14,6 @@ use crate::error::{Context as _, Failure};
 use crate::health::Length;
 use crate::limits::{REJECT_PAUSE, TASK_GRACE};
 use crate::prepare;
-use crate::report::TaskReport;
 use crate::transfer;
 use crate::work::Want;
 
@@ -60,7 +59,7 @@ async fn carry_out(actor: &Actor, spec: &TaskSpec) {
             want = actor.unwanted() => Cut::Unwanted(want),
             done = &mut work => {
                 let report = done.map_or_else(
-                    |failure| TaskReport::Failed { reason: failure.reason },
+                    |failure| TaskReport::Failed { reason: failure.reason, detail: None },
                     |result| TaskReport::Succeeded { result },
                 );
                 return finish(actor, Some(report)).await;
@@ -75,7 +74,7 @@ async fn carry_out(actor: &Actor, spec: &TaskSpec) {
             Cut::Unwanted(Want::Forget) => None,
             Cut::Late => {
                 let reason = format!("exceeded {} timeout", Length(limit));
-                Some(TaskReport::Failed { reason })
+                Some(TaskReport::Failed { reason, detail: None })
             }
         }
     };

@@ -59,6 +59,7 @@ fn interrupted(error: DriverError) -> Failure {
 /// Takes files out of the container.
 pub(crate) async fn upload(actor: &Actor, from: &str, mode: UploadMode) -> Result<(), Failure> {
     match mode {
+        UploadMode::Archive => Err(Failure::new("this cell uploads no archives")),
         UploadMode::File => {
             let file = open(actor, from, READ)?;
             send(actor, None, file).await

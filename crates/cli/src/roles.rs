@@ -311,7 +311,7 @@ pub(crate) async fn cell(shell: &Shell, args: CellArgs) -> Result<()> {
     let name = identity::name(args.join.name, "cell")?;
     let mut options = identity::cell(&dir, name)?;
     options.zone = args.zone.to_string();
-    options.tags = args.tags.iter().map(ToString::to_string).collect();
+    options.tags = args.tags.iter().cloned().collect();
     options.address = args.address;
     let ready = Ready::new("cell", &options.name, &endpoint);
     let joined = options.joined.clone();

@@ -114,16 +114,26 @@ pub struct CellSpec {
     pub name: Name,
     /// Its failure domain.
     pub zone: String,
-    /// Free words an app may ask for.
-    pub tags: BTreeSet<String>,
+    /// Words an app must ask for to be placed on it.
+    #[serde(default)]
+    pub required_tags: BTreeSet<Name>,
+    /// Words an app may ask for.
+    #[serde(default)]
+    pub tags: BTreeSet<Name>,
     /// The drivers that work on it.
-    pub drivers: BTreeSet<String>,
+    pub drivers: BTreeSet<Name>,
     /// Memory for containers in MiB.
     pub memory_mb: u64,
     /// Disk for containers in MiB.
     pub disk_mb: u64,
     /// How many containers at most.
     pub containers: u32,
+    /// Shares of CPU time it gives away; not limited when absent.
+    #[serde(default)]
+    pub cpu_shares: Option<u64>,
+    /// Processes and threads of all containers; not limited when absent.
+    #[serde(default)]
+    pub pids: Option<u64>,
     /// Labels for people.
     #[serde(default)]
     pub labels: BTreeMap<String, String>,

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{CellId, Refused, Time};
+use crate::{CellId, FailureDetail, Refused, Time};
 
 /// Where an instance stands.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -36,6 +36,9 @@ pub enum InstanceState {
         restart_at: Option<Time>,
         /// What happened, for people.
         reason: String,
+        /// What exactly.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        detail: Option<Box<FailureDetail>>,
     },
     /// It is not wanted any more; its routes are withdrawn and the cell ends it.
     Stopping {
@@ -72,6 +75,8 @@ pub enum InstanceEvent {
         restart_at: Option<Time>,
         /// What happened, for people.
         reason: String,
+        /// What exactly.
+        detail: Option<Box<FailureDetail>>,
     },
     /// Time to start again, or the cell is gone.
     Restart {
@@ -137,8 +142,12 @@ impl InstanceState {
             }
             (
                 Self::Claimed { .. } | Self::Running { .. },
-                InstanceEvent::Crash { restart_at, reason },
-            ) => Ok(Self::Crashed { restart_at: *restart_at, reason: reason.clone() }),
+                InstanceEvent::Crash { restart_at, reason, detail },
+            ) => Ok(Self::Crashed {
+                restart_at: *restart_at,
+                reason: reason.clone(),
+                detail: detail.clone(),
+            }),
             (
                 Self::Claimed { .. } | Self::Running { .. } | Self::Crashed { .. },
                 InstanceEvent::Restart { reason },
@@ -233,7 +242,7 @@ mod tests {
             InstanceState::Unclaimed { reason: None },
             InstanceState::Claimed { cell },
             InstanceState::Running { cell, address, ready: true },
-            InstanceState::Crashed { restart_at: None, reason: "exit 1".into() },
+            InstanceState::Crashed { restart_at: None, reason: "exit 1".into(), detail: None },
             InstanceState::Stopping { cell },
             InstanceState::Stopped,
         ];
@@ -242,7 +251,7 @@ mod tests {
             InstanceEvent::Reject { reason: "full".into() },
             InstanceEvent::Started { address },
             InstanceEvent::Ready(true),
-            InstanceEvent::Crash { restart_at: None, reason: "exit 1".into() },
+            InstanceEvent::Crash { restart_at: None, reason: "exit 1".into(), detail: None },
             InstanceEvent::Restart { reason: None },
             InstanceEvent::Stop,
             InstanceEvent::Gone,

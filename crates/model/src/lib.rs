@@ -5,6 +5,7 @@
 //! tables printed by the tests are the documentation.
 
 mod action;
+mod check;
 mod component;
 mod convention;
 mod deployment;
@@ -14,12 +15,17 @@ mod instance;
 mod job;
 mod log;
 mod name;
+mod report;
 mod route;
 mod spec;
 mod task;
 mod time;
 
-pub use action::{Action, ActionError, MAX_ACTION_DEPTH, MAX_ACTIONS, MAX_RUN_BYTES, UploadMode};
+pub use action::{
+    Action, ActionError, Checksum, ChecksumAlgorithm, MAX_ACTION_DEPTH, MAX_ACTIONS,
+    MAX_PHRASE_BYTES, MAX_RUN_BYTES, MAX_TRANSFER_BYTES, MAX_URL_BYTES, UploadMode, parse_user,
+};
+pub use check::{Check, CheckKind};
 pub use component::{
     CellSpec, JoinToken, PROTOCOL, ProtocolMismatch, ProtocolRange, Role, negotiate,
 };
@@ -37,12 +43,17 @@ pub use instance::{CrashPolicy, InstanceEvent, InstanceState};
 pub use job::{JobEvent, JobState, Operation, Outcome, Target};
 pub use log::{ERROR_MARK, LogEntry, LogSource, StepStatus, TerminalEvent};
 pub use name::{HostName, MAX_NAME, Name, NameError};
+pub use report::{InstanceReport, TaskReport};
 pub use route::{Route, RouteTable, RouteTarget};
 pub use spec::{
-    Check, CheckKind, ContainerSpec, Limits, MAX_CACHE_KEY, MAX_ENV_BYTES, MAX_ENV_NAME,
-    MAX_ENV_VARS, MAX_INSTANCES, ProcessSpec, SpecError, TaskSpec, validate_env,
+    ContainerSpec, EgressProtocol, EgressRule, Limits, MAX_CACHE_KEY, MAX_EGRESS_RULES,
+    MAX_ENV_BYTES, MAX_ENV_NAME, MAX_ENV_VARS, MAX_INSTANCES, MAX_MOUNTS, MAX_TAGS, ProcessSpec,
+    RetryPolicy, SpecError, StopSignal, TASK_START_MS, TaskSpec, VolumeMount, validate_env,
 };
-pub use task::{MAX_TASK_RESULT, TaskEvent, TaskState};
+pub use task::{
+    ExitStatus, FailureDetail, MAX_TAIL_BYTES, MAX_TAIL_LINES, MAX_TASK_RESULT, TaskEvent,
+    TaskState,
+};
 pub use time::Time;
 
 /// A transition that the state does not allow.

@@ -1,10 +1,11 @@
 //! Specs: what to run, with which environment, limits and checks.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Action, ActionError, CrashPolicy, Digest};
+use crate::{Action, ActionError, Check, CrashPolicy, Digest, Name, parse_user};
 
 /// Most environment variables of one container.
 pub const MAX_ENV_VARS: usize = 500;
@@ -29,6 +30,8 @@ pub struct Limits {
     pub pids: Option<u64>,
     /// Open files.
     pub files: Option<u64>,
+    /// Bytes of log lines a second; more in short bursts. What exceeds it is dropped and counted.
+    pub log_bytes: Option<u64>,
 }
 
 /// The box something runs in.
@@ -46,6 +49,90 @@ pub struct ContainerSpec {
     /// Directories that live on between containers of the same key on one cell: key to path.
     #[serde(default)]
     pub caches: BTreeMap<String, String>,
+    /// Volumes: name to where and how they are mounted.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub volumes: BTreeMap<Name, VolumeMount>,
+    /// The driver it must run on; any of a cell's when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub driver: Option<Name>,
+    /// What the cell must be tagged with.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub tags: BTreeSet<Name>,
+    /// Connections it may open beyond the usual, where the driver restricts them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub egress: Vec<EgressRule>,
+    /// Who runs its processes, as `uid` or `uid:gid`; the container's own root when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user: Option<String>,
+    /// Whether only volumes, caches and `/tmp` may be written.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub read_only: bool,
+    /// MiB of `/tmp`, which then is memory; part of the disk when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tmp_mb: Option<u64>,
+}
+
+/// Where a volume is in a container.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VolumeMount {
+    /// An absolute path.
+    pub path: String,
+    /// Whether the container may only read it.
+    #[serde(default)]
+    pub read_only: bool,
+}
+
+/// Lets a container open connections that would be refused otherwise.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EgressRule {
+    /// An address or a network, as in `10.1.0.0/16`.
+    pub to: String,
+    /// Which protocol; all when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub protocol: Option<EgressProtocol>,
+    /// First and last port, for TCP and UDP; all when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ports: Option<(u16, u16)>,
+}
+
+/// A protocol of an [`EgressRule`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[expect(missing_docs, reason = "the names are the protocols'")]
+pub enum EgressProtocol {
+    Tcp,
+    Udp,
+    Icmp,
+}
+
+impl EgressRule {
+    /// The address and how many leading bits of it count.
+    pub fn network(&self) -> Option<(IpAddr, u8)> {
+        let (address, prefix) = match self.to.split_once('/') {
+            Some((address, prefix)) => (address, Some(prefix)),
+            None => (self.to.as_str(), None),
+        };
+        let address: IpAddr = address.parse().ok()?;
+        let bits = if address.is_ipv4() { 32 } else { 128 };
+        let prefix = prefix.map_or(Some(bits), |prefix| prefix.parse().ok())?;
+        Some((address, prefix)).filter(|_| prefix <= bits)
+    }
+
+    fn validate(&self) -> Result<(), SpecError> {
+        let field = "egress rule";
+        if self.network().is_none() {
+            let reason = "`to` is neither an address nor a network such as 10.1.0.0/16";
+            return Err(SpecError::Text { field, reason });
+        }
+        let has_ports = matches!(self.protocol, Some(EgressProtocol::Tcp | EgressProtocol::Udp));
+        if self.ports.is_some_and(|(first, last)| first > last || !has_ports) {
+            let reason = "ports go from the lower to the higher, with protocol tcp or udp";
+            return Err(SpecError::Text { field, reason });
+        }
+        Ok(())
+    }
 }
 
 /// Work to run at most once.
@@ -60,6 +147,28 @@ pub struct TaskSpec {
     pub result_file: Option<String>,
     /// How long it may take, in milliseconds.
     pub timeout_ms: u64,
+    /// How long it may wait for a cell, in milliseconds; [`TASK_START_MS`] when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub start_timeout_ms: Option<u64>,
+    /// Who is told when it has ended, with a signed `POST`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub callback: Option<String>,
+    /// Whether another task follows when it failed; never by default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retry: Option<RetryPolicy>,
+}
+
+/// How long a task waits for a cell unless it says otherwise, in milliseconds. Diego's value.
+pub const TASK_START_MS: u64 = 1_800_000;
+
+/// When a failed task is followed by a new one that does the same.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RetryPolicy {
+    /// How many tasks at most, with the first one.
+    pub attempts: u32,
+    /// The first pause between two, in milliseconds; it doubles each time.
+    pub pause_ms: u64,
 }
 
 /// A long-running process, wanted N times.
@@ -72,56 +181,78 @@ pub struct ProcessSpec {
     pub argv: Vec<String>,
     /// The working directory.
     pub dir: Option<String>,
-    /// How to know that it is healthy; it counts as healthy once started when absent.
+    /// How to know that it lives: it restarts when this fails, and counts as healthy once it passed.
+    /// Healthy once started when absent.
     pub check: Option<Check>,
-    /// How long it has between TERM and KILL, in milliseconds.
+    /// How to know that it has started, where that differs from `check`; that one begins after it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub startup: Option<Check>,
+    /// How to know that it can take requests: routes point at it only while this passes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub readiness: Option<Check>,
+    /// How long it has from the pre-stop hook to KILL, in milliseconds.
     pub stop_grace_ms: u64,
+    /// What asks it to end.
+    #[serde(default, skip_serializing_if = "StopSignal::is_default")]
+    pub stop_signal: StopSignal,
+    /// Run in the container before the signal; how it ends does not matter.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pre_stop: Option<Vec<String>>,
     /// When it starts again after a crash.
     #[serde(default)]
     pub crash: CrashPolicy,
 }
 
-/// A health check. All times in milliseconds.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Check {
-    /// What is asked.
-    pub kind: CheckKind,
-    /// Between two checks of a healthy instance.
-    pub interval_ms: u64,
-    /// For one check.
-    pub timeout_ms: u64,
-    /// From start to the first success; later it counts as crashed.
-    pub start_timeout_ms: u64,
-    /// How many failures in a row make a healthy instance unhealthy.
-    pub failures: u32,
+/// A signal that asks a process to end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[expect(missing_docs, reason = "the names are the system's")]
+pub enum StopSignal {
+    #[default]
+    Term,
+    Int,
+    Quit,
+    Hup,
+    Usr1,
+    Usr2,
 }
 
-/// What a health check asks.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
-pub enum CheckKind {
-    /// `GET path` on the instance's port answers with 200 to 399.
-    Http {
-        /// The path, starting with `/`.
-        path: String,
-    },
-    /// `GET /` on the instance's port is answered over HTTP, whatever the status, the first time;
-    /// from then on the port accepts a connection. Some servers listen before they have loaded the
-    /// code they serve.
-    Answers,
-    /// The instance's port accepts a connection.
-    Tcp,
+impl StopSignal {
+    #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde wants a reference")]
+    fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
 }
 
-impl Default for Check {
-    fn default() -> Self {
+impl ProcessSpec {
+    /// A process with nothing special about it and the usual check.
+    pub fn new<S: Into<String>>(argv: impl IntoIterator<Item = S>) -> Self {
         Self {
-            kind: CheckKind::Answers,
-            interval_ms: 10_000,
-            timeout_ms: 2_000,
-            start_timeout_ms: 60_000,
-            failures: 3,
+            container: ContainerSpec::default(),
+            argv: argv.into_iter().map(Into::into).collect(),
+            dir: None,
+            check: Some(Check::default()),
+            startup: None,
+            readiness: None,
+            stop_grace_ms: 10_000,
+            stop_signal: StopSignal::Term,
+            pre_stop: None,
+            crash: CrashPolicy::default(),
+        }
+    }
+}
+
+impl TaskSpec {
+    /// A task with nothing special about it.
+    pub fn new(action: Action, timeout_ms: u64) -> Self {
+        Self {
+            container: ContainerSpec::default(),
+            action,
+            result_file: None,
+            timeout_ms,
+            start_timeout_ms: None,
+            callback: None,
+            retry: None,
         }
     }
 }
@@ -188,7 +319,7 @@ pub fn validate_env(env: &BTreeMap<String, String>) -> Result<(), SpecError> {
     Ok(())
 }
 
-fn range(
+pub(crate) fn range(
     field: &'static str,
     value: u64,
     bounds: std::ops::RangeInclusive<u64>,
@@ -205,6 +336,7 @@ impl Limits {
             ("cpu_shares", self.cpu_shares),
             ("pids", self.pids),
             ("files", self.files),
+            ("log_bytes", self.log_bytes),
         ];
         for (field, value) in fields {
             if let Some(value) = value {
@@ -225,23 +357,93 @@ impl ContainerSpec {
                 let reason = "use 1 to 128 of A-Z, a-z, 0-9, `-` and `_`";
                 return Err(SpecError::Text { field: "cache key", reason });
             }
-            if !path.starts_with('/') || path.split('/').any(|part| part == "..") {
-                let reason = "an absolute path without `..` is wanted";
-                return Err(SpecError::Text { field: "cache path", reason });
-            }
+            validate_path("cache path", path)?;
         }
-        Ok(())
+        too_many("caches", self.caches.len(), MAX_MOUNTS)?;
+        too_many("volumes", self.volumes.len(), MAX_MOUNTS)?;
+        too_many("tags", self.tags.len(), MAX_TAGS)?;
+        too_many("egress rules", self.egress.len(), MAX_EGRESS_RULES)?;
+        for volume in self.volumes.values() {
+            validate_path("volume path", &volume.path)?;
+        }
+        for rule in &self.egress {
+            rule.validate()?;
+        }
+        if self.user.as_deref().is_some_and(|user| parse_user(user).is_none()) {
+            let reason = "it is no `uid` or `uid:gid`";
+            return Err(SpecError::Text { field: "user", reason });
+        }
+        match self.tmp_mb {
+            Some(mb) => range("tmp_mb", mb, 1..=1 << 20, "1 to 1048576"),
+            None => Ok(()),
+        }
     }
 }
 
-const DAY_MS: u64 = 86_400_000;
+/// Most volumes and most caches of one container.
+pub const MAX_MOUNTS: usize = 16;
+/// Most tags one container may ask for.
+pub const MAX_TAGS: usize = 16;
+/// Most egress rules of one container.
+pub const MAX_EGRESS_RULES: usize = 200;
+
+fn too_many(field: &'static str, count: usize, most: usize) -> Result<(), SpecError> {
+    if count <= most {
+        Ok(())
+    } else {
+        Err(SpecError::Text { field, reason: "there are too many" })
+    }
+}
+
+fn validate_path(field: &'static str, path: &str) -> Result<(), SpecError> {
+    let below = path.strip_prefix('/').is_some_and(|rest| rest.split('/').all(|part| part != ".."));
+    let plain = !path.chars().any(|c| c.is_control() || matches!(c, ':' | ','));
+    if below && plain && path.len() <= 4_096 {
+        return Ok(());
+    }
+    let reason = "an absolute path without `..`, `:`, `,` and control characters is wanted";
+    Err(SpecError::Text { field, reason })
+}
+
+pub(crate) fn validate_argv(field: &'static str, argv: &[String]) -> Result<(), SpecError> {
+    let refused = |reason| Err(SpecError::Text { field, reason });
+    if argv.first().is_none_or(String::is_empty) {
+        return refused("it names no program");
+    }
+    if argv.iter().map(String::len).sum::<usize>() > crate::MAX_RUN_BYTES {
+        return refused("it has more than 128 KiB");
+    }
+    if argv.iter().any(|argument| argument.contains('\0')) {
+        return refused("it holds a NUL byte");
+    }
+    Ok(())
+}
+
+pub(crate) const DAY_MS: u64 = 86_400_000;
 
 impl TaskSpec {
     /// Checks every field.
     pub fn validate(&self) -> Result<(), SpecError> {
         self.container.validate()?;
         self.action.validate()?;
-        range("timeout_ms", self.timeout_ms, 1..=DAY_MS, "1 ms to 24 h")
+        range("timeout_ms", self.timeout_ms, 1..=DAY_MS, "1 ms to 24 h")?;
+        if let Some(ms) = self.start_timeout_ms {
+            range("start_timeout_ms", ms, 1..=DAY_MS, "1 ms to 24 h")?;
+        }
+        if let Some(retry) = self.retry {
+            range("retry attempts", retry.attempts.into(), 2..=100, "2 to 100")?;
+            range("retry pause_ms", retry.pause_ms, 1..=DAY_MS, "1 ms to 24 h")?;
+        }
+        let is_url = |url: &String| {
+            let known = url.starts_with("https://") || url.starts_with("http://");
+            let plain = !url.chars().any(|c| c.is_control() || c.is_whitespace());
+            known && plain && url.len() <= crate::MAX_URL_BYTES
+        };
+        if self.callback.as_ref().is_some_and(|url| !is_url(url)) {
+            let reason = "a url that starts with `https://` or `http://` is wanted";
+            return Err(SpecError::Text { field: "callback", reason });
+        }
+        Ok(())
     }
 }
 
@@ -249,43 +451,25 @@ impl ProcessSpec {
     /// Checks every field.
     pub fn validate(&self) -> Result<(), SpecError> {
         self.container.validate()?;
-        if self.argv.first().is_none_or(String::is_empty) {
-            return Err(SpecError::Text { field: "argv", reason: "it names no program" });
-        }
-        if self.argv.iter().map(String::len).sum::<usize>() > crate::MAX_RUN_BYTES {
-            return Err(SpecError::Text { field: "argv", reason: "it has more than 128 KiB" });
-        }
-        if self.argv.iter().any(|argument| argument.contains('\0')) {
-            return Err(SpecError::Text { field: "argv", reason: "it holds a NUL byte" });
+        validate_argv("argv", &self.argv)?;
+        if let Some(hook) = &self.pre_stop {
+            validate_argv("pre_stop", hook)?;
         }
         range("stop_grace_ms", self.stop_grace_ms, 0..=3_600_000, "0 to 1 h")?;
-        let Some(check) = &self.check else { return Ok(()) };
-        if let CheckKind::Http { path } = &check.kind
-            && (!path.starts_with('/') || path.chars().any(|c| c.is_control() || c == ' '))
-        {
-            let reason = "start it with `/` and leave out spaces and control characters";
-            return Err(SpecError::Text { field: "check path", reason });
+        for check in [&self.check, &self.startup, &self.readiness].into_iter().flatten() {
+            check.validate()?;
         }
-        range("check interval_ms", check.interval_ms, 10..=DAY_MS, "10 ms to 24 h")?;
-        range("check timeout_ms", check.timeout_ms, 1..=600_000, "1 ms to 10 min")?;
-        range("check start_timeout_ms", check.start_timeout_ms, 1..=DAY_MS, "1 ms to 24 h")?;
-        range("check failures", u64::from(check.failures), 1..=1_000, "1 to 1000")
+        Ok(())
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::CheckKind;
 
     fn process() -> ProcessSpec {
-        ProcessSpec {
-            container: ContainerSpec::default(),
-            argv: vec!["app".into()],
-            dir: None,
-            check: Some(Check::default()),
-            stop_grace_ms: 10_000,
-            crash: CrashPolicy::default(),
-        }
+        ProcessSpec::new(["app"])
     }
 
     #[test]
@@ -328,5 +512,36 @@ mod tests {
             })
             .contains("check path")
         );
+        let hook = refused(|s| s.pre_stop = Some(Vec::new()));
+        assert!(hook.contains("pre_stop"), "{hook}");
+        let user = refused(|s| s.container.user = Some("-1".into()));
+        assert!(user.contains("user"), "{user}");
+        let readiness = refused(|s| {
+            let kind = CheckKind::Command { argv: vec![String::new()] };
+            s.readiness = Some(Check { kind, ..Check::default() });
+        });
+        assert!(readiness.contains("check command"), "{readiness}");
+        let volume = refused(|s| {
+            let name = "data".parse().expect("a name");
+            let mount = VolumeMount { path: "/a/../b".into(), read_only: false };
+            s.container.volumes.insert(name, mount);
+        });
+        assert!(volume.contains("volume path"), "{volume}");
+    }
+
+    #[test]
+    fn egress_rules_name_a_network() {
+        let rule = |to: &str, ports| EgressRule {
+            to: to.into(),
+            protocol: Some(EgressProtocol::Tcp),
+            ports,
+        };
+        for good in ["10.0.0.1", "10.0.0.0/8", "fd00::/8", "0.0.0.0/0"] {
+            assert_eq!(rule(good, Some((80, 81))).validate(), Ok(()), "{good}");
+        }
+        for bad in ["", "10.0.0.0/33", "example.com", "10.0.0.0/x", "10.0.0.0/"] {
+            assert!(rule(bad, None).validate().is_err(), "{bad}");
+        }
+        assert!(rule("10.0.0.1", Some((81, 80))).validate().is_err());
     }
 }

@@ -7,6 +7,53 @@ use crate::{CellId, Refused};
 /// Most bytes of an inline result.
 pub const MAX_TASK_RESULT: usize = 1 << 20;
 
+/// Most lines of output that are kept with a failure or a crash.
+pub const MAX_TAIL_LINES: usize = 50;
+/// Most bytes of those lines.
+pub const MAX_TAIL_BYTES: usize = 8 << 10;
+
+/// How a process ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ExitStatus {
+    /// It exited with this code.
+    Code(i32),
+    /// This signal killed it.
+    Signal(i32),
+    /// It was killed because memory ran out.
+    OutOfMemory,
+    /// Nobody knows: its supervisor was killed, or the machine restarted.
+    Lost,
+}
+
+/// What failed, beyond the sentence for people.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct FailureDetail {
+    /// Which action of the tree, as in `serial[1].timeout.run`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub action: Option<String>,
+    /// How its process ended.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub exit: Option<ExitStatus>,
+    /// The last lines of its output.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub tail: Vec<String>,
+}
+
+impl FailureDetail {
+    /// Drops the oldest lines beyond [`MAX_TAIL_LINES`] and [`MAX_TAIL_BYTES`].
+    pub fn bound(&mut self) {
+        let mut bytes = 0;
+        let fits = |line: &&String| {
+            bytes += line.len();
+            bytes <= MAX_TAIL_BYTES
+        };
+        let kept = self.tail.iter().rev().take(MAX_TAIL_LINES).take_while(fits).count();
+        self.tail.drain(..self.tail.len() - kept);
+    }
+}
+
 /// Where a task stands.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "state", rename_all = "snake_case")]
@@ -35,6 +82,9 @@ pub enum TaskState {
     Failed {
         /// Why, for people.
         reason: String,
+        /// What exactly.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        detail: Option<Box<FailureDetail>>,
     },
     /// Ended because somebody asked.
     Cancelled,
@@ -64,6 +114,8 @@ pub enum TaskEvent {
     Fail {
         /// Why, for people.
         reason: String,
+        /// What exactly.
+        detail: Option<Box<FailureDetail>>,
     },
     /// Somebody asked for an end and nothing runs, or the cell stopped it.
     Cancel,
@@ -114,8 +166,8 @@ impl TaskState {
             }
             (
                 Self::Pending { .. } | Self::Offered { .. } | Self::Running { .. },
-                TaskEvent::Fail { reason },
-            ) => Ok(Self::Failed { reason: reason.clone() }),
+                TaskEvent::Fail { reason, detail },
+            ) => Ok(Self::Failed { reason: reason.clone(), detail: detail.clone() }),
             (
                 Self::Pending { .. } | Self::Offered { .. } | Self::Running { .. },
                 TaskEvent::Cancel,
@@ -152,6 +204,19 @@ mod tests {
     use super::*;
 
     #[test]
+    fn the_newest_lines_of_a_tail_are_kept() {
+        let mut long = FailureDetail {
+            tail: (0..100).map(|n| n.to_string()).collect(),
+            ..FailureDetail::default()
+        };
+        long.bound();
+        assert_eq!(long.tail.first().map(String::as_str), Some("50"));
+        long.tail = vec!["x".repeat(MAX_TAIL_BYTES), "last".into()];
+        long.bound();
+        assert_eq!(long.tail, ["last"]);
+    }
+
+    #[test]
     fn transition_table() {
         let cell = CellId(1);
         let states = [
@@ -159,7 +224,7 @@ mod tests {
             TaskState::Offered { cell },
             TaskState::Running { cell },
             TaskState::Succeeded { result: None },
-            TaskState::Failed { reason: "because".into() },
+            TaskState::Failed { reason: "because".into(), detail: None },
             TaskState::Cancelled,
         ];
         let events = [
@@ -167,7 +232,7 @@ mod tests {
             TaskEvent::Reject { reason: "full".into() },
             TaskEvent::Claim,
             TaskEvent::Succeed { result: None },
-            TaskEvent::Fail { reason: "exit 1".into() },
+            TaskEvent::Fail { reason: "exit 1".into(), detail: None },
             TaskEvent::Cancel,
         ];
         insta::assert_snapshot!(crate::tests::table(

@@ -11,9 +11,8 @@ use api::http_types::{
 use futures_util::{FutureExt as _, StreamExt as _};
 use manifest::{AppFile, CheckFile, DeployFile};
 use model::{
-    Action, BuildId, CREATOR, Check, CheckKind, ContainerSpec, CrashPolicy, DeploymentId, Digest,
-    ERROR_MARK, Limits, LogSource, Name, Operation, ProcessSpec, TaskId, TaskSpec, UploadMode, WEB,
-    launched, program_name,
+    Action, BuildId, CREATOR, Check, CheckKind, DeploymentId, Digest, ERROR_MARK, LogSource, Name,
+    Operation, ProcessSpec, TaskId, TaskSpec, UploadMode, WEB, launched, program_name,
 };
 use serde::Deserialize;
 
@@ -123,25 +122,20 @@ async fn start_build(
         [Some(&context.job.project), context.job.app.as_ref(), Some(&context.job.workspace)];
     // Names hold no underscore, so joined by it they stay apart.
     let key: Vec<&str> = scope.into_iter().flatten().map(Name::as_str).collect();
-    let run = Action::Run {
-        argv: vec![CREATOR.to_owned()],
-        env: app.build.env.clone(),
-        dir: Some("/workspace".to_owned()),
-    };
+    let mut run = Action::run([CREATOR]);
+    if let Action::Run { env, dir, .. } = &mut run {
+        env.clone_from(&app.build.env);
+        *dir = Some("/workspace".to_owned());
+    }
     let actions = vec![
-        Action::Download { blob: source, to: "/workspace".to_owned(), unpack: true },
+        Action::download(source, "/workspace", true),
         run,
-        Action::Upload { from: "/export/blobs/sha256".to_owned(), mode: UploadMode::DigestNamed },
+        Action::upload("/export/blobs/sha256", UploadMode::DigestNamed),
     ];
-    let spec = TaskSpec {
-        container: ContainerSpec {
-            caches: BTreeMap::from([(key.join("_"), "/cache".to_owned())]),
-            ..ContainerSpec::default()
-        },
-        action: Action::Serial { actions },
-        result_file: Some("/export/result.json".to_owned()),
-        timeout_ms: app.build.timeout_ms.unwrap_or(BUILD_TIMEOUT_MS),
-    };
+    let timeout_ms = app.build.timeout_ms.unwrap_or(BUILD_TIMEOUT_MS);
+    let mut spec = TaskSpec::new(Action::Serial { actions }, timeout_ms);
+    spec.container.caches = BTreeMap::from([(key.join("_"), "/cache".to_owned())]);
+    spec.result_file = Some("/export/result.json".to_owned());
     let id = Some(TaskId(Context::fresh_id()));
     let create = CreateTask { id, attempt: context.attempt(), spec };
     context.call(|client| client.post("/v1/tasks", &create).boxed()).await
@@ -256,21 +250,13 @@ fn templates(deploy: &DeployFile, result: BuildResult) -> Vec<ProcessTemplate> {
         let own = deploy.processes.get(&name).and_then(|process| process.instances);
         let instances =
             if web { own.or(deploy.instances).unwrap_or(WEB_INSTANCES) } else { own.unwrap_or(0) };
-        let limits = Limits { memory_mb: deploy.memory_mb, ..Limits::default() };
-        let container = ContainerSpec {
-            image: Some(image),
-            env: deploy.env.clone(),
-            limits,
-            caches: BTreeMap::new(),
-        };
-        let spec = ProcessSpec {
-            container,
-            argv,
-            dir,
-            check: web.then(|| check(deploy.check.as_ref())),
-            stop_grace_ms: deploy.stop_grace_ms.unwrap_or(STOP_GRACE_MS),
-            crash: CrashPolicy::default(),
-        };
+        let mut spec = ProcessSpec::new(argv);
+        spec.container.image = Some(image);
+        spec.container.env.clone_from(&deploy.env);
+        spec.container.limits.memory_mb = deploy.memory_mb;
+        spec.dir = dir;
+        spec.check = web.then(|| check(deploy.check.as_ref()));
+        spec.stop_grace_ms = deploy.stop_grace_ms.unwrap_or(STOP_GRACE_MS);
         ProcessTemplate { name, spec, instances }
     };
     found.into_iter().map(template).collect()
@@ -285,6 +271,7 @@ fn check(file: Option<&CheckFile>) -> Check {
         timeout_ms: file.timeout_ms.unwrap_or(default.timeout_ms),
         start_timeout_ms: file.start_timeout_ms.unwrap_or(default.start_timeout_ms),
         failures: file.failures.unwrap_or(default.failures),
+        ..default
     }
 }
 

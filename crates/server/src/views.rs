@@ -163,7 +163,7 @@ pub fn build(row: &Build) -> BuildView {
 pub fn task(row: &Task) -> TaskView {
     let (reason, result) = match &row.state {
         TaskState::Pending { reason } => (reason.clone(), None),
-        TaskState::Failed { reason } => (Some(reason.clone()), None),
+        TaskState::Failed { reason, .. } => (Some(reason.clone()), None),
         TaskState::Succeeded { result } => (None, result.clone()),
         TaskState::Offered { .. } | TaskState::Running { .. } | TaskState::Cancelled => {
             (None, None)

@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use model::{CellId, CellSpec, ProcessSpec};
-use state::{Held, InstanceReport, TaskReport};
+use model::{CellId, CellSpec, InstanceReport, ProcessSpec, TaskReport};
+use state::Held;
 
 use crate::message::{Down, Event, Key, Node, Up, Wanted};
 use crate::rng::Rng;
@@ -95,11 +95,14 @@ impl Cell {
                 spec: CellSpec {
                     name: name(&format!("cell-{number}")),
                     zone: String::new(),
+                    required_tags: BTreeSet::new(),
                     tags: BTreeSet::new(),
                     drivers: BTreeSet::new(),
                     memory_mb: rng.between(1_500, 8_000),
                     disk_mb: rng.between(10_000, 60_000),
                     containers: u32::try_from(rng.between(6, 40)).unwrap_or(6),
+                    cpu_shares: None,
+                    pids: None,
                     labels: BTreeMap::new(),
                 },
                 alive: false,
@@ -394,7 +397,7 @@ impl World {
             Phase::Starting => self.instance_turns_healthy(index, key),
             Phase::Running if key.is_task => {
                 let report = if self.rng.chance(80) {
-                    TaskReport::Failed { reason: "exit 1".to_owned() }
+                    TaskReport::Failed { reason: "exit 1".to_owned(), detail: None }
                 } else {
                     TaskReport::Succeeded { result: None }
                 };
@@ -409,7 +412,7 @@ impl World {
         let cell = &self.cells[index];
         if cell.conn.is_none() && self.now >= cell.lost_at + UNREACHABLE {
             let reason = "the server was out of reach".to_owned();
-            let report = Report::Task(TaskReport::Failed { reason });
+            let report = Report::Task(TaskReport::Failed { reason, detail: None });
             return self.work_over(index, key, Some(report));
         }
         self.note(format_args!("cell {index} runs the user's work of {key:?}"));
@@ -447,7 +450,7 @@ impl World {
         let checked = entry.spec.as_ref().is_some_and(|spec| spec.check.is_some());
         if checked && is("never-healthy") {
             let reason = "was not healthy in time".to_owned();
-            let crashed = InstanceReport::Crashed { reason, never_healthy: true };
+            let crashed = InstanceReport::Crashed { reason, never_healthy: true, detail: None };
             return self.work_over(index, key, Some(Report::Instance(crashed)));
         }
         if is("crashes") {
@@ -465,7 +468,7 @@ impl World {
 
     fn crash_instance(&mut self, index: usize, key: Key) {
         let reason = "exited with 1".to_owned();
-        let crashed = InstanceReport::Crashed { reason, never_healthy: false };
+        let crashed = InstanceReport::Crashed { reason, never_healthy: false, detail: None };
         self.work_over(index, key, Some(Report::Instance(crashed)));
     }
 

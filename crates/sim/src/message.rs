@@ -4,12 +4,10 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use model::{
-    CellId, DeploymentId, DeploymentState, JobId, Outcome, ProcessSpec, RouteTable, TaskId,
-    TaskState,
+    CellId, DeploymentId, DeploymentState, InstanceReport, JobId, Outcome, ProcessSpec, RouteTable,
+    TaskId, TaskReport, TaskState,
 };
-use state::{
-    Attempt, Command, Held, InstanceReport, Job, Refusal, Reply, RouteChange, RowKey, TaskReport,
-};
+use state::{Attempt, Command, Held, Job, Refusal, Reply, RouteChange, RowKey};
 
 /// Who is at the far end of a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use model::{
-    Action, BuildId, Check, ContainerSpec, CrashPolicy, DeploymentId, DeploymentState, Digest,
-    JobId, Limits, Name, Operation, Outcome, ProcessSpec, RunnerId, TaskId, TaskSpec, TaskState,
+    Action, BuildId, Check, CrashPolicy, DeploymentId, DeploymentState, Digest, JobId, Name,
+    Operation, Outcome, ProcessSpec, RunnerId, TaskId, TaskSpec, TaskState,
 };
 use state::{Attempt, Command, ProcessTemplate, Reply, WorkCommand};
 
@@ -332,7 +332,7 @@ impl World {
                 WorkCommand::CreateTask {
                     id: TaskId(id),
                     attempt: Some(attempt),
-                    spec: task_spec(&self.rng),
+                    spec: std::sync::Arc::new(task_spec(&self.rng)),
                 }
             }
             Stage::Record => {
@@ -397,7 +397,7 @@ fn next(work: &Work, answer: Answer) -> Result<Option<Stage>, String> {
         (Stage::Task, Answer::Done(Reply::Task(task))) => Ok(Some(Stage::WaitTask(task.id))),
         (Stage::WaitTask(id), Answer::Task(Some(state))) => match state {
             TaskState::Succeeded { .. } => Ok(Some(Stage::Record)),
-            TaskState::Failed { reason } => Err(reason),
+            TaskState::Failed { reason, .. } => Err(reason),
             TaskState::Cancelled => Err("its task was cancelled".to_owned()),
             TaskState::Pending { .. } | TaskState::Offered { .. } | TaskState::Running { .. } => {
                 Ok(Some(Stage::WaitTask(id)))
@@ -421,14 +421,9 @@ fn next(work: &Work, answer: Answer) -> Result<Option<Stage>, String> {
 }
 
 fn task_spec(rng: &Rng) -> TaskSpec {
-    let limits = Limits { memory_mb: Some(rng.between(64, 512)), ..Limits::default() };
-    let argv = vec!["build".to_owned()];
-    TaskSpec {
-        container: ContainerSpec { limits, ..ContainerSpec::default() },
-        action: Action::Run { argv, env: BTreeMap::new(), dir: None },
-        result_file: None,
-        timeout_ms: 60_000,
-    }
+    let mut spec = TaskSpec::new(Action::run(["build"]), 60_000);
+    spec.container.limits.memory_mb = Some(rng.between(64, 512));
+    spec
 }
 
 /// What an image runs. The word after the program says how it behaves.
@@ -438,16 +433,16 @@ fn templates(rng: &Rng) -> Vec<ProcessTemplate> {
         1 => "crashes",
         _ => "good",
     };
-    let limits = Limits { memory_mb: Some(rng.between(64, 300)), ..Limits::default() };
+    let memory_mb = Some(rng.between(64, 300));
     let check = Check { start_timeout_ms: rng.between(3_000, 40_000), ..Check::default() };
     let crash = CrashPolicy { base_ms: 1_000, cap_ms: 8_000, ..CrashPolicy::default() };
-    let spec = |check| ProcessSpec {
-        container: ContainerSpec { limits, ..ContainerSpec::default() },
-        argv: vec!["app".to_owned(), behaviour.to_owned()],
-        dir: None,
-        check,
-        stop_grace_ms: 500,
-        crash,
+    let spec = |check| {
+        let mut spec = ProcessSpec::new(["app", behaviour]);
+        spec.container.limits.memory_mb = memory_mb;
+        spec.check = check;
+        spec.stop_grace_ms = 500;
+        spec.crash = crash;
+        spec
     };
     let count = |high| u32::try_from(rng.between(0, high)).unwrap_or(0);
     let (web, worker) = (count(2) + 1, count(2));

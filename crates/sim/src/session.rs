@@ -2,8 +2,8 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use model::{JobId, JobState};
-use state::{Attempt, CellCommand, Command, JobCommand, Reply, RowKey, TaskReport};
+use model::{JobId, JobState, TaskReport};
+use state::{Attempt, CellCommand, Command, JobCommand, Reply, RowKey};
 
 use crate::message::{
     CellWork, Down, Event, Found, Key, Node, Origin, Outcomes, Published, Read, Up, Wanted,

@@ -3,11 +3,11 @@
 use std::time::Duration;
 
 use model::{
-    CellId, CellSpec, DeploymentEvent, DeploymentState, InstanceEvent, InstanceId, InstanceState,
-    MAX_TASK_RESULT, TaskEvent, TaskId, TaskState, Time,
+    CellId, CellSpec, DeploymentEvent, DeploymentState, FailureDetail, InstanceEvent, InstanceId,
+    InstanceReport, InstanceState, MAX_TASK_RESULT, TaskEvent, TaskId, TaskReport, TaskState, Time,
 };
 
-use crate::command::{CellCommand, Held, InstanceReport, Refusal, Reply, TaskReport};
+use crate::command::{CellCommand, Held, Refusal, Reply};
 use crate::records::{Cell, Deployment, Instance, Process, Task};
 use crate::tables::Core;
 
@@ -35,6 +35,13 @@ fn cut(reason: String) -> String {
         Some((end, _)) => reason.get(..end).unwrap_or_default().to_owned(),
         None => reason,
     }
+}
+
+fn bounded(detail: Option<Box<FailureDetail>>) -> Option<Box<FailureDetail>> {
+    detail.map(|mut detail| {
+        detail.bound();
+        detail
+    })
 }
 
 impl Core {
@@ -93,7 +100,7 @@ impl Core {
             let holds_it = holds.contains(&Held::Task { id: task, epoch: row.epoch });
             if !holds_it && matches!(row.state, TaskState::Running { .. }) {
                 let reason = "its cell restarted and no longer has it".to_owned();
-                self.end_task(now, &row, &TaskEvent::Fail { reason })?;
+                self.end_task(now, &row, &TaskEvent::Fail { reason, detail: None })?;
             }
         }
         for instance in self.instances_on(id) {
@@ -104,7 +111,7 @@ impl Core {
             match row.state {
                 InstanceState::Running { .. } => {
                     let reason = "it vanished while its cell was away".to_owned();
-                    self.crash(now, &row, reason)?;
+                    self.crash(now, &row, (reason, None))?;
                 }
                 InstanceState::Stopping { .. } => self.gone(now, &row)?,
                 InstanceState::Unclaimed { .. }
@@ -154,13 +161,14 @@ impl Core {
             TaskReport::Succeeded { result } => {
                 if result.as_ref().is_some_and(|text| text.len() > MAX_TASK_RESULT) {
                     let reason = format!("its result is larger than {MAX_TASK_RESULT} bytes");
-                    self.end_task(now, &task, &TaskEvent::Fail { reason })?;
+                    self.end_task(now, &task, &TaskEvent::Fail { reason, detail: None })?;
                 } else {
                     self.end_task(now, &task, &TaskEvent::Succeed { result })?;
                 }
             }
-            TaskReport::Failed { reason } => {
-                self.end_task(now, &task, &TaskEvent::Fail { reason: cut(reason) })?;
+            TaskReport::Failed { reason, detail } => {
+                let fail = TaskEvent::Fail { reason: cut(reason), detail: bounded(detail) };
+                self.end_task(now, &task, &fail)?;
             }
             TaskReport::Cancelled => self.end_task(now, &task, &TaskEvent::Cancel)?,
         }
@@ -197,15 +205,15 @@ impl Core {
             InstanceReport::Ready { ready } => {
                 self.change_instance(now, &row, &InstanceEvent::Ready(ready))?;
             }
-            InstanceReport::Crashed { reason, never_healthy } => {
+            InstanceReport::Crashed { reason, never_healthy, detail } => {
                 let reason = cut(reason);
                 if never_healthy {
                     self.fail_starting(&row, &reason)?;
                 }
-                self.crash(now, &row, reason)?;
+                self.crash(now, &row, (reason, bounded(detail)))?;
             }
             InstanceReport::Gone => {
-                self.crash(now, &row, "it was removed from its cell".to_owned())?;
+                self.crash(now, &row, ("it was removed from its cell".to_owned(), None))?;
             }
         }
         Ok(Reply::Done)
@@ -234,7 +242,12 @@ impl Core {
     }
 
     /// Counts a crash and decides when the instance starts again.
-    fn crash(&mut self, now: Time, row: &Instance, reason: String) -> Result<(), Refusal> {
+    fn crash(
+        &mut self,
+        now: Time,
+        row: &Instance,
+        (reason, detail): (String, Option<Box<FailureDetail>>),
+    ) -> Result<(), Refusal> {
         if matches!(row.state, InstanceState::Stopping { .. }) {
             return self.gone(now, row);
         }
@@ -247,7 +260,7 @@ impl Core {
             self.fail_starting(row, &reason)?;
         }
         let row = Instance { crashes, ..row.clone() };
-        self.change_instance(now, &row, &InstanceEvent::Crash { restart_at, reason })
+        self.change_instance(now, &row, &InstanceEvent::Crash { restart_at, reason, detail })
     }
 
     /// A deployment that is still starting fails with the instance's reason.
@@ -274,7 +287,7 @@ impl Core {
                 self.put(Task { state, ..(*task).clone() });
             } else {
                 let reason = format!("{why} while it was running");
-                self.end_task(now, &task, &TaskEvent::Fail { reason })?;
+                self.end_task(now, &task, &TaskEvent::Fail { reason, detail: None })?;
             }
         }
         for id in self.instances_on(cell.id) {

@@ -1,13 +1,12 @@
 //! What can be asked of the state, and what it answers.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use model::{
-    AppId, BuildId, CellId, CellSpec, DeploymentId, Digest, InstanceId, JobId, KeyId, Name,
-    Outcome, ProjectId, Role, RunnerId, TaskId, TaskSpec, Time, TokenId,
+    AppId, BuildId, CellId, CellSpec, DeploymentId, Digest, InstanceId, InstanceReport, JobId,
+    KeyId, Name, Outcome, ProjectId, Role, RunnerId, TaskId, TaskReport, TaskSpec, Time, TokenId,
 };
 use serde::{Deserialize, Serialize};
 
@@ -181,7 +180,7 @@ pub enum WorkCommand {
         /// The job it belongs to.
         attempt: Option<Attempt>,
         /// What runs where.
-        spec: TaskSpec,
+        spec: Arc<TaskSpec>,
     },
     /// Makes a task that belongs to no job but to an app's project; the reply is the task.
     RunOnce {
@@ -190,7 +189,7 @@ pub enum WorkCommand {
         /// The app.
         app: AppId,
         /// What runs where.
-        spec: TaskSpec,
+        spec: Arc<TaskSpec>,
     },
     /// Asks a task to end.
     CancelTask(TaskId),
@@ -312,61 +311,6 @@ pub enum Held {
         /// Its epoch.
         epoch: u32,
     },
-}
-
-/// News of a task.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(tag = "report", rename_all = "snake_case")]
-pub enum TaskReport {
-    /// The cell wants to start it; it may do so only after the answer.
-    Claim,
-    /// The cell cannot take it.
-    Reject {
-        /// Why.
-        reason: String,
-    },
-    /// Its actions succeeded.
-    Succeeded {
-        /// What it left in its result file.
-        result: Option<String>,
-    },
-    /// Its actions failed.
-    Failed {
-        /// Why.
-        reason: String,
-    },
-    /// It was stopped because it was cancelled.
-    Cancelled,
-}
-
-/// News of an instance.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(tag = "report", rename_all = "snake_case")]
-pub enum InstanceReport {
-    /// The cell cannot take it.
-    Reject {
-        /// Why.
-        reason: String,
-    },
-    /// Its process runs.
-    Started {
-        /// Where it listens.
-        address: SocketAddr,
-    },
-    /// Its health check changed its mind.
-    Ready {
-        /// Whether it passes.
-        ready: bool,
-    },
-    /// It ended by itself or never became healthy.
-    Crashed {
-        /// What happened.
-        reason: String,
-        /// Trying again at once would not help: it ran, but never became healthy.
-        never_healthy: bool,
-    },
-    /// Nothing of it is left on the cell.
-    Gone,
 }
 
 /// What a command answers.

@@ -29,8 +29,8 @@ use model::{CellId, Time};
 pub use access::{MAX_APPS, MAX_CONFIG_BYTES, MAX_LABEL, MAX_PROJECTS, MAX_WORKSPACES};
 pub use cells::{CELL_LEASE, MAX_REASON};
 pub use command::{
-    Attempt, CellCommand, Command, Held, InstanceReport, JobCommand, NewJob, NewKey, NewToken,
-    Refusal, Reply, TaskReport, WorkCommand,
+    Attempt, CellCommand, Command, Held, JobCommand, NewJob, NewKey, NewToken, Refusal, Reply,
+    WorkCommand,
 };
 pub use converge::instance_id;
 pub use jobs::{

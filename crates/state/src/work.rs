@@ -108,14 +108,14 @@ impl Core {
         now: Time,
         id: TaskId,
         (job, project): (Option<JobId>, Option<ProjectId>),
-        spec: TaskSpec,
+        spec: Arc<TaskSpec>,
     ) -> Result<Reply, Refusal> {
         spec.validate().map_err(|error| Refusal::Invalid(error.to_string()))?;
         self.put(Task {
             id,
             job,
             project,
-            spec: Arc::new(spec),
+            spec,
             state: TaskState::Pending { reason: None },
             epoch: 0,
             created_at: now,

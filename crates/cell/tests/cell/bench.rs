@@ -1,6 +1,6 @@
 //! A cell on a directory of its own, and work for it.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::fs;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -11,7 +11,7 @@ use api::proto::work::Kind;
 use api::proto::{DesiredWork, Work, id_bytes};
 use cell::{Cell, Options};
 use drivers::process::{Config, ProcessDriver};
-use model::{Action, Check, CheckKind, ContainerSpec, CrashPolicy, ProcessSpec, TaskSpec};
+use model::{Action, Check, CheckKind, ProcessSpec, TaskSpec};
 use runtime::{Kind as TaskKind, Stop, Tasks};
 
 use crate::server::{SOON, Server, token};
@@ -128,13 +128,11 @@ pub(crate) fn instance_work(id: u128, epoch: u32) -> Work {
 }
 
 pub(crate) fn sh(text: &str) -> Action {
-    let argv = ["/bin/sh", "-c", text].map(str::to_owned).to_vec();
-    Action::Run { argv, env: BTreeMap::new(), dir: None }
+    Action::run(["/bin/sh", "-c", text])
 }
 
 pub(crate) fn task_spec(action: Action) -> TaskSpec {
-    let container = ContainerSpec::default();
-    TaskSpec { container, action, result_file: None, timeout_ms: 60_000 }
+    TaskSpec::new(action, 60_000)
 }
 
 pub(crate) fn task(id: u128, spec: &TaskSpec) -> DesiredWork {
@@ -148,14 +146,7 @@ pub(crate) fn task(id: u128, spec: &TaskSpec) -> DesiredWork {
 }
 
 pub(crate) fn process(argv: &[&str], check: Option<Check>) -> ProcessSpec {
-    ProcessSpec {
-        container: ContainerSpec::default(),
-        argv: argv.iter().map(|word| (*word).to_owned()).collect(),
-        dir: None,
-        check,
-        stop_grace_ms: 5_000,
-        crash: CrashPolicy::default(),
-    }
+    ProcessSpec { check, stop_grace_ms: 5_000, ..ProcessSpec::new(argv.iter().copied()) }
 }
 
 /// The app that listens.
@@ -170,6 +161,7 @@ pub(crate) fn http_check() -> Check {
         timeout_ms: 1_000,
         start_timeout_ms: 10_000,
         failures: 2,
+        ..Check::default()
     }
 }
 

@@ -56,20 +56,25 @@ async fn a_task_downloads_runs_uploads_and_leaves_a_result() {
     let serial = vec![
         Action::Parallel {
             actions: vec![
-                Action::Download { blob: source, to: "/src".into(), unpack: true },
-                Action::Download { blob: plain, to: "/in/plain".into(), unpack: false },
+                Action::download(source, "/src", true),
+                Action::download(plain, "/in/plain", false),
             ],
+            fail_fast: false,
         },
         Action::Run {
             argv: vec!["/bin/sh".into(), "main.sh".into()],
             env: BTreeMap::from([("WHO".into(), "me".into())]),
             dir: Some("/src".into()),
+            user: None,
+            files: None,
+            log_source: None,
+            quiet: false,
         },
         sh("mkdir -p \"$SHORE_ROOT/blobs\"; cd \"$SHORE_ROOT/blobs\"; \
             echo $CNB_APP_DIR $PATH; cp ../in/plain x; mv x $(sha256sum x | cut -c1-64); \
             printf 'new' > y; mv y $(sha256sum y | cut -c1-64)"),
-        Action::Upload { from: "/src/out".into(), mode: UploadMode::File },
-        Action::Upload { from: "/blobs".into(), mode: UploadMode::DigestNamed },
+        Action::upload("/src/out", UploadMode::File),
+        Action::upload("/blobs", UploadMode::DigestNamed),
     ];
     let mut spec = task_spec(Action::Serial { actions: serial });
     spec.result_file = Some("/src/out".into());
@@ -90,13 +95,13 @@ async fn failures_say_what_failed() {
     let cases = [
         (sh("echo oops >&2; exit 20"), "run `sh` exited with status 20"),
         (sh("kill -9 $$"), "run `sh` was killed by signal 9"),
-        (
-            Action::Run { argv: vec!["/no/such".into()], env: BTreeMap::new(), dir: None },
-            "run `such`: no such command (or its interpreter is missing)",
-        ),
+        (Action::run(["/no/such"]), "run `such`: no such command (or its interpreter is missing)"),
         (Action::Timeout { inner: Box::new(sh("sleep 1000")), ms: 200 }, "exceeded 200 ms timeout"),
         (
-            Action::Parallel { actions: vec![sh("exit 1"), sh("true"), sh("exit 2")] },
+            Action::Parallel {
+                actions: vec![sh("exit 1"), sh("true"), sh("exit 2")],
+                fail_fast: false,
+            },
             "run `sh` exited with status 1; run `sh` exited with status 2",
         ),
     ];
@@ -138,7 +143,7 @@ async fn damaged_and_missing_bytes_are_failures() {
     let mut stream = server.accept().await;
     let missing = Digest::of(b"nobody has this");
     for (number, blob) in [(1, damaged), (2, missing)] {
-        let action = Action::Download { blob, to: "/x".into(), unpack: false };
+        let action = Action::download(blob, "/x", false);
         stream.desire(false, vec![task(number, &task_spec(action))]).await;
         stream.expect(json!({"report": "claim"})).await;
         stream.send(Down::Claimed(task_work(number, 1))).await;

@@ -1,6 +1,7 @@
 //! Apps: configuration, scale, status, builds.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use api::http_types::{
     AppStatus, AppView, BuildView, Create, RunCommand, Scale, SetConfig, TaskView,
@@ -186,7 +187,7 @@ pub(crate) async fn run(
     let spec = server.read(move |state| one_off(state, &row, &place, run.argv)).await?;
     let spec = spec.ok_or_else(|| ApiError::not_found("release of app", name))?;
     let id = TaskId(server.fresh_id());
-    let command = WorkCommand::RunOnce { id, app, spec };
+    let command = WorkCommand::RunOnce { id, app, spec: Arc::new(spec) };
     let Reply::Task(task) = server.apply(Command::Work(command)).await? else {
         return Err(ApiError::internal("a task was not answered with the task"));
     };
@@ -196,11 +197,7 @@ pub(crate) async fn run(
 fn one_off(state: &Control, app: &App, place: &Name, argv: Vec<String>) -> Option<TaskSpec> {
     let deployment = state.get::<Deployment>(*app.released.get(place)?)?;
     let process = state.get::<Process>(*deployment.processes.first()?)?;
-    let argv = launched(argv);
-    Some(TaskSpec {
-        container: process.spec.container.clone(),
-        action: Do::Run { argv, env: BTreeMap::new(), dir: None },
-        result_file: None,
-        timeout_ms: RUN_TIMEOUT_MS,
-    })
+    let mut spec = TaskSpec::new(Do::run(launched(argv)), RUN_TIMEOUT_MS);
+    spec.container = process.spec.container.clone();
+    Some(spec)
 }

@@ -57,7 +57,7 @@ pub(crate) async fn create_task(
 ) -> ApiResult<TaskView> {
     let CreateTask { id, attempt: at, spec } = create;
     let id = id.unwrap_or_else(|| TaskId(server.fresh_id()));
-    let command = WorkCommand::CreateTask { id, attempt: Some(attempt(at)), spec };
+    let command = WorkCommand::CreateTask { id, attempt: Some(attempt(at)), spec: Arc::new(spec) };
     let Reply::Task(task) = do_work(&server, caller, command).await? else {
         return Err(unexpected());
     };

@@ -10,10 +10,9 @@ use api::proto::{
     CellDown, CellHello, CellLog, CellUp, Desired, DesiredWork, LogKept, Report, Work, from_json,
     id_bytes, id_from, json,
 };
-use model::{CellId, CellSpec, InstanceId, InstanceState, TaskId, Time};
+use model::{CellId, CellSpec, InstanceId, InstanceState, TaskId, TaskReport, Time};
 use state::{
     App, CellCommand, Command, Deployment, Held, Instance, Process, Project, Reply, State,
-    TaskReport,
 };
 use tokio::sync::mpsc;
 use tonic::{Status, Streaming};

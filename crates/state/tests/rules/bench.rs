@@ -6,13 +6,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use model::{
-    Action, AppId, BuildId, CellId, CellSpec, Check, ContainerSpec, CrashPolicy, DeploymentId,
-    DeploymentState, Digest, InstanceId, InstanceState, JobId, Limits, Name, Operation, Outcome,
-    ProcessSpec, ProjectId, RunnerId, Target, TaskId, TaskSpec, TaskState, Time,
+    Action, AppId, BuildId, CellId, CellSpec, DeploymentId, DeploymentState, Digest, InstanceId,
+    InstanceReport, InstanceState, JobId, Name, Operation, Outcome, ProcessSpec, ProjectId,
+    RunnerId, Target, TaskId, TaskReport, TaskSpec, TaskState, Time,
 };
 use state::{
-    Attempt, CellCommand, Command, Deployment, Held, Instance, InstanceReport, Job, JobCommand,
-    JobSpec, NewJob, ProcessTemplate, Refusal, Reply, State, Task, TaskReport, WorkCommand,
+    Attempt, CellCommand, Command, Deployment, Held, Instance, Job, JobCommand, JobSpec, NewJob,
+    ProcessTemplate, Refusal, Reply, State, Task, WorkCommand,
 };
 
 pub(crate) const PROJECT: ProjectId = ProjectId(1);
@@ -57,26 +57,14 @@ pub(crate) fn failed(reason: &str) -> Outcome {
 }
 
 pub(crate) fn process(memory_mb: u64) -> ProcessSpec {
-    ProcessSpec {
-        container: ContainerSpec {
-            limits: Limits { memory_mb: Some(memory_mb), ..Limits::default() },
-            ..ContainerSpec::default()
-        },
-        argv: vec!["app".to_owned()],
-        dir: None,
-        check: Some(Check { start_timeout_ms: 60_000, ..Check::default() }),
-        stop_grace_ms: 1_000,
-        crash: CrashPolicy::default(),
-    }
+    let mut spec = ProcessSpec::new(["app"]);
+    spec.container.limits.memory_mb = Some(memory_mb);
+    spec.stop_grace_ms = 1_000;
+    spec
 }
 
 pub(crate) fn task_spec() -> TaskSpec {
-    TaskSpec {
-        container: ContainerSpec::default(),
-        action: Action::Run { argv: vec!["build".to_owned()], env: BTreeMap::new(), dir: None },
-        result_file: None,
-        timeout_ms: 1_000,
-    }
+    TaskSpec::new(Action::run(["build"]), 1_000)
 }
 
 pub(crate) fn address(number: u16) -> SocketAddr {
@@ -87,11 +75,14 @@ pub(crate) fn cell_spec(memory_mb: u64) -> CellSpec {
     CellSpec {
         name: name("cell"),
         zone: String::new(),
+        required_tags: BTreeSet::new(),
         tags: BTreeSet::new(),
         drivers: BTreeSet::new(),
         memory_mb,
         disk_mb: 100_000,
         containers: 100,
+        cpu_shares: None,
+        pids: None,
         labels: BTreeMap::new(),
     }
 }
@@ -249,7 +240,7 @@ impl Bench {
 
     pub(crate) fn task(&mut self, at: Option<Attempt>) -> TaskId {
         let id = TaskId(self.fresh());
-        let create = WorkCommand::CreateTask { id, attempt: at, spec: task_spec() };
+        let create = WorkCommand::CreateTask { id, attempt: at, spec: Arc::new(task_spec()) };
         self.ok(Command::Work(create));
         id
     }

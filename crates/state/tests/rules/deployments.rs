@@ -2,16 +2,16 @@
 
 use std::time::Duration;
 
-use model::{DeploymentState, InstanceState, Outcome, Time};
+use model::{DeploymentState, InstanceReport, InstanceState, Outcome, Time};
 use state::{
-    CELL_LEASE, CellCommand, Command, DEPLOY_SLACK, DRAIN, Held, InstanceReport, JobCommand,
-    Process, Refusal, WorkCommand,
+    CELL_LEASE, CellCommand, Command, DEPLOY_SLACK, DRAIN, Held, JobCommand, Process, Refusal,
+    WorkCommand,
 };
 
 use crate::bench::{APP, Bench, address, failed, name};
 
 fn crashed(reason: &str, never_healthy: bool) -> InstanceReport {
-    InstanceReport::Crashed { reason: reason.to_owned(), never_healthy }
+    InstanceReport::Crashed { reason: reason.to_owned(), never_healthy, detail: None }
 }
 
 fn reason(bench: &Bench, deployment: model::DeploymentId) -> String {

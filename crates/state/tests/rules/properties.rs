@@ -3,13 +3,16 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use std::sync::Arc;
+
 use model::{
-    AppId, BuildId, CellId, DeploymentId, Digest, JobId, Outcome, RunnerId, Target, TaskId, Time,
+    AppId, BuildId, CellId, DeploymentId, Digest, InstanceReport, JobId, Outcome, RunnerId, Target,
+    TaskId, TaskReport, Time,
 };
 use proptest::prelude::{Strategy, any, prop, prop_oneof, proptest};
 use state::{
-    Attempt, CellCommand, Command, Held, Instance, InstanceReport, Job, JobCommand, JobSpec,
-    NewJob, ProcessTemplate, RowKey, State, Task, TaskReport, WorkCommand,
+    Attempt, CellCommand, Command, Held, Instance, Job, JobCommand, JobSpec, NewJob,
+    ProcessTemplate, RowKey, State, Task, WorkCommand,
 };
 
 use crate::bench::{
@@ -98,7 +101,7 @@ fn work_command(state: &State, seed: Seed, fresh: u128) -> WorkCommand {
     match kind {
         12 => {
             let attempt = (any % 2 == 0).then_some(attempt);
-            WorkCommand::CreateTask { id: TaskId(fresh), attempt, spec: task_spec() }
+            WorkCommand::CreateTask { id: TaskId(fresh), attempt, spec: Arc::new(task_spec()) }
         }
         13 => WorkCommand::RecordBuild {
             id: BuildId(fresh),
@@ -130,8 +133,7 @@ fn cell_command(state: &State, (kind, pick, small, any): Seed) -> CellCommand {
     match (kind, instance, tasks.get(usize::from(any) % tasks.len().max(1))) {
         (19, ..) => {
             let id = cell;
-            let held =
-                |row: &&std::sync::Arc<Instance>| Held::Instance { id: row.id, epoch: row.epoch };
+            let held = |row: &&Arc<Instance>| Held::Instance { id: row.id, epoch: row.epoch };
             let holds =
                 if any % 2 == 0 { instances.iter().map(held).collect() } else { Vec::new() };
             CellCommand::Online { id, spec: crate::bench::cell_spec(1_000), holds }
@@ -144,7 +146,11 @@ fn cell_command(state: &State, (kind, pick, small, any): Seed) -> CellCommand {
                 (22 | 23, _) => InstanceReport::Ready { ready: small > 0 },
                 (_, 0) => InstanceReport::Reject { reason: "full".to_owned() },
                 (_, 1) => InstanceReport::Gone,
-                _ => InstanceReport::Crashed { reason: "x".to_owned(), never_healthy: small == 2 },
+                _ => InstanceReport::Crashed {
+                    reason: "x".to_owned(),
+                    never_healthy: small == 2,
+                    detail: None,
+                },
             };
             let cell = row.state.cell().unwrap_or(cell);
             CellCommand::Instance { cell, instance: row.id, epoch: row.epoch, report }
@@ -153,7 +159,7 @@ fn cell_command(state: &State, (kind, pick, small, any): Seed) -> CellCommand {
             let report = match small {
                 0 | 1 => TaskReport::Claim,
                 2 => TaskReport::Succeeded { result: None },
-                3 => TaskReport::Failed { reason: "x".to_owned() },
+                3 => TaskReport::Failed { reason: "x".to_owned(), detail: None },
                 _ => TaskReport::Reject { reason: "full".to_owned() },
             };
             let cell = row.state.cell().unwrap_or(cell);

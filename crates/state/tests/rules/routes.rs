@@ -1,7 +1,7 @@
 //! The route table: generations, changes, and what a router that is behind is told.
 
-use model::{RouteTable, Time};
-use state::{Command, InstanceReport, KEPT_CHANGES, State, WorkCommand};
+use model::{InstanceReport, RouteTable, Time};
+use state::{Command, KEPT_CHANGES, State, WorkCommand};
 
 use crate::bench::Bench;
 

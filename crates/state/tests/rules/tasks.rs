@@ -1,7 +1,7 @@
 //! Tasks: at most once.
 
-use model::{CellId, Outcome, TaskState};
-use state::{CELL_LEASE, Command, Held, Refusal, TASK_KEPT, Task, TaskReport, WorkCommand};
+use model::{CellId, Outcome, TaskReport, TaskState};
+use state::{CELL_LEASE, Command, Held, Refusal, TASK_KEPT, Task, WorkCommand};
 
 use crate::bench::{Bench, failed};
 
@@ -42,7 +42,7 @@ fn a_cell_that_restarts_fails_what_ran_and_gets_its_offers_again() {
     let row = bench.task_row(ran);
     bench.task_report(&row, TaskReport::Claim).expect("it was offered");
     bench.cell(1, 4_000, &[]);
-    let TaskState::Failed { reason } = bench.task_state(ran) else { panic!("it failed") };
+    let TaskState::Failed { reason, .. } = bench.task_state(ran) else { panic!("it failed") };
     assert!(reason.contains("restarted"), "{reason}");
     assert_eq!(bench.task_state(offered), TaskState::Offered { cell: CellId(1) });
     assert!(bench.task_report(&row, TaskReport::Succeeded { result: None }).is_err());
@@ -119,7 +119,7 @@ fn tasks_of_a_job_need_its_running_attempt() {
     let create = WorkCommand::CreateTask {
         id: model::TaskId(5),
         attempt: Some(at),
-        spec: crate::bench::task_spec(),
+        spec: std::sync::Arc::new(crate::bench::task_spec()),
     };
     assert!(matches!(bench.work(create), Err(Refusal::Stale { .. })));
 }
