@@ -5,9 +5,12 @@
 mod idle_bench;
 mod jobs_bench;
 mod logs_bench;
+mod options;
+mod processes_bench;
 mod router_bench;
 mod state_bench;
 mod up_bench;
+mod workload;
 
 use std::process::ExitCode;
 
@@ -23,9 +26,13 @@ fn main() -> ExitCode {
         "jobs" => jobs_bench::run(),
         "logs" => logs_bench::run(),
         "idle" => idle_bench::run(),
+        "processes" => {
+            let usual = options::Options { cells: 500, instances: 50_000, seed: 1 };
+            options::Options::read(usual).and_then(|options| processes_bench::run(&options))
+        }
         "up" => up_bench::run(),
         _ => Err(format!(
-            "unknown benchmark `{name}`: there are idle, jobs, logs, router, state and up"
+            "unknown benchmark `{name}`: there are idle, jobs, logs, processes, router, state and up"
         )),
     };
     match figures {
