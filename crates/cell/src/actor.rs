@@ -4,15 +4,17 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use drivers::{Driver, Exit, Handle, Outcome, ProcessId, Target};
+use model::ExitStatus;
 use runtime::{Backoff, Random};
 use tokio::sync::{oneshot, watch};
 
 use crate::caches::Cache;
 use crate::limits::{RECONNECT, REMOVE_ATTEMPTS};
 use crate::lines::Position;
-use crate::logs::Journal;
+use crate::logs::{Journal, Told};
 use crate::report::Reporter;
 use crate::shared::Shared;
+use crate::tail::Tail;
 use crate::work::{Key, Want};
 
 /// What takes care of one piece of work.
@@ -31,7 +33,29 @@ pub(crate) struct Actor {
 
 /// Resolves when the output of a process was read to its end.
 #[derive(Debug)]
-pub(crate) struct Reading(oneshot::Receiver<()>);
+pub(crate) struct Reading {
+    done: oneshot::Receiver<()>,
+    tail: Arc<Tail>,
+}
+
+impl Reading {
+    /// Of a process whose output nobody reads.
+    pub(crate) fn nothing() -> Self {
+        let (_, done) = oneshot::channel();
+        Self { done, tail: Arc::default() }
+    }
+}
+
+/// How the lines of a process appear in the log.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Voice {
+    /// As they are.
+    Plain,
+    /// Marked with a name.
+    Named(String),
+    /// Not at all.
+    Quiet,
+}
 
 impl Actor {
     /// Waits until the work is not to go on.
@@ -46,25 +70,34 @@ impl Actor {
     }
 
     /// Reads the output of a process in the background. Only with a position it can be resumed.
-    pub(crate) async fn read(&self, process: &ProcessId, resume: Option<Position>) -> Reading {
+    pub(crate) async fn read(
+        &self,
+        process: &ProcessId,
+        resume: Option<Position>,
+        voice: Voice,
+    ) -> Reading {
         let (done, reading) = oneshot::channel();
+        let tail = Arc::<Tail>::default();
         let from = resume.unwrap_or_default().attach_from();
         match self.driver.attach(&self.handle, process, from).await {
             Ok(output) => {
                 let (journal, stop) = (self.journal.clone(), self.shared.tasks.stop().clone());
+                let told = Told { voice, tail: Arc::clone(&tail) };
                 self.shared.tasks.spawn_ok("container output", async move {
-                    stop.or_stop(journal.follow(output, resume)).await;
+                    stop.or_stop(journal.follow(output, resume, told)).await;
                     drop(done);
                 });
             }
             Err(error) => self.journal.say(format!("the output cannot be read: {error}")).await,
         }
-        Reading(reading)
+        Reading { done: reading, tail }
     }
 
-    /// Waits until the output of an ended process was read.
-    pub(crate) async fn finish(&self, reading: Reading) {
-        self.journal.patiently(&self.shared.options.leave, reading.0).await;
+    /// Waits until the output of an ended process was read; gives its last lines.
+    pub(crate) async fn finish(&self, reading: Reading) -> Vec<String> {
+        let Reading { done, tail } = reading;
+        self.journal.patiently(&self.shared.options.leave, done).await;
+        tail.lines()
     }
 
     /// Ends everything in the container.
@@ -104,6 +137,16 @@ pub(crate) async fn remove(driver: &dyn Driver, handle: &Handle) {
             Err(error) => tracing::warn!(%handle, attempt, %error, "cannot remove a container"),
         }
         runtime::sleep(backoff.next_delay(&random)).await;
+    }
+}
+
+/// How a process ended, for programs.
+pub(crate) const fn status(exit: &Exit) -> ExitStatus {
+    match exit.outcome {
+        Outcome::Lost => ExitStatus::Lost,
+        Outcome::Code(_) | Outcome::Signal(_) if exit.oom => ExitStatus::OutOfMemory,
+        Outcome::Code(code) => ExitStatus::Code(code),
+        Outcome::Signal(signal) => ExitStatus::Signal(signal),
     }
 }
 

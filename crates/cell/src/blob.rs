@@ -1,61 +1,35 @@
 //! Blobs of the server as byte streams.
 
-use std::io::{self, Read};
-use std::pin::Pin;
+use std::io;
 
 use api::Client;
 use bytes::Bytes;
 use drivers::Input;
-use flate2::read::MultiGzDecoder;
+use futures_util::StreamExt as _;
 use futures_util::stream::BoxStream;
-use futures_util::{Stream, StreamExt as _};
-use model::Digest;
-use runtime::{Backoff, Random, Tasks};
-use sha2::{Digest as _, Sha256};
+use model::{Checksum, ChecksumAlgorithm, Digest};
+use runtime::{Backoff, Random};
 use tokio::io::AsyncReadExt as _;
-use tokio::sync::mpsc;
-use tokio_util::io::{StreamReader, SyncIoBridge};
+use tokio_util::io::StreamReader;
 
+use crate::checksum::verified;
 use crate::error::Failure;
 use crate::limits::{FETCH_ATTEMPTS, RECONNECT};
 
-/// Pieces of an archive that wait to be unpacked.
-const PIECES: usize = 8;
-/// How large one piece is.
-const PIECE_BYTES: usize = 64 << 10;
-const GZIP_MAGIC: [u8; 2] = [0x1f, 0x8b];
-
-type Pieces = BoxStream<'static, io::Result<Bytes>>;
+/// Bytes as they come.
+pub(crate) type Pieces = BoxStream<'static, io::Result<Bytes>>;
 
 /// Reads a blob; bytes that are not what the digest names are an error at the end.
-pub(crate) async fn read(client: &Client, digest: Digest) -> Result<Input, Failure> {
+pub(crate) async fn pieces(client: &Client, digest: Digest) -> Result<Pieces, Failure> {
     let stream = client.get_blob(digest).await?;
-    Ok(Box::pin(StreamReader::new(verified(stream, digest))))
+    let checksum = Checksum { algorithm: ChecksumAlgorithm::Sha256, value: digest.hex() };
+    let damaged = move || io::Error::other(format!("blob {digest} is damaged"));
+    Ok(verified(stream.boxed(), checksum, damaged))
 }
 
-struct Verify<S> {
-    stream: Pin<Box<S>>,
-    hash: Sha256,
-}
-
-fn verified<S>(stream: S, digest: Digest) -> Pieces
-where
-    S: Stream<Item = io::Result<Bytes>> + Send + 'static,
-{
-    let state = Verify { stream: Box::pin(stream), hash: Sha256::new() };
-    let next = move |state: Option<Verify<S>>| async move {
-        let mut state = state?;
-        match state.stream.next().await {
-            Some(Ok(piece)) => {
-                state.hash.update(&piece);
-                Some((Ok(piece), Some(state)))
-            }
-            Some(Err(error)) => Some((Err(error), None)),
-            None if state.hash.finalize().as_slice() == digest.0 => None,
-            None => Some((Err(io::Error::other(format!("blob {digest} is damaged"))), None)),
-        }
-    };
-    futures_util::stream::unfold(Some(state), next).boxed()
+/// The same for whoever reads.
+pub(crate) async fn read(client: &Client, digest: Digest) -> Result<Input, Failure> {
+    Ok(Box::pin(StreamReader::new(pieces(client, digest).await?)))
 }
 
 /// Reads a small blob whole.
@@ -76,7 +50,8 @@ pub(crate) async fn read_whole(
 
 /// A stream that broke may be whole the next time.
 pub(crate) fn broken(error: io::Error) -> Failure {
-    Failure { transient: true, ..Failure::from(error) }
+    let transient = error.kind() != io::ErrorKind::InvalidData;
+    Failure { transient, ..Failure::from(error) }
 }
 
 /// Tries again what may work later.
@@ -95,54 +70,5 @@ where
             }
             other => return other,
         }
-    }
-}
-
-/// Decompresses what begins as gzip does; everything else stays as it is. For blocking code.
-fn plain(input: Input) -> io::Result<Box<dyn Read + Send>> {
-    let mut input = SyncIoBridge::new(input);
-    let mut head = [0; 2];
-    let mut have = 0;
-    while have < head.len() {
-        let read = input.read(head.get_mut(have..).unwrap_or_default())?;
-        if read == 0 {
-            break;
-        }
-        have += read;
-    }
-    let start = Read::take(io::Cursor::new(head), have as u64);
-    let whole = io::BufReader::with_capacity(PIECE_BYTES, start.chain(input));
-    Ok(if head == GZIP_MAGIC { Box::new(MultiGzDecoder::new(whole)) } else { Box::new(whole) })
-}
-
-/// The same for a driver, which reads asynchronously.
-pub(crate) fn plain_stream(input: Input, tasks: &Tasks) -> Input {
-    let (sender, receiver) = mpsc::channel(PIECES);
-    let owner = tasks.clone();
-    tasks.spawn_ok("decompress", async move {
-        owner.blocking(move || decompress(input, &sender)).await;
-    });
-    let pieces = futures_util::stream::unfold(receiver, |mut receiver| async move {
-        let piece: io::Result<Bytes> = receiver.recv().await?;
-        Some((piece, receiver))
-    });
-    Box::pin(StreamReader::new(pieces.boxed()))
-}
-
-fn decompress(input: Input, sender: &mpsc::Sender<io::Result<Bytes>>) {
-    let copy = || {
-        let mut plain = plain(input)?;
-        loop {
-            let mut piece = vec![0; PIECE_BYTES];
-            let read = plain.read(&mut piece)?;
-            piece.truncate(read);
-            if read == 0 || sender.blocking_send(Ok(piece.into())).is_err() {
-                return Ok(());
-            }
-        }
-    };
-    if let Err(error) = copy() {
-        // Nobody minds when the reader went away first.
-        drop(sender.blocking_send(Err(error)));
     }
 }

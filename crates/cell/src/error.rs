@@ -6,6 +6,7 @@ use std::path::PathBuf;
 
 use api::{ClientError, ConnectError};
 use drivers::DriverError;
+use model::FailureDetail;
 
 use crate::limits::MAX_REASON;
 
@@ -46,6 +47,10 @@ pub(crate) struct Failure {
     pub(crate) reason: String,
     /// Whether the same may work later.
     pub(crate) transient: bool,
+    /// Whether it was ended because something else failed or was no longer wanted.
+    pub(crate) interrupted: bool,
+    /// What exactly failed, if anything of the task's own did.
+    pub(crate) detail: Option<Box<FailureDetail>>,
 }
 
 impl Failure {
@@ -55,12 +60,24 @@ impl Failure {
             Some((end, _)) => reason.get(..end).unwrap_or_default().to_owned(),
             None => reason,
         };
-        Self { reason, transient: false }
+        Self { reason, transient: false, interrupted: false, detail: None }
+    }
+
+    /// The end of what was not to go on.
+    pub(crate) fn interrupted() -> Self {
+        Self { interrupted: true, ..Self::new("was interrupted") }
+    }
+
+    /// Notes which action of the tree failed, unless one below it is noted.
+    pub(crate) fn at(mut self, path: &str) -> Self {
+        let detail = self.detail.get_or_insert_default();
+        detail.action.get_or_insert_with(|| path.to_owned());
+        self
     }
 
     pub(crate) fn within(self, what: impl fmt::Display) -> Self {
-        let transient = self.transient;
-        Self { transient, ..Self::new(format!("{what}: {}", self.reason)) }
+        let reason = Self::new(format!("{what}: {}", self.reason)).reason;
+        Self { reason, ..self }
     }
 }
 

@@ -4,9 +4,9 @@ use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
 use drivers::{Exit, ProcessId, ProcessSpec as Command};
-use model::{Check, InstanceReport, ProcessSpec};
+use model::{Check, FailureDetail, InstanceReport, ProcessSpec};
 
-use crate::actor::{Actor, Reading, describe};
+use crate::actor::{Actor, Reading, Voice, describe, status};
 use crate::error::{Context as _, Failure};
 use crate::health::{Health, Verdict};
 use crate::limits::REJECT_PAUSE;
@@ -107,14 +107,14 @@ pub(crate) async fn run(actor: &Actor, spec: &ProcessSpec, labels: &HashMap<Stri
         }
         return;
     };
-    let reading = actor.read(&notes.process, Some(Position::default())).await;
+    let reading = actor.read(&notes.process, Some(Position::default()), Voice::Plain).await;
     Running { actor, notes, place, reading }.watch().await;
 }
 
 /// Takes care of an instance that an earlier agent started.
 pub(crate) async fn adopt(actor: &Actor, notes: Notes, resume: Position) {
     let place = actor.shared.place_again(actor.driver.as_ref(), &actor.handle, notes.port);
-    let reading = actor.read(&notes.process, Some(resume)).await;
+    let reading = actor.read(&notes.process, Some(resume), Voice::Plain).await;
     Running { actor, notes, place, reading }.watch().await;
 }
 
@@ -229,10 +229,16 @@ impl Running<'_> {
         let Self { actor, notes, place, reading } = self;
         let grace = if matches!(end, End::Exited(_)) { Duration::ZERO } else { notes.grace };
         actor.stop(grace).await;
-        actor.finish(reading).await;
+        let tail = actor.finish(reading).await;
         actor.flush().await;
-        let crashed =
-            |reason, never_healthy| InstanceReport::Crashed { reason, never_healthy, detail: None };
+        let exit = match &end {
+            End::Exited(exit) => Some(status(exit)),
+            End::Unwanted(_) | End::NeverHealthy(_) | End::Unhealthy(_) => None,
+        };
+        let crashed = |reason, never_healthy| {
+            let detail = FailureDetail { action: None, exit, tail };
+            InstanceReport::Crashed { reason, never_healthy, detail: Some(Box::new(detail)) }
+        };
         let report = match end {
             End::Exited(exit) => {
                 // The process is gone already: a restart need not wait for its files.

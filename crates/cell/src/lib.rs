@@ -10,7 +10,9 @@ mod adopt;
 mod agent;
 mod blob;
 mod caches;
+mod checksum;
 mod error;
+mod files;
 mod health;
 mod image;
 mod instance;
@@ -27,14 +29,18 @@ mod report;
 mod resume;
 mod session;
 mod shared;
+mod tail;
 mod task;
 mod transfer;
+mod unpack;
+mod web;
 mod work;
 
 pub use agent::Cell;
 pub use error::CellError;
 pub use limits::{
-    CACHED_BUILD_BYTES, CACHED_LAYER_BYTES, MAX_CREATES, MAX_DOWNLOADS, MAX_UPLOADS, TASK_GRACE,
-    UNREACHABLE_LIMIT,
+    CACHED_BUILD_BYTES, CACHED_LAYER_BYTES, MAX_CREATES, MAX_DOWNLOADS, MAX_FETCHES,
+    MAX_NAMED_UPLOADS, MAX_REDIRECTS, MAX_UPLOADS, TASK_GRACE, UNREACHABLE_LIMIT,
 };
 pub use options::{Capacity, Options};
+pub use web::Network;

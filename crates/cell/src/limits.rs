@@ -6,8 +6,14 @@ use std::time::Duration;
 pub const MAX_CREATES: usize = 8;
 /// How many blobs are downloaded at once.
 pub const MAX_DOWNLOADS: usize = 5;
-/// How many files one upload action sends at once.
-pub const MAX_UPLOADS: usize = 4;
+/// How many URLs are downloaded at once.
+pub const MAX_FETCHES: usize = 5;
+/// How many uploads are under way at once.
+pub const MAX_UPLOADS: usize = 5;
+/// How many files named by their digests one upload sends at once.
+pub const MAX_NAMED_UPLOADS: usize = 4;
+/// How many redirects are followed.
+pub const MAX_REDIRECTS: usize = 5;
 /// How many bytes of unpacked image layers are kept for later.
 pub const CACHED_LAYER_BYTES: u64 = 10 << 30;
 /// How many bytes of caches of builds are kept for later.
@@ -68,3 +74,11 @@ pub(crate) const REJECT_PAUSE: Duration = Duration::from_secs(1);
 pub(crate) const LEAVE_LIMIT: Duration = Duration::from_mins(1);
 /// How often removing a container is tried, and the first and the longest pause between.
 pub(crate) const REMOVE_ATTEMPTS: u32 = 10;
+/// How many addresses of one name are looked at.
+pub(crate) const MAX_ADDRESSES: usize = 16;
+/// How long connecting to a server on the Internet may take, and TLS after that.
+pub(crate) const DIAL_LIMIT: Duration = Duration::from_secs(10);
+/// How long such a server may take to begin its answer.
+pub(crate) const ANSWER_LIMIT: Duration = Duration::from_mins(1);
+/// How long it may send nothing in the middle of it.
+pub(crate) const IDLE_LIMIT: Duration = Duration::from_mins(1);

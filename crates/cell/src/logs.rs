@@ -13,11 +13,13 @@ use model::LogSource;
 use runtime::{Clock as _, Stop, SystemClock, mono_now};
 use tokio::sync::{Notify, mpsc, oneshot};
 
+use crate::actor::Voice;
 use crate::limits::{
     BATCH_DELAY, FLUSH_LIMIT, MAX_BATCH_BYTES, MAX_BATCH_LINES, MAX_PIECES, MAX_UNKEPT,
 };
 use crate::lines::{Line, Position, Splitter};
 use crate::link::{Connection, Link};
+use crate::tail::Tail;
 use crate::work::Key;
 
 /// What the server has not acknowledged yet, and up to where it did.
@@ -177,13 +179,18 @@ impl Journal {
     }
 
     /// Reads the output of a process to its end.
-    pub(crate) async fn follow(&self, mut output: OutputStream, resume: Option<Position>) {
+    pub(crate) async fn follow(
+        &self,
+        mut output: OutputStream,
+        resume: Option<Position>,
+        told: Told,
+    ) {
         let mut splitter = Splitter::new(resume.unwrap_or_default());
         let position = |splitter: &Splitter| resume.map(|_| splitter.position());
         while let Some(item) = output.next().await {
             match item {
                 Ok(item) => {
-                    let lines = splitter.push(&item);
+                    let lines = told.tell(splitter.push(&item));
                     self.lines(lines, position(&splitter)).await;
                 }
                 Err(error) => {
@@ -192,10 +199,31 @@ impl Journal {
                 }
             }
         }
-        let rest = splitter.finish();
+        let rest = told.tell(splitter.finish());
         if !rest.is_empty() {
             self.lines(rest, position(&splitter)).await;
         }
+    }
+}
+
+/// What becomes of the lines of one process.
+#[derive(Debug)]
+pub(crate) struct Told {
+    pub(crate) voice: Voice,
+    pub(crate) tail: Arc<Tail>,
+}
+
+impl Told {
+    fn tell(&self, lines: Vec<Line>) -> Vec<Line> {
+        for (_, text) in &lines {
+            self.tail.push(text);
+        }
+        let Voice::Named(name) = &self.voice else { return lines };
+        let mark = |(source, text): Line| {
+            let marked = [b"[", name.as_bytes(), b"] ", &text].concat();
+            (source, marked.into())
+        };
+        lines.into_iter().map(mark).collect()
     }
 }
 

@@ -10,6 +10,8 @@ use drivers::{Driver, Isolation};
 use model::Name;
 use runtime::Stop;
 
+use crate::web::Network;
+
 /// The ports instances get on a shared network unless told otherwise.
 const PORTS: RangeInclusive<u16> = 20_000..=29_999;
 
@@ -41,6 +43,8 @@ pub struct Options {
     /// Variables by which programs of the machine find what is theirs, such as `RUSTUP_HOME`; given
     /// to containers without isolation.
     pub tools: BTreeMap<String, String>,
+    /// Networks that downloads and uploads of users may reach besides public addresses.
+    pub transfer_networks: Vec<Network>,
     /// Fires when the cell is to leave for good: its work goes elsewhere and its containers end.
     pub leave: Stop,
     /// Fires once the server has let it in.
@@ -81,6 +85,7 @@ impl Options {
             ports: PORTS,
             path: String::new(),
             tools: BTreeMap::new(),
+            transfer_networks: Vec::new(),
             leave: Stop::new(),
             joined: Stop::new(),
         }

@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use build::image::{Sharing, materialise};
-use drivers::{Driver, Handle, Isolation, Limits, archive};
-use model::{ContainerSpec, LIFECYCLE, PROGRAMS, program_name};
+use drivers::{Driver, Handle, Isolation, Limits, User, archive};
+use model::{ContainerSpec, LIFECYCLE, PROGRAMS, parse_user, program_name};
 use rustix::fs::{AtFlags, CWD, linkat, symlinkat, unlinkat};
 use rustix::io::Errno;
 
@@ -64,6 +64,11 @@ pub(crate) async fn container(
     let furniture = Furniture::new(shared, driver.as_ref(), &handle, (image, places))?;
     shared.tasks.blocking(move || furniture.put()).await?;
     Ok(Prepared { env: env.into_iter().chain(spec.env.clone()).collect(), dir, caches })
+}
+
+/// Who `uid` or `uid:gid` is.
+pub(crate) fn user(text: &str) -> Option<User> {
+    parse_user(text).map(|(uid, gid)| User { uid, gid })
 }
 
 fn limits(limits: &model::Limits, isolated: bool) -> Limits {

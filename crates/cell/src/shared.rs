@@ -1,6 +1,9 @@
 //! What everything in one agent uses.
 
+use std::fs;
+use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use api::Client;
@@ -14,11 +17,13 @@ use crate::error::CellError;
 use crate::image::Images;
 use crate::layers::Layers;
 use crate::limits::{
-    CACHED_BUILD_BYTES, CACHED_LAYER_BYTES, MAX_CREATES, MAX_DOWNLOADS, OWN_NETWORK_PORT,
+    CACHED_BUILD_BYTES, CACHED_LAYER_BYTES, MAX_CREATES, MAX_DOWNLOADS, MAX_FETCHES, MAX_UPLOADS,
+    OWN_NETWORK_PORT,
 };
 use crate::link::{Fence, Link};
 use crate::options::Options;
 use crate::ports::{Port, Ports};
+use crate::web::{Guard, Web};
 
 /// What everything in one agent uses.
 #[derive(Debug)]
@@ -32,7 +37,12 @@ pub(crate) struct Shared {
     pub(crate) ports: Ports,
     pub(crate) images: Images,
     pub(crate) caches: Caches,
+    pub(crate) web: Arc<Web>,
+    /// Where bytes wait on their way into or out of containers; emptied when the agent starts.
+    pub(crate) spool: PathBuf,
     pub(crate) downloads: Arc<Semaphore>,
+    pub(crate) fetches: Semaphore,
+    pub(crate) uploads: Semaphore,
     pub(crate) creates: Semaphore,
 }
 
@@ -57,12 +67,19 @@ impl Shared {
         let caches = options.dir.join("caches");
         let kept = Caches::open(&caches, CACHED_BUILD_BYTES, tasks.clone());
         let kept = kept.map_err(|source| CellError::Data { path: caches, source })?;
+        let spool = options.dir.join("spool");
+        empty(&spool).map_err(|source| CellError::Data { path: spool.clone(), source })?;
+        let guard = Guard::new(options.transfer_networks.clone());
         let downloads = Arc::new(Semaphore::new(MAX_DOWNLOADS));
         let drivers = usable(&options, &tasks)?;
         Ok(Self {
             images: Images::new(client.clone(), opened, Arc::clone(&downloads)),
             caches: kept,
             ports: Ports::new(options.ports.clone(), &Random::system()),
+            web: Arc::new(Web::new(guard, tasks.clone())),
+            spool,
+            fetches: Semaphore::new(MAX_FETCHES),
+            uploads: Semaphore::new(MAX_UPLOADS),
             creates: Semaphore::new(MAX_CREATES),
             fence: Fence::default(),
             options,
@@ -102,6 +119,14 @@ impl Shared {
 
 fn own(address: IpAddr) -> Place {
     Place { address: SocketAddr::new(address, OWN_NETWORK_PORT), _port: None }
+}
+
+fn empty(dir: &Path) -> io::Result<()> {
+    match fs::remove_dir_all(dir) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        Ok(()) | Err(_) => {}
+    }
+    fs::create_dir_all(dir)
 }
 
 fn usable(options: &Options, tasks: &Tasks) -> Result<Vec<Arc<dyn Driver>>, CellError> {

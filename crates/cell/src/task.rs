@@ -11,10 +11,10 @@ use tokio::sync::oneshot;
 use crate::actions::Executor;
 use crate::actor::Actor;
 use crate::error::{Context as _, Failure};
+use crate::files;
 use crate::health::Length;
 use crate::limits::{REJECT_PAUSE, TASK_GRACE};
 use crate::prepare;
-use crate::transfer;
 use crate::work::Want;
 
 /// Why a task is ended before its time.
@@ -59,7 +59,7 @@ async fn carry_out(actor: &Actor, spec: &TaskSpec) {
             want = actor.unwanted() => Cut::Unwanted(want),
             done = &mut work => {
                 let report = done.map_or_else(
-                    |failure| TaskReport::Failed { reason: failure.reason, detail: None },
+                    |failure| TaskReport::Failed { reason: failure.reason, detail: failure.detail },
                     |result| TaskReport::Succeeded { result },
                 );
                 return finish(actor, Some(report)).await;
@@ -95,7 +95,7 @@ async fn work(actor: &Actor, spec: &TaskSpec, stop: &Stop) -> Result<Option<Stri
         Executor { actor, env: prepared.env, dir: prepared.dir, started: AtomicU32::new(0) };
     executor.run(&spec.action, stop).await?;
     let Some(file) = &spec.result_file else { return Ok(None) };
-    let text = transfer::read_text(actor, file, MAX_TASK_RESULT);
+    let text = files::read_text(actor, file, MAX_TASK_RESULT).await;
     text.map(Some).context(|| format!("its result {file} cannot be read"))
 }
 

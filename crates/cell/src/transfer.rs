@@ -1,75 +1,145 @@
-//! Brings blobs into containers and takes files out of them into the blob store.
+//! Brings bytes into containers and takes files out of them: from and to the blob store, or a URL.
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::fd::OwnedFd;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
-use drivers::{DriverError, archive};
+use drivers::Input;
 use futures_util::{StreamExt as _, TryStreamExt as _};
-use model::{Digest, UploadMode};
-use rustix::fs::{Dir, FileType, Mode, OFlags, openat};
-use tokio::io::AsyncWriteExt as _;
-use tokio_util::io::ReaderStream;
+use http::Method;
+use http::header::{CONTENT_TYPE, HeaderValue};
+use http_body_util::{BodyExt as _, StreamBody};
+use hyper::body::Frame;
+use model::{Checksum, Digest, MAX_TRANSFER_BYTES, UploadMode};
+use runtime::Stop;
+use rustix::fs::{Dir, FileType};
+use tokio_util::io::{ReaderStream, StreamReader};
 
 use crate::actor::Actor;
-use crate::blob;
+use crate::blob::{self, Pieces};
+use crate::checksum::{limited, permanent, too_large, verified};
 use crate::error::Failure;
-use crate::limits::MAX_UPLOADS;
+use crate::files;
+use crate::limits::MAX_NAMED_UPLOADS;
+use crate::unpack::{gzip, unpack};
+use crate::web::{Ask, Body, Url, fetch};
 
 /// Bytes sent at once.
 const PIECE_BYTES: usize = 64 << 10;
-const READ: OFlags =
-    OFlags::RDONLY.union(OFlags::NOFOLLOW).union(OFlags::NONBLOCK).union(OFlags::CLOEXEC);
-const CREATE: OFlags = OFlags::WRONLY
-    .union(OFlags::NONBLOCK)
-    .union(OFlags::CREATE)
-    .union(OFlags::TRUNC)
-    .union(OFlags::NOFOLLOW)
-    .union(OFlags::CLOEXEC);
 
-/// Puts a blob into the container: as a file, or unpacked below a directory.
-pub(crate) async fn download(
-    actor: &Actor,
-    digest: Digest,
-    (to, unpack): (&str, bool),
-) -> Result<(), Failure> {
-    let _permit = actor.shared.downloads.acquire().await.map_err(Failure::new)?;
+/// What is brought into a container.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Download<'a> {
+    pub(crate) from: Origin<'a>,
+    pub(crate) to: &'a str,
+    pub(crate) unpack: bool,
+    pub(crate) checksum: Option<&'a Checksum>,
+    pub(crate) max_bytes: Option<u64>,
+}
+
+/// Where bytes come from.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Origin<'a> {
+    Blob(Digest),
+    Url(&'a str),
+}
+
+/// Ends a stream when it is dropped, also for a thread that waits for the stream's next bytes.
+struct Leash(Stop);
+
+impl Drop for Leash {
+    fn drop(&mut self) {
+        self.0.stop();
+    }
+}
+
+impl Leash {
+    fn tie(&self, pieces: Pieces) -> Input {
+        let stop = self.0.clone();
+        let tied = pieces.take_until(async move { stop.stopped().await });
+        Box::pin(StreamReader::new(tied.boxed()))
+    }
+}
+
+/// Puts bytes into the container: as a file, or unpacked below a directory.
+pub(crate) async fn download(actor: &Actor, what: &Download<'_>) -> Result<(), Failure> {
+    let shared = &actor.shared;
+    let places = match what.from {
+        Origin::Blob(_) => shared.downloads.as_ref(),
+        // A server that is slow on purpose must not keep images waiting.
+        Origin::Url(_) => &shared.fetches,
+    };
+    let _place = places.acquire().await.map_err(Failure::new)?;
     blob::retry(|| async {
-        let input = blob::read(&actor.shared.client, digest).await?;
-        if unpack {
-            let plain = blob::plain_stream(input, &actor.shared.tasks);
-            let limits = archive::Limits::default();
-            let unpacked = actor.driver.copy_in(&actor.handle, to, plain, limits).await;
-            return unpacked.map(|_| ()).map_err(interrupted);
+        let leash = Leash(Stop::new());
+        let input = leash.tie(open(actor, what).await?);
+        if what.unpack {
+            unpack(actor, what.to, input).await
+        } else {
+            files::put(actor, what.to, input).await
         }
-        let mut input = input;
-        let mut file = tokio::fs::File::from_std(open(actor, to, CREATE)?);
-        tokio::io::copy(&mut input, &mut file).await.map_err(blob::broken)?;
-        Ok(file.flush().await?)
     })
     .await
 }
 
-/// Reading may work the next time; an archive that breaks a rule always will.
-fn interrupted(error: DriverError) -> Failure {
-    let transient = matches!(error, DriverError::Io { .. });
-    Failure { transient, ..Failure::from(error) }
+async fn open(actor: &Actor, what: &Download<'_>) -> Result<Pieces, Failure> {
+    let most = what.max_bytes.unwrap_or(MAX_TRANSFER_BYTES);
+    let (pieces, length) = match what.from {
+        Origin::Blob(digest) => (blob::pieces(&actor.shared.client, digest).await?, None),
+        Origin::Url(url) => fetch(&actor.shared.web, &Url::parse(url)?).await?,
+    };
+    if length.is_some_and(|length| length > most) {
+        return Err(Failure::new(too_large(most)));
+    }
+    let pieces = limited(pieces, most);
+    Ok(match what.checksum.cloned() {
+        Some(checksum) => verified(pieces, checksum, || permanent("its checksum is another one")),
+        None => pieces,
+    })
+}
+
+/// What is taken out of a container.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Upload<'a> {
+    pub(crate) from: &'a str,
+    pub(crate) mode: UploadMode,
+    pub(crate) url: Option<&'a str>,
+    pub(crate) max_bytes: Option<u64>,
 }
 
 /// Takes files out of the container.
-pub(crate) async fn upload(actor: &Actor, from: &str, mode: UploadMode) -> Result<(), Failure> {
-    match mode {
-        UploadMode::Archive => Err(Failure::new("this cell uploads no archives")),
+pub(crate) async fn upload(actor: &Actor, what: &Upload<'_>) -> Result<(), Failure> {
+    let _place = actor.shared.uploads.acquire().await.map_err(Failure::new)?;
+    let most = what.max_bytes.unwrap_or(MAX_TRANSFER_BYTES);
+    let url = what.url.map(Url::parse).transpose()?;
+    match what.mode {
+        UploadMode::Archive => {
+            blob::retry(|| async {
+                let tar = actor.driver.copy_out(&actor.handle, what.from).await?;
+                let leash = Leash(Stop::new());
+                let pieces = Box::pin(ReaderStream::with_capacity(tar, PIECE_BYTES));
+                let packed = limited(gzip(actor, leash.tie(pieces)), most);
+                match &url {
+                    Some(url) => put_once(actor, url, packed).await,
+                    None => store(actor, None, packed).await,
+                }
+            })
+            .await
+        }
         UploadMode::File => {
-            let file = open(actor, from, READ)?;
-            send(actor, None, file).await
+            let (file, _outside) = files::file(actor, what.from, most).await?;
+            match &url {
+                Some(url) => put(actor, url, &file).await,
+                None => send(actor, None, &file).await,
+            }
         }
         UploadMode::DigestNamed => {
-            let dir = archive::open_below(root(actor)?.as_fd(), from, false)?;
-            let names = digests(&dir)?;
+            let outside = files::directory(actor, what.from, most).await?;
+            let names = digests(&outside.dir, most)?;
             futures_util::stream::iter(names)
-                .map(|name| send_named(actor, &dir, name))
-                .buffer_unordered(MAX_UPLOADS)
+                .map(|name| send_named(actor, &outside.dir, name))
+                .buffer_unordered(MAX_NAMED_UPLOADS)
                 .try_collect::<()>()
                 .await
         }
@@ -80,59 +150,77 @@ async fn send_named(actor: &Actor, dir: &OwnedFd, digest: Digest) -> Result<(), 
     if blob::retry(|| async { Ok(actor.shared.client.has_blob(digest).await?) }).await? {
         return Ok(());
     }
-    let file = openat(dir, digest.hex(), READ, Mode::empty()).map_err(io::Error::from)?;
-    send(actor, Some(digest), regular(File::from(file))?).await
+    send(actor, Some(digest), &files::open_file(dir, &digest.hex())?).await
+}
+
+fn content(file: &File) -> io::Result<Pieces> {
+    let mut file = file.try_clone()?;
+    io::Seek::rewind(&mut file)?;
+    Ok(ReaderStream::with_capacity(tokio::fs::File::from_std(file), PIECE_BYTES).boxed())
 }
 
 /// Sends a file; the server refuses it when it is not what `digest` names.
-async fn send(actor: &Actor, digest: Option<Digest>, file: File) -> Result<(), Failure> {
-    blob::retry(|| async {
-        let mut file = file.try_clone()?;
-        io::Seek::rewind(&mut file)?;
-        let file = tokio::fs::File::from_std(file);
-        let content = ReaderStream::with_capacity(file, PIECE_BYTES);
-        actor.shared.client.put_blob(digest, content).await?;
-        Ok(())
-    })
-    .await
+async fn send(actor: &Actor, digest: Option<Digest>, file: &File) -> Result<(), Failure> {
+    blob::retry(|| async { store(actor, digest, content(file)?).await }).await
 }
 
-fn root(actor: &Actor) -> Result<OwnedFd, Failure> {
-    let path = actor.driver.host_path(&actor.handle, "/");
-    let path = path.ok_or_else(|| Failure::new("this driver does not let files out"))?;
-    Ok(archive::open_root(&path)?)
-}
-
-/// Opens a file of the container without following its symbolic links.
-fn open(actor: &Actor, path: &str, flags: OFlags) -> Result<File, Failure> {
-    let (dir, name) = path.rsplit_once('/').unwrap_or(("", path));
-    if name.is_empty() {
-        return Err(Failure::new(format!("{path} names no file")));
+async fn store(actor: &Actor, digest: Option<Digest>, content: Pieces) -> Result<(), Failure> {
+    let (fault, content) = watched(content);
+    match actor.shared.client.put_blob(digest, content).await {
+        Ok(_) => Ok(()),
+        Err(error) => Err(own_fault(&fault).unwrap_or_else(|| Failure::from(error))),
     }
-    let make = flags.contains(OFlags::CREATE);
-    let dir = archive::open_below(root(actor)?.as_fd(), dir, make)?;
-    let file = openat(&dir, name, flags, Mode::from_raw_mode(0o644)).map_err(io::Error::from)?;
-    regular(File::from(file))
 }
 
-fn regular(file: File) -> Result<File, Failure> {
-    if file.metadata()?.is_file() { Ok(file) } else { Err(Failure::new("this is not a file")) }
+type Fault = Arc<OnceLock<String>>;
+
+/// The same bytes; remembers what was wrong with them, since the other side only sees them end.
+fn watched(pieces: Pieces) -> (Fault, Pieces) {
+    let fault = Fault::default();
+    let seen = Fault::clone(&fault);
+    let pieces = pieces.inspect_err(move |error| {
+        if error.kind() == io::ErrorKind::InvalidData {
+            seen.set(error.to_string()).unwrap_or_default();
+        }
+    });
+    (fault, pieces.boxed())
 }
 
-/// A small text file of the container, for a task's result.
-pub(crate) fn read_text(actor: &Actor, path: &str, limit: usize) -> Result<String, Failure> {
-    use io::Read as _;
-    let mut bytes = Vec::new();
-    open(actor, path, READ)?.take(limit as u64 + 1).read_to_end(&mut bytes)?;
-    if bytes.len() > limit {
-        return Err(Failure::new(format!("it is larger than {limit} bytes")));
-    }
-    String::from_utf8(bytes).map_err(|_| Failure::new("it is not text"))
+fn own_fault(fault: &Fault) -> Option<Failure> {
+    fault.get().map(Failure::new)
+}
+
+fn body(pieces: Pieces) -> Body {
+    StreamBody::new(pieces.map_ok(Frame::data)).boxed_unsync()
+}
+
+/// Sends a file to a URL.
+async fn put(actor: &Actor, url: &Url, file: &File) -> Result<(), Failure> {
+    let length = Some(file.metadata()?.len());
+    let again = || Ok(body(content(file)?));
+    let headers = vec![(CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"))];
+    let ask = Ask { method: Method::PUT, headers, body: &again, length };
+    blob::retry(|| async { actor.shared.web.ask(url, &ask).await.map(drop) }).await
+}
+
+/// Sends what can be made only once; a redirect fails.
+async fn put_once(actor: &Actor, url: &Url, pieces: Pieces) -> Result<(), Failure> {
+    let (fault, pieces) = watched(pieces);
+    let only = Mutex::new(Some(pieces));
+    let once = || {
+        let pieces = only.lock().unwrap_or_else(PoisonError::into_inner).take();
+        pieces.map(body).ok_or_else(|| permanent("an archive does not follow redirects"))
+    };
+    let headers = vec![(CONTENT_TYPE, HeaderValue::from_static("application/gzip"))];
+    let ask = Ask { method: Method::PUT, headers, body: &once, length: None };
+    let sent = actor.shared.web.ask(url, &ask).await;
+    sent.map(drop).map_err(|failure| own_fault(&fault).unwrap_or(failure))
 }
 
 /// The files of a directory, all of which must be named by a digest.
-fn digests(dir: &OwnedFd) -> Result<Vec<Digest>, Failure> {
+fn digests(dir: &OwnedFd, most: u64) -> Result<Vec<Digest>, Failure> {
     let mut names = Vec::new();
+    let mut bytes = 0_u64;
     for entry in Dir::read_from(dir).map_err(io::Error::from)? {
         let entry = entry.map_err(io::Error::from)?;
         let name = entry.file_name().to_string_lossy();
@@ -141,6 +229,10 @@ fn digests(dir: &OwnedFd) -> Result<Vec<Digest>, Failure> {
         }
         let digest = format!("sha256:{name}").parse();
         names.push(digest.map_err(|_| Failure::new(format!("{name} is not named by a digest")))?);
+        bytes = bytes.saturating_add(files::open_file(dir, &name)?.metadata()?.len());
+        if bytes > most {
+            return Err(Failure::new(too_large(most)));
+        }
     }
     Ok(names)
 }

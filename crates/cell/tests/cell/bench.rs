@@ -41,11 +41,16 @@ impl Bench {
     }
 
     pub(crate) fn start_at(&self, url: &str) -> Agent {
+        self.start_with(url, |_| {})
+    }
+
+    pub(crate) fn start_with(&self, url: &str, change: impl FnOnce(&mut Options)) -> Agent {
         let tasks = Tasks::new(Stop::new());
         let name = "test".parse().expect("a good name");
         let mut options = Options::new(name, self.dir.path(), TESTBED);
         options.drivers = vec![Arc::new(self.driver(&tasks))];
         "/opt/agent/bin".clone_into(&mut options.path);
+        change(&mut options);
         let leave = options.leave.clone();
         let endpoint = Endpoint::new(url, token()).expect("a good address");
         tasks.spawn(TaskKind::Critical, "cell", Cell::run(options, endpoint, tasks.clone()));

@@ -19,6 +19,15 @@ pub(crate) async fn ready(stream: &mut Stream) -> String {
     started["address"].as_str().expect("an address").to_owned()
 }
 
+/// A crash, without what changes from test to test.
+async fn crash(stream: &mut Stream) -> Value {
+    let (_, mut report) = stream.report().await;
+    if let Some(report) = report.as_object_mut() {
+        report.remove("detail");
+    }
+    report
+}
+
 fn crashed(reason: &str) -> Value {
     json!({"report": "crashed", "reason": reason, "never_healthy": false})
 }
@@ -83,7 +92,11 @@ async fn the_last_lines_come_before_the_crash() {
     let text = "sleep 0.1; i=0; while [ $i -lt 5000 ]; do echo line $i; i=$((i+1)); done; printf end; exit 3";
     stream.desire(true, vec![instance(1, &process(&["/bin/sh", "-c", text], None))]).await;
     ready(&mut stream).await;
-    stream.expect(crashed("exited with status 3")).await;
+    let (_, report) = stream.report().await;
+    assert_eq!(report["reason"], "exited with status 3");
+    assert_eq!(report["detail"]["exit"], json!({"code": 3}));
+    let tail = report["detail"]["tail"].as_array().expect("the last lines");
+    assert_eq!((tail.len(), &tail[48], &tail[49]), (50, &json!("line 4999"), &json!("end")));
     let lines: Vec<&String> = stream.seen.iter().filter(|line| !line.starts_with('{')).collect();
     assert_eq!(lines.len(), 5_001);
     assert!(lines.iter().take(5_000).enumerate().all(|(at, line)| **line == format!("line {at}")));
@@ -111,8 +124,8 @@ async fn what_cannot_start_says_why() {
     assert!(reason.contains("cannot get image sha256:"), "{reason}");
     // Even a success is no way to end for something that is to run.
     stream.desire(false, vec![instance(3, &process(&["/bin/true"], None))]).await;
-    let crash = crashed("exited with status 0");
-    let told = async { while stream.report().await.1 != crash {} };
+    let wanted = crashed("exited with status 0");
+    let told = async { while crash(&mut stream).await != wanted {} };
     assert!(runtime::timeout(crate::server::SOON, told).await.is_some());
     agent.stop().await;
 }
@@ -129,7 +142,8 @@ async fn a_deaf_instance_is_never_healthy() {
     let port = address.rsplit_once(':').expect("a port").1;
     let reason =
         format!("was never healthy in 300 ms; last check: connection refused on port {port}");
-    stream.expect(json!({"report": "crashed", "reason": reason, "never_healthy": true})).await;
+    let wanted = json!({"report": "crashed", "reason": reason, "never_healthy": true});
+    assert_eq!(crash(&mut stream).await, wanted);
     assert!(bench.containers().is_empty(), "it is removed first");
     agent.stop().await;
 }
@@ -148,7 +162,7 @@ async fn an_instance_that_fails_its_checks_crashes() {
     let reason = format!(
         "became unhealthy: 2 checks in a row failed, the last: GET / on port {port} answered 500"
     );
-    stream.expect(crashed(&reason)).await;
+    assert_eq!(crash(&mut stream).await, crashed(&reason));
     stream.meanwhile(bench.until_empty()).await;
     agent.stop().await;
 }

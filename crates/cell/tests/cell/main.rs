@@ -6,3 +6,4 @@ mod instances;
 mod restarts;
 mod server;
 mod tasks;
+mod transfers;

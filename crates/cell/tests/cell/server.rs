@@ -46,6 +46,10 @@ impl Blobs {
         self.map().get(&digest.to_string()).cloned()
     }
 
+    pub(crate) fn all(&self) -> BTreeMap<String, Bytes> {
+        self.map().clone()
+    }
+
     pub(crate) fn damage(&self, digest: Digest, bytes: &'static [u8]) {
         self.map().insert(digest.to_string(), Bytes::from_static(bytes));
     }
@@ -226,13 +230,22 @@ impl Stream {
 
     /// Reads log lines until one of them is `line`.
     pub(crate) async fn line(&mut self, line: &str) {
+        self.until(line, |seen| seen == line).await;
+    }
+
+    /// Reads log lines until one of them begins with `start`.
+    pub(crate) async fn begins(&mut self, start: &str) {
+        self.until(start, |seen| seen.starts_with(start)).await;
+    }
+
+    async fn until(&mut self, what: &str, is: impl Fn(&str) -> bool) {
         let read = async {
-            while !self.seen.iter().any(|seen| seen == line) {
+            while !self.seen.iter().any(|seen| is(seen)) {
                 self.next().await;
             }
         };
         let read = runtime::timeout(SOON, read).await;
-        assert!(read.is_some(), "no line {line:?}; seen: {:#?}", self.seen);
+        assert!(read.is_some(), "no line {what:?}; seen: {:#?}", self.seen);
     }
 
     /// Goes on keeping log lines until `work` is done.

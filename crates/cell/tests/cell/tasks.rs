@@ -30,14 +30,14 @@ pub(crate) fn gzip(bytes: &[u8]) -> Vec<u8> {
 }
 
 /// Offers a task and confirms its claim.
-async fn begin(stream: &mut Stream, spec: &TaskSpec) {
+pub(crate) async fn begin(stream: &mut Stream, spec: &TaskSpec) {
     stream.desire(true, vec![task(1, spec)]).await;
     stream.expect(json!({"report": "claim"})).await;
     stream.send(Down::Claimed(task_work(1, 1))).await;
 }
 
 /// Runs one task to its end and gives its last report.
-async fn outcome(spec: &TaskSpec) -> (serde_json::Value, Vec<String>) {
+pub(crate) async fn outcome(spec: &TaskSpec) -> (serde_json::Value, Vec<String>) {
     let (bench, mut server) = (Bench::new(), Server::start().await);
     let agent = bench.start(&server);
     let mut stream = server.accept().await;
@@ -92,27 +92,101 @@ async fn a_task_downloads_runs_uploads_and_leaves_a_result() {
 
 #[tokio::test]
 async fn failures_say_what_failed() {
+    let parallel = |actions, fail_fast| Action::Parallel { actions, fail_fast };
+    let timeout = |inner, ms| Action::Timeout { inner: Box::new(inner), ms };
+    let long = || sh("sleep 1000");
     let cases = [
-        (sh("echo oops >&2; exit 20"), "run `sh` exited with status 20"),
-        (sh("kill -9 $$"), "run `sh` was killed by signal 9"),
-        (Action::run(["/no/such"]), "run `such`: no such command (or its interpreter is missing)"),
-        (Action::Timeout { inner: Box::new(sh("sleep 1000")), ms: 200 }, "exceeded 200 ms timeout"),
+        (sh("echo oops >&2; exit 20"), "run `sh` exited with status 20", "run"),
+        (sh("kill -9 $$"), "run `sh` was killed by signal 9", "run"),
         (
-            Action::Parallel {
-                actions: vec![sh("exit 1"), sh("true"), sh("exit 2")],
-                fail_fast: false,
-            },
+            Action::run(["/no/such"]),
+            "run `such`: no such command (or its interpreter is missing)",
+            "run",
+        ),
+        (timeout(long(), 200), "exceeded 200 ms timeout", "timeout"),
+        (
+            Action::Serial { actions: vec![sh("true"), timeout(sh("exit 4"), 60_000)] },
+            "run `sh` exited with status 4",
+            "serial[1].timeout.run",
+        ),
+        (
+            parallel(vec![sh("exit 1"), sh("true"), sh("exit 2")], false),
             "run `sh` exited with status 1; run `sh` exited with status 2",
+            "parallel[0].run",
+        ),
+        (
+            parallel(vec![long(), sh("exit 2"), parallel(vec![long()], false)], true),
+            "run `sh` exited with status 2",
+            "parallel[1].run",
+        ),
+        (
+            Action::Codependent { actions: vec![long(), sh("exit 0")] },
+            "one of several actions that need each other ended",
+            "codependent[1].run",
+        ),
+        (
+            Action::Codependent { actions: vec![sh("exit 6"), long()] },
+            "run `sh` exited with status 6",
+            "codependent[0].run",
         ),
     ];
-    for (action, reason) in cases {
+    for (action, reason, path) in cases {
         let (report, seen) = outcome(&task_spec(action)).await;
-        assert_eq!(report, json!({"report": "failed", "reason": reason}), "{seen:?}");
+        assert_eq!(report["reason"], reason, "{seen:?}");
+        assert_eq!(report["detail"]["action"], path, "{report}");
     }
-    let (_, seen) = outcome(&task_spec(sh("echo out; echo oops >&2; printf last; exit 1"))).await;
+    let (report, seen) =
+        outcome(&task_spec(sh("echo out; echo oops >&2; printf last; exit 1"))).await;
     let mut lines = seen.get(1..4).expect("three lines").to_vec();
+    assert_eq!(report["detail"]["tail"], json!(lines), "the tail is the end of the log");
+    assert_eq!(report["detail"]["exit"], json!({"code": 1}));
     lines.sort_unstable();
     assert_eq!(lines, ["last", "oops", "out"], "all lines come before the report");
+}
+
+#[tokio::test]
+async fn progress_and_sources_are_told() {
+    let mut named = sh("echo inside");
+    if let Action::Run { log_source, .. } = &mut named {
+        *log_source = Some("migrate".into());
+    }
+    let mut quiet = sh("echo secret; exit 7");
+    if let Action::Run { quiet, .. } = &mut quiet {
+        *quiet = true;
+    }
+    let told = |inner, name: &str| Action::EmitProgress {
+        inner: Box::new(inner),
+        start: format!("{name} begins"),
+        success: format!("{name} is done"),
+        failure: format!("{name} failed"),
+    };
+    let actions = vec![told(named, "first"), told(quiet, "second")];
+    let (report, seen) = outcome(&task_spec(Action::Serial { actions })).await;
+    assert_eq!(report["reason"], "run `sh` exited with status 7");
+    assert_eq!(report["detail"]["action"], "serial[1].emit_progress.run");
+    assert_eq!(report["detail"].get("tail"), None, "{report}");
+    let lines: Vec<&String> = seen.iter().filter(|line| !line.starts_with('{')).collect();
+    let wanted = [
+        "first begins",
+        "[migrate] inside",
+        "first is done",
+        "second begins",
+        "second failed: run `sh` exited with status 7",
+    ];
+    assert_eq!(lines, wanted);
+}
+
+#[tokio::test]
+async fn what_an_ended_action_started_is_gone() {
+    let text = "trap '' TERM; (trap '' TERM; echo child $$; sleep 1000) & sleep 1000";
+    let inner = Box::new(sh(text));
+    let timeout = Action::Timeout { inner, ms: 300 };
+    let mut spec = task_spec(timeout);
+    spec.timeout_ms = 60_000;
+    let begin = runtime::mono_now();
+    let (report, _) = outcome(&spec).await;
+    assert_eq!(report["reason"], "exceeded 300 ms timeout");
+    assert!(runtime::mono_now() - begin >= cell::TASK_GRACE, "it had its grace");
 }
 
 #[tokio::test]
@@ -120,7 +194,7 @@ async fn a_task_ends_in_time() {
     let mut spec = task_spec(sh("trap 'echo asked; exit 0' TERM; while :; do sleep 0.05; done"));
     spec.timeout_ms = 300;
     let (report, seen) = outcome(&spec).await;
-    assert_eq!(report, json!({"report": "failed", "reason": "exceeded 300 ms timeout"}));
+    assert_eq!(report["reason"], "exceeded 300 ms timeout");
     assert!(seen.contains(&"asked".to_owned()), "{seen:?}");
 }
 
