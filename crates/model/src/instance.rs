@@ -87,6 +87,15 @@ pub enum InstanceEvent {
     Stop,
     /// The cell says nothing of it is left.
     Gone,
+    /// A copy from before takes its place again: it runs on, or it ends where it is.
+    Promote {
+        /// The cell of that copy.
+        cell: CellId,
+        /// Where it listens.
+        address: SocketAddr,
+        /// Whether its health check passes.
+        ready: bool,
+    },
 }
 
 impl InstanceState {
@@ -162,6 +171,16 @@ impl InstanceState {
                 Self::Unclaimed { .. }
                 | Self::Claimed { .. }
                 | Self::Running { .. }
+                | Self::Crashed { .. },
+                InstanceEvent::Promote { cell, address, ready },
+            ) => Ok(Self::Running { cell: *cell, address: *address, ready: *ready }),
+            (Self::Stopping { .. }, InstanceEvent::Promote { cell, .. }) => {
+                Ok(Self::Stopping { cell: *cell })
+            }
+            (
+                Self::Unclaimed { .. }
+                | Self::Claimed { .. }
+                | Self::Running { .. }
                 | Self::Crashed { .. }
                 | Self::Stopping { .. }
                 | Self::Stopped,
@@ -183,6 +202,7 @@ impl InstanceEvent {
             Self::Restart { .. } => "restart",
             Self::Stop => "stop",
             Self::Gone => "gone",
+            Self::Promote { .. } => "promote",
         }
     }
 }
@@ -255,6 +275,7 @@ mod tests {
             InstanceEvent::Restart { reason: None },
             InstanceEvent::Stop,
             InstanceEvent::Gone,
+            InstanceEvent::Promote { cell, address, ready: true },
         ];
         insta::assert_snapshot!(crate::tests::table(
             &states,

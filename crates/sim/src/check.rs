@@ -8,7 +8,10 @@ use model::{
     AppId, CellId, DeploymentId, DeploymentState, InstanceId, InstanceState, JobId, JobState,
     Limits, Name, Outcome, ProcessId, TaskId,
 };
-use state::{App, Attempt, Cell, Deployment, Instance, Job, Process, Runner, State, Task};
+use state::{
+    App, Attempt, Cell, CellInstance, Deployment, Instance, Job, PredecessorKind, Process, Runner,
+    State, Task,
+};
 use store::{Batch, Record, Store as _};
 
 use crate::cell::Container;
@@ -151,7 +154,7 @@ impl Checker {
     fn instance(&mut self, record: &Record) -> Result<(), Violation> {
         let id = InstanceId(record.id);
         if let (Some(new), Some(old)) = (read::<Instance>(record)?, self.instances.get(&id))
-            && new.epoch < old.epoch
+            && new.last_epoch < old.last_epoch
         {
             return Err(("I2", format!("the epoch of {id} went back")));
         }
@@ -200,8 +203,13 @@ impl Checker {
         }
         for instance in self.instances.values() {
             let process = self.processes.get(&instance.process);
-            if let (Some(cell), Some(process)) = (instance.state.cell(), process) {
-                take(cell, &process.spec.container.limits);
+            // The cell of a suspect is not there, so nothing else is placed on it either.
+            let there = |it: &&state::Predecessor| it.kind != PredecessorKind::Suspect;
+            let before = instance.before.as_ref().filter(there).map(|it| it.cell);
+            for cell in instance.state.cell().into_iter().chain(before) {
+                if let Some(process) = process {
+                    take(cell, &process.spec.container.limits);
+                }
             }
         }
         for (id, (memory, disk, containers)) in used {
@@ -246,7 +254,8 @@ pub(crate) fn wrong_route(state: &State) -> Option<String> {
             let row = state.get::<Instance>(target.instance);
             let good = row.is_some_and(|row| {
                 row.deployment == route.deployment
-                    && row.state.ready_address() == Some(target.address)
+                    && (row.state.ready_address() == Some(target.address)
+                        || row.before.is_some_and(|it| it.ready && it.address == target.address))
             });
             if !good {
                 return Some(format!("{} points at {target:?}, not ready", route.host));
@@ -383,7 +392,7 @@ impl World {
         let disk = limits.disk_mb.unwrap_or(DEFAULT_DISK_MB);
         self.cells.iter().any(|cell| {
             let work = state.cell_work(cell.id);
-            let taken = work.instances.iter().map(|(_, process)| process.spec.container.limits);
+            let taken = work.instances.iter().map(|it| it.process.spec.container.limits);
             let (used, disks, count) = taken.fold((0, 0, 0), |sum, limits| {
                 let memory = limits.memory_mb.unwrap_or(DEFAULT_MEMORY_MB);
                 let disk = limits.disk_mb.unwrap_or(DEFAULT_DISK_MB);
@@ -397,9 +406,10 @@ impl World {
 
     fn cells_unrest(&self, state: &State) -> Option<Violation> {
         self.cells.iter().enumerate().find_map(|(index, cell)| {
-            let key = |row: &Instance| Key { is_task: false, id: row.id.0, epoch: row.epoch };
+            let key =
+                |it: &CellInstance| Key { is_task: false, id: it.row.id.0, epoch: it.copy.epoch };
             let work = state.cell_work(cell.id);
-            let wanted: BTreeSet<Key> = work.instances.iter().map(|(row, _)| key(row)).collect();
+            let wanted: BTreeSet<Key> = work.instances.iter().map(key).collect();
             let there: BTreeSet<Key> = cell.containers.keys().copied().collect();
             if wanted != there {
                 return Some(("I8", format!("cell {index} runs {there:?}, wanted is {wanted:?}")));

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use model::Time;
-use state::{Change, Changes, Command, Deployment, Job, JobCommand, Process, RowKey, State, Task};
+use state::{Change, Changes, Command, Deployment, Job, JobCommand, RowKey, State, Task};
 use store::memory::{Fault, MemoryStore};
 use store::{
     Batch, Epoch, HistoryEntry, HistoryQuery, Kind, MAX_HISTORY_PAGE, Record, Store as _,
@@ -603,10 +603,9 @@ fn find(state: &State, read: Read) -> Found {
                 .tasks
                 .into_iter()
                 .map(|task| ((true, task.id.0), (task.epoch, task.cancelling, None)));
-            let instances = work.instances.into_iter().map(|(row, process)| {
-                let process: &Process = &process;
-                let stop = matches!(row.state, model::InstanceState::Stopping { .. });
-                ((false, row.id.0), (row.epoch, stop, Some(process.spec.clone())))
+            let instances = work.instances.into_iter().map(|it| {
+                let spec = Some(it.process.spec.clone());
+                ((false, it.row.id.0), (it.copy.epoch, it.copy.stop, spec))
             });
             Found::Work(tasks.chain(instances).collect())
         }

@@ -97,28 +97,13 @@ impl Core {
                 index,
                 state: InstanceState::Unclaimed { reason: None },
                 epoch: process.last_epoch,
+                last_epoch: process.last_epoch,
+                before: None,
                 crashes: 0,
                 since: now,
             });
         }
         Ok(ready == wanted)
-    }
-
-    fn stop_instance(&mut self, now: Time, row: &Instance) -> Result<(), Refusal> {
-        self.change_instance(now, row, &InstanceEvent::Stop)?;
-        if row.state.cell().is_none() {
-            self.remove_instance(row);
-        }
-        Ok(())
-    }
-
-    /// Removes the row of an instance that is on no cell. Its process remembers the epoch.
-    pub(crate) fn remove_instance(&mut self, row: &Instance) {
-        self.delete::<Instance>(row.id);
-        let process = self.get::<Process>(row.process).cloned();
-        if let Some(process) = process.filter(|process| process.last_epoch < row.epoch) {
-            self.put(Process { last_epoch: row.epoch, ..(*process).clone() });
-        }
     }
 
     /// How full every connected cell is.
@@ -200,7 +185,8 @@ impl Core {
         let row = self.instance(id)?;
         match auction::place(cells, &asked) {
             Ok(cell) => {
-                let row = Instance { epoch: row.epoch + 1, ..row };
+                let epoch = row.highest_epoch() + 1;
+                let row = Instance { epoch, last_epoch: epoch, ..row };
                 self.change_instance(now, &row, &InstanceEvent::Claim { cell })
             }
             Err(reason) => self.change_instance(now, &row, &InstanceEvent::Reject { reason }),

@@ -138,6 +138,10 @@ impl Indexes {
             self.instances_by_cell.insert((cell, row.id));
             self.dirty_cells.insert(cell);
         }
+        if let Some(before) = &row.before {
+            self.instances_by_cell.insert((before.cell, row.id));
+            self.dirty_cells.insert(before.cell);
+        }
         if let InstanceState::Unclaimed { reason } = &row.state {
             self.instances_unclaimed.insert(row.id);
             self.auction_due |= reason.is_none();
@@ -151,6 +155,11 @@ impl Indexes {
         if let Some(cell) = row.state.cell() {
             self.instances_by_cell.remove(&(cell, row.id));
             self.dirty_cells.insert(cell);
+            self.auction_due = true;
+        }
+        if let Some(before) = &row.before {
+            self.instances_by_cell.remove(&(before.cell, row.id));
+            self.dirty_cells.insert(before.cell);
             self.auction_due = true;
         }
         self.dirty.insert(row.deployment);

@@ -11,6 +11,7 @@ mod cells;
 mod command;
 mod converge;
 mod indexes;
+mod instances;
 mod jobs;
 #[cfg(feature = "planted")]
 pub mod planted;
@@ -38,12 +39,12 @@ pub use jobs::{
     MAX_QUEUED_PER_PROJECT, MAX_TEXT,
 };
 pub use records::{
-    App, Build, Cell, Deployment, Instance, Job, JobSpec, Key, Process, ProcessTemplate, Project,
-    Runner, Task, Token,
+    App, Build, Cell, Deployment, Instance, InstanceCopy, Job, JobSpec, Key, Predecessor,
+    PredecessorKind, Process, ProcessTemplate, Project, Runner, Task, Token,
 };
 pub use routes::{KEPT_CHANGES, PRODUCTION, RouteChange};
 pub use tables::{Row, RowKey, Tables};
-pub use view::CellWork;
+pub use view::{CellInstance, CellWork};
 pub use work::{DEPLOY_SLACK, DRAIN, KEPT_BUILDS, KEPT_DEPLOYMENTS, MAX_PROCESSES, TASK_KEPT};
 
 use tables::Core;

@@ -1,6 +1,7 @@
 //! The rows of the control plane. Each serialises to the JSON body the store keeps.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use model::{
@@ -283,12 +284,88 @@ pub struct Instance {
     /// Where it stands.
     #[serde(flatten)]
     pub state: InstanceState,
-    /// Grows with every claim; reports of an older epoch are refused.
+    /// The epoch of the copy the state tells of; reports of another are refused, but for those
+    /// of the copy before it.
     pub epoch: u32,
+    /// The highest epoch of any of its copies; the next claim is one higher.
+    #[serde(default)]
+    pub last_epoch: u32,
+    /// The copy before this one, while it still serves or is still there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub before: Option<Predecessor>,
     /// Crashes in a row.
     pub crashes: u32,
     /// When the state last changed.
     pub since: Time,
+}
+
+/// The copy of an instance that another one takes the place of. It never counts for what is wanted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Predecessor {
+    /// Where it is.
+    pub cell: CellId,
+    /// Where it listens.
+    pub address: SocketAddr,
+    /// Its epoch, under which it still reports.
+    pub epoch: u32,
+    /// Why another one takes its place.
+    pub kind: PredecessorKind,
+    /// Whether its health check passed when it was last heard of.
+    pub ready: bool,
+    /// When it began to run; when it began to stop, if it does.
+    pub since: Time,
+}
+
+/// Why another copy takes the place of one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PredecessorKind {
+    /// Its cell is not heard of. It may still serve, so routes lead to it until the next is ready.
+    Suspect,
+    /// Its cell is being emptied. It serves until the next is ready.
+    Evacuating,
+    /// The next one is ready, or none is wanted: it ends.
+    Stopping,
+}
+
+/// One copy of an instance, as its cell knows it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct InstanceCopy {
+    /// Its epoch.
+    pub epoch: u32,
+    /// Whether it is to end.
+    pub stop: bool,
+    /// Since when.
+    pub since: Time,
+}
+
+impl Instance {
+    /// Where requests for it go: to the copy that is wanted, or to the one before it while that
+    /// is not ready.
+    pub fn routed_address(&self) -> Option<SocketAddr> {
+        if matches!(self.state, InstanceState::Stopping { .. }) {
+            return None;
+        }
+        let serves = |it: &&Predecessor| it.ready && it.kind != PredecessorKind::Stopping;
+        let before = self.before.as_ref().filter(serves).map(|it| it.address);
+        self.state.ready_address().or(before)
+    }
+
+    /// What a cell has of it.
+    pub fn copy_on(&self, cell: CellId) -> Option<InstanceCopy> {
+        if self.state.cell() == Some(cell) {
+            let stop = matches!(self.state, InstanceState::Stopping { .. });
+            return Some(InstanceCopy { epoch: self.epoch, stop, since: self.since });
+        }
+        let before = self.before.filter(|it| it.cell == cell)?;
+        let stop = before.kind == PredecessorKind::Stopping;
+        Some(InstanceCopy { epoch: before.epoch, stop, since: before.since })
+    }
+
+    /// The highest epoch of any of its copies. Rows of an earlier version know one only.
+    pub fn highest_epoch(&self) -> u32 {
+        self.last_epoch.max(self.epoch)
+    }
 }
 
 /// A machine that runs containers.

@@ -125,7 +125,7 @@ impl Core {
         let rows = deployment.processes.iter().filter_map(|id| self.get::<Process>(*id));
         let web = rows.into_iter().find(|row| row.name.as_str() == WEB)?;
         let targets = self.instances_of(web.id).into_iter().filter_map(|row| {
-            row.state.ready_address().map(|address| RouteTarget { instance: row.id, address })
+            row.routed_address().map(|address| RouteTarget { instance: row.id, address })
         });
         Some(targets.collect())
     }

@@ -8,7 +8,9 @@ use model::{
 };
 
 use crate::queue::accepts;
-use crate::records::{App, Build, Deployment, Instance, Job, Key, Process, Project, Runner, Task};
+use crate::records::{
+    App, Build, Deployment, Instance, InstanceCopy, Job, Key, Process, Project, Runner, Task,
+};
 use crate::routes::RouteChange;
 use crate::tables::Row;
 use crate::work::DRAIN;
@@ -19,8 +21,19 @@ use crate::{State, routes};
 pub struct CellWork {
     /// Tasks offered to it or running on it.
     pub tasks: Vec<Arc<Task>>,
-    /// Instances with their processes.
-    pub instances: Vec<(Arc<Instance>, Arc<Process>)>,
+    /// Copies of instances.
+    pub instances: Vec<CellInstance>,
+}
+
+/// A copy of an instance on a cell.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CellInstance {
+    /// The instance.
+    pub row: Arc<Instance>,
+    /// Its process.
+    pub process: Arc<Process>,
+    /// The copy that is there.
+    pub copy: InstanceCopy,
 }
 
 impl State {
@@ -37,11 +50,11 @@ impl State {
     /// When a cell may begin to end an instance that is not wanted any more. One that answered
     /// requests drains first when its deployment goes on without it; the instances of one that is
     /// retired have drained before.
-    pub fn stop_due(&self, row: &Instance) -> Time {
-        let answers = self.get::<Process>(row.process).is_some_and(|it| it.name.as_str() == WEB);
-        let deployment = self.get::<Deployment>(row.deployment);
+    pub fn stop_due(&self, it: &CellInstance) -> Time {
+        let answers = it.process.name.as_str() == WEB;
+        let deployment = self.get::<Deployment>(it.row.deployment);
         let goes_on = deployment.is_some_and(|it| it.state.wants_instances());
-        if answers && goes_on { row.since.after(DRAIN) } else { row.since }
+        if answers && goes_on { it.copy.since.after(DRAIN) } else { it.copy.since }
     }
 
     /// A project by name.
@@ -78,8 +91,10 @@ impl State {
     pub fn cell_work(&self, cell: CellId) -> CellWork {
         let tasks = self.core.tasks_on(cell).into_iter().filter_map(|id| self.get::<Task>(id));
         let instances = self.core.instances_on(cell).into_iter().filter_map(|id: InstanceId| {
-            let row = self.get::<Instance>(id)?;
-            Some((Arc::clone(row), Arc::clone(self.get::<Process>(row.process)?)))
+            let row = Arc::clone(self.get::<Instance>(id)?);
+            let process = Arc::clone(self.get::<Process>(row.process)?);
+            let copy = row.copy_on(cell)?;
+            Some(CellInstance { row, process, copy })
         });
         CellWork { tasks: tasks.cloned().collect(), instances: instances.collect() }
     }

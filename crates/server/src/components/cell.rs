@@ -10,9 +10,10 @@ use api::proto::{
     CellDown, CellHello, CellLog, CellUp, Desired, DesiredWork, LogKept, Report, Work, from_json,
     id_bytes, id_from, json,
 };
-use model::{CellId, CellSpec, InstanceId, InstanceState, TaskId, TaskReport, Time};
+use model::{CellId, CellSpec, InstanceId, TaskId, TaskReport, Time};
 use state::{
-    App, CellCommand, Command, Deployment, Held, Instance, Process, Project, Reply, State,
+    App, CellCommand, CellInstance, Command, Deployment, Held, InstanceCopy, Process, Project,
+    Reply, State,
 };
 use tokio::sync::mpsc;
 use tonic::{Status, Streaming};
@@ -278,10 +279,10 @@ struct Wanted {
 
 impl Wanted {
     /// Whether the end of an instance must wait: for routers, or until it has drained.
-    fn holds_back(&mut self, state: &State, key: Key, row: &Instance, routed: &Routed) -> bool {
+    fn holds_back(&mut self, state: &State, key: Key, it: &CellInstance, routed: &Routed) -> bool {
         let since = routed.withdrawn.get(&key).copied();
         let since = since.unwrap_or_else(|| state.route_generation());
-        let due = state.stop_due(row);
+        let due = state.stop_due(it);
         let drains = due > routed.now;
         let is_routed = since > routed.served;
         if drains {
@@ -317,27 +318,24 @@ fn wanted(
             });
         }
     }
-    for (row, process) in work.instances {
-        let key = (Kind::Instance.into(), row.id.0);
+    for it in work.instances {
+        let key = (Kind::Instance.into(), it.row.id.0);
         let before = told.get(&key);
-        let stop = matches!(row.state, InstanceState::Stopping { .. });
-        let is = (row.epoch, stop);
+        let InstanceCopy { epoch, stop, .. } = it.copy;
+        let is = (epoch, stop);
         // It was told to run, so routes may have pointed at it until now.
-        if stop
-            && before == Some(&(row.epoch, false))
-            && wanted.holds_back(state, key, &row, routed)
-        {
-            wanted.now.insert(key, (row.epoch, false));
+        if stop && before == Some(&(epoch, false)) && wanted.holds_back(state, key, &it, routed) {
+            wanted.now.insert(key, (epoch, false));
             continue;
         }
         wanted.now.insert(key, is);
         if before != Some(&is) {
-            let known = before.is_some_and(|(epoch, _)| *epoch == row.epoch);
+            let known = before.is_some_and(|(known, _)| *known == epoch);
             wanted.news.push(DesiredWork {
-                work: Some(work_of(key.0, key.1, row.epoch)),
-                spec_json: if known { None } else { Some(json(&*process.spec)?) },
+                work: Some(work_of(key.0, key.1, epoch)),
+                spec_json: if known { None } else { Some(json(&*it.process.spec)?) },
                 stop,
-                labels: labels(state, &process, row.index),
+                labels: labels(state, &it.process, it.row.index),
             });
         }
     }

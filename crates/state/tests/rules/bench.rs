@@ -11,8 +11,8 @@ use model::{
     RunnerId, Target, TaskId, TaskReport, TaskSpec, TaskState, Time,
 };
 use state::{
-    Attempt, CellCommand, Command, Deployment, Held, Instance, Job, JobCommand, JobSpec, NewJob,
-    ProcessTemplate, Refusal, Reply, State, Task, WorkCommand,
+    Attempt, Cell, CellCommand, Command, Deployment, Held, Instance, Job, JobCommand, JobSpec,
+    NewJob, ProcessTemplate, Refusal, Reply, State, Task, WorkCommand,
 };
 
 pub(crate) const PROJECT: ProjectId = ProjectId(1);
@@ -224,6 +224,52 @@ impl Bench {
             Reply::Epoch(epoch) => epoch,
             other => panic!("{other:?}"),
         }
+    }
+
+    /// A report on one copy, whichever that is.
+    pub(crate) fn say(
+        &mut self,
+        (cell, instance, epoch): (u128, InstanceId, u32),
+        report: InstanceReport,
+    ) -> Result<(), Refusal> {
+        let cell = CellId(cell);
+        let said = CellCommand::Instance { cell, instance, epoch, report };
+        self.try_apply(Command::Cell(said)).map(|_| ())
+    }
+
+    fn beat_others(&mut self, silent: u128) {
+        let others = self.state.all::<Cell>().filter(|row| row.lease_until.is_some());
+        let others = others.filter(|row| row.id != CellId(silent));
+        let others: Vec<_> = others.map(|row| (row.id, row.epoch)).collect();
+        for (id, epoch) in others {
+            self.ok(Command::Cell(CellCommand::Heartbeat { id, epoch }));
+        }
+    }
+
+    /// Lets time pass while every cell but one is heard of.
+    pub(crate) fn pass_without(&mut self, silent: u128, span: Duration) {
+        let end = Time(self.now).after(span).0;
+        while self.now < end {
+            self.beat_others(silent);
+            self.pass(Duration::from_millis(5_000.min(end - self.now)));
+        }
+        self.beat_others(silent);
+    }
+
+    /// A cell is not heard of until it counts as gone.
+    pub(crate) fn lose(&mut self, cell: u128) {
+        let until = self.state.get::<Cell>(CellId(cell)).expect("it is there").lease_until;
+        let left = until.expect("it is connected").since(Time(self.now));
+        self.pass_without(cell, left);
+    }
+
+    /// What a cell has: index, epoch, and whether it is to end.
+    pub(crate) fn on(&self, cell: u128) -> Vec<(u32, u32, bool)> {
+        let work = self.state.cell_work(CellId(cell)).instances;
+        let mut all: Vec<_> =
+            work.iter().map(|it| (it.row.index, it.copy.epoch, it.copy.stop)).collect();
+        all.sort_unstable();
+        all
     }
 
     pub(crate) fn report(&mut self, row: &Instance, report: InstanceReport) {

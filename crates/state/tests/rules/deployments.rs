@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use model::{DeploymentState, InstanceReport, InstanceState, Outcome, Time};
+use model::{CellId, DeploymentState, InstanceReport, InstanceState, Outcome, Time};
 use state::{
     CELL_LEASE, CellCommand, Command, DEPLOY_SLACK, DRAIN, Held, JobCommand, Process, Refusal,
     WorkCommand,
@@ -42,8 +42,8 @@ fn healthy_ready_released_drained_retired() {
     bench.pass(DRAIN);
     assert_eq!(bench.deployment_state(old), DeploymentState::Retired);
     assert_eq!(bench.states(old), ["stopping", "stopping"]);
-    let row = bench.instances(old).remove(0);
-    assert_eq!(bench.state.stop_due(&row), row.since, "it has drained");
+    let it = bench.state.cell_work(CellId(1)).instances.remove(0);
+    assert_eq!(bench.state.stop_due(&it), it.row.since, "it has drained");
     bench.gone(old);
     assert_eq!(bench.instances(old), []);
     assert_eq!(bench.states(new), ["running"]);
@@ -213,23 +213,21 @@ fn crashes_restart_at_once_then_later() {
 fn the_loss_of_a_cell_moves_its_instances() {
     let mut bench = Bench::ready();
     let deployment = bench.released(2);
-    assert!(
-        bench.instances(deployment).iter().all(|row| row.state.cell() == Some(model::CellId(1)))
-    );
+    assert!(bench.instances(deployment).iter().all(|row| row.state.cell() == Some(CellId(1))));
     bench.pass(CELL_LEASE.saturating_sub(Duration::from_secs(1)));
     let two = bench.cell(2, 4_000, &[]);
     assert_eq!(two, 1);
     bench.secs(1);
     let rows = bench.instances(deployment);
-    assert!(rows.iter().all(|row| row.state == InstanceState::Claimed { cell: model::CellId(2) }));
-    assert_eq!(bench.targets(), Some((deployment, 0)));
+    assert!(rows.iter().all(|row| row.state == InstanceState::Claimed { cell: CellId(2) }));
+    assert_eq!(bench.targets(), Some((deployment, 2)), "the lost ones may still serve");
     bench.healthy(deployment);
     assert_eq!(bench.targets(), Some((deployment, 2)));
     // The first comes back with what it still runs: it is told of nothing, so it ends it.
     let holds: Vec<Held> =
         rows.iter().map(|row| Held::Instance { id: row.id, epoch: row.epoch - 1 }).collect();
     bench.cell(1, 4_000, &holds);
-    assert!(bench.state.cell_work(model::CellId(1)).instances.is_empty());
+    assert!(bench.state.cell_work(CellId(1)).instances.is_empty());
     assert_eq!(bench.targets(), Some((deployment, 2)));
 }
 
@@ -252,10 +250,10 @@ fn a_cell_that_leaves_gives_its_work_away_at_once() {
     let deployment = bench.released(1);
     let epoch = bench.cell(2, 4_000, &[]);
     assert_eq!(epoch, 1);
-    bench.ok(Command::Cell(CellCommand::Leave { id: model::CellId(1), epoch: 1 }));
-    let moved = InstanceState::Claimed { cell: model::CellId(2) };
+    bench.ok(Command::Cell(CellCommand::Leave { id: CellId(1), epoch: 1 }));
+    let moved = InstanceState::Claimed { cell: CellId(2) };
     assert_eq!(bench.instances(deployment)[0].state, moved);
-    let stale = CellCommand::Heartbeat { id: model::CellId(1), epoch: 1 };
+    let stale = CellCommand::Heartbeat { id: CellId(1), epoch: 1 };
     assert!(matches!(bench.try_apply(Command::Cell(stale)), Err(Refusal::Stale { .. })));
 }
 
@@ -275,8 +273,9 @@ fn scaling_up_and_down() {
     scale(&mut bench, 1);
     assert_eq!(bench.states(deployment), ["running", "stopping", "stopping"]);
     assert_eq!(bench.targets(), Some((deployment, 1)));
-    let row = bench.instances(deployment).remove(1);
-    assert_eq!(bench.state.stop_due(&row), row.since.after(DRAIN), "what answered drains");
+    let it = bench.state.cell_work(CellId(1)).instances.remove(2);
+    assert!(it.copy.stop);
+    assert_eq!(bench.state.stop_due(&it), it.row.since.after(DRAIN), "what answered drains");
     bench.gone(deployment);
     assert_eq!(bench.instances(deployment).len(), 1);
     let at = bench.work_job();
@@ -298,7 +297,7 @@ fn an_instance_made_again_goes_on_from_its_last_epoch() {
     assert!(new.epoch > old.epoch, "{} is after {}", new.epoch, old.epoch);
     // What the old one had to say is refused.
     let late = CellCommand::Instance {
-        cell: model::CellId(1),
+        cell: CellId(1),
         instance: old.id,
         epoch: old.epoch,
         report: InstanceReport::Ready { ready: true },
@@ -397,7 +396,7 @@ fn a_re_adopted_instance_may_say_again_where_it_listens() {
     assert_eq!(bench.targets(), Some((deployment, 1)));
     let instance = row.id;
     let elsewhere = CellCommand::Instance {
-        cell: model::CellId(1),
+        cell: CellId(1),
         instance,
         epoch: row.epoch,
         report: InstanceReport::Started { address: address(9_999) },

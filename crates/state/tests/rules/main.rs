@@ -5,6 +5,7 @@ mod bench;
 mod config;
 mod deployments;
 mod jobs;
+mod predecessors;
 mod properties;
 mod queue;
 mod routes;

@@ -12,7 +12,7 @@ use model::{
 use proptest::prelude::{Strategy, any, prop, prop_oneof, proptest};
 use state::{
     Attempt, CellCommand, Command, Held, Instance, Job, JobCommand, JobSpec, NewJob,
-    ProcessTemplate, RowKey, State, Task, WorkCommand,
+    PredecessorKind, ProcessTemplate, RowKey, State, Task, WorkCommand,
 };
 
 use crate::bench::{
@@ -133,9 +133,12 @@ fn cell_command(state: &State, (kind, pick, small, any): Seed) -> CellCommand {
     match (kind, instance, tasks.get(usize::from(any) % tasks.len().max(1))) {
         (19, ..) => {
             let id = cell;
-            let held = |row: &&Arc<Instance>| Held::Instance { id: row.id, epoch: row.epoch };
+            let held = |row: &&Arc<Instance>| {
+                let before = row.before.map(|it| Held::Instance { id: row.id, epoch: it.epoch });
+                before.into_iter().chain([Held::Instance { id: row.id, epoch: row.epoch }])
+            };
             let holds =
-                if any % 2 == 0 { instances.iter().map(held).collect() } else { Vec::new() };
+                if any % 2 == 0 { instances.iter().flat_map(held).collect() } else { Vec::new() };
             CellCommand::Online { id, spec: crate::bench::cell_spec(1_000), holds }
         }
         (20..25, Some(row), _) => {
@@ -152,8 +155,10 @@ fn cell_command(state: &State, (kind, pick, small, any): Seed) -> CellCommand {
                     detail: None,
                 },
             };
-            let cell = row.state.cell().unwrap_or(cell);
-            CellCommand::Instance { cell, instance: row.id, epoch: row.epoch, report }
+            let current = (row.state.cell().unwrap_or(cell), row.epoch);
+            let before = row.before.filter(|_| any % 3 == 0).map(|it| (it.cell, it.epoch));
+            let (cell, epoch) = before.unwrap_or(current);
+            CellCommand::Instance { cell, instance: row.id, epoch, report }
         }
         (25 | 26, _, Some(row)) => {
             let report = match small {
@@ -240,6 +245,25 @@ fn picture(state: &State) -> String {
     format!("{rows:#?}\n{asked:#?}")
 }
 
+/// What must hold of every instance and the copy before it.
+fn check_copies(state: &State, shown: &str) {
+    let connected =
+        |cell| state.get::<state::Cell>(cell).is_some_and(|it| it.lease_until.is_some());
+    for row in state.all::<Instance>() {
+        let Some(before) = row.before else { continue };
+        let is_stopping = before.kind == PredecessorKind::Stopping;
+        assert!(before.epoch < row.last_epoch || row.state.cell().is_none(), "{shown}: {row:?}");
+        assert_ne!(row.state.cell(), Some(before.cell), "{shown}: {row:?}");
+        assert_eq!(
+            before.kind != PredecessorKind::Suspect,
+            connected(before.cell),
+            "{shown}: {row:?}"
+        );
+        let served = row.state.ready_address().is_some() || row.state.name() == "stopping";
+        assert!(is_stopping || !served, "{shown}: {row:?}");
+    }
+}
+
 fn live_through(seeds: Vec<Seed>) {
     let mut bench = Bench::ready();
     bench.cell(0, 2_000, &[]);
@@ -270,6 +294,7 @@ fn live_through(seeds: Vec<Seed>) {
         } else {
             keep(&mut rows, &mut bench.state);
         }
+        check_copies(&bench.state, &shown);
         assert_eq!(picture(&bench.state), picture(&loaded(&rows)), "after a reload: {shown}");
     }
 }
