@@ -25,7 +25,6 @@ use crate::transfer::{self, Download, Origin, Upload};
 #[derive(Debug)]
 pub(crate) struct Executor<'a> {
     pub(crate) actor: &'a Actor,
-    pub(crate) env: BTreeMap<String, String>,
     pub(crate) dir: Option<String>,
     /// How many processes were started.
     pub(crate) started: AtomicU32,
@@ -269,7 +268,7 @@ impl Executor<'_> {
         let number = self.started.fetch_add(1, Ordering::Relaxed) + 1;
         let id = ProcessId::new(format!("run-{number}"))?;
         let mut spec = ProcessSpec::new(id.clone(), run.argv.iter().map(String::as_str));
-        spec.env = self.env.iter().chain(run.env).map(|(k, v)| (k.clone(), v.clone())).collect();
+        spec.env.clone_from(run.env);
         spec.dir = run.dir.cloned().or_else(|| self.dir.clone());
         spec.user = run.user.and_then(user);
         spec.limits.open_files = run.files;

@@ -1,6 +1,6 @@
 //! What takes care of one piece of work from its beginning to its end.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use drivers::{Driver, Exit, Handle, Outcome, ProcessId, Target};
@@ -9,7 +9,8 @@ use runtime::{Backoff, Random};
 use tokio::sync::{oneshot, watch};
 
 use crate::caches::Cache;
-use crate::limits::{RECONNECT, REMOVE_ATTEMPTS};
+use crate::layers::Slot;
+use crate::limits::REMOVE_PAUSES;
 use crate::lines::Position;
 use crate::logs::{Journal, Told};
 use crate::report::Reporter;
@@ -27,8 +28,15 @@ pub(crate) struct Actor {
     pub(crate) want: watch::Receiver<Want>,
     pub(crate) reporter: Arc<Reporter>,
     pub(crate) journal: Journal,
-    /// The caches of its container.
-    pub(crate) caches: Mutex<Vec<Cache>>,
+    /// What its container needs.
+    pub(crate) needs: Mutex<Needs>,
+}
+
+/// What a container needs as long as it is there.
+#[derive(Debug, Default)]
+pub(crate) struct Needs {
+    pub(crate) caches: Vec<Cache>,
+    pub(crate) layers: Vec<Arc<Slot>>,
 }
 
 /// Resolves when the output of a process was read to its end.
@@ -108,17 +116,26 @@ impl Actor {
         }
     }
 
-    /// Keeps caches from being removed as long as the container is there.
-    pub(crate) fn hold(&self, caches: Vec<Cache>) {
-        self.caches.lock().unwrap_or_else(PoisonError::into_inner).extend(caches);
+    fn needs(&self) -> MutexGuard<'_, Needs> {
+        self.needs.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Removes the container with everything in it.
+    /// Keeps layers from being removed as long as the container is there.
+    pub(crate) fn hold(&self, layers: Vec<Arc<Slot>>) {
+        self.needs().layers.extend(layers);
+    }
+
+    /// The same for a cache.
+    pub(crate) fn hold_cache(&self, cache: Cache) {
+        self.needs().caches.push(cache);
+    }
+
+    /// Removes the container with everything in it. What it needs is kept until it is gone.
     pub(crate) async fn remove(&self) {
         remove(self.driver.as_ref(), &self.handle).await;
-        let caches =
-            std::mem::take(&mut *self.caches.lock().unwrap_or_else(PoisonError::into_inner));
-        self.shared.caches.release(caches).await;
+        let needs = std::mem::take(&mut *self.needs());
+        drop(needs.layers);
+        self.shared.caches.release(needs.caches).await;
     }
 
     /// Waits until the server keeps everything the container wrote.
@@ -127,15 +144,13 @@ impl Actor {
     }
 }
 
-/// Removes a container; tries again for a while when the driver cannot.
+/// Removes a container. It tries until that worked: whoever waits may give something to others that
+/// the container still has.
 pub(crate) async fn remove(driver: &dyn Driver, handle: &Handle) {
     let random = Random::system();
-    let mut backoff = Backoff::new(RECONNECT.0, RECONNECT.1);
-    for attempt in 1..=REMOVE_ATTEMPTS {
-        match driver.remove(handle).await {
-            Ok(()) => return,
-            Err(error) => tracing::warn!(%handle, attempt, %error, "cannot remove a container"),
-        }
+    let mut backoff = Backoff::new(REMOVE_PAUSES.0, REMOVE_PAUSES.1);
+    while let Err(error) = driver.remove(handle).await {
+        tracing::warn!(%handle, %error, "cannot remove a container");
         runtime::sleep(backoff.next_delay(&random)).await;
     }
 }

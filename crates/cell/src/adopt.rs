@@ -5,11 +5,13 @@ use std::sync::Arc;
 use api::proto::work::Kind;
 use drivers::{ContainerInfo, Driver, Handle};
 use futures_util::StreamExt as _;
+use runtime::Tasks;
+use tokio::sync::oneshot;
 
 use crate::actor;
 use crate::error::CellError;
-use crate::instance::Notes;
-use crate::limits::MAX_CREATES;
+use crate::limits::{LEFTOVER_LIMIT, MAX_CREATES};
+use crate::notes::{Held, Notes};
 use crate::work::Key;
 
 /// An instance that an earlier agent started.
@@ -17,18 +19,25 @@ use crate::work::Key;
 pub(crate) struct Found {
     pub(crate) key: Key,
     pub(crate) notes: Notes,
+    pub(crate) held: Held,
     pub(crate) driver: Arc<dyn Driver>,
 }
 
 /// Finds the instances earlier agents started, and removes everything else: the actions of a task
 /// cannot be taken up in the middle, and what was never started is started anew.
-pub(crate) async fn adopt(drivers: &[Arc<dyn Driver>]) -> Result<Vec<Found>, CellError> {
+pub(crate) async fn adopt(
+    drivers: &[Arc<dyn Driver>],
+    tasks: &Tasks,
+) -> Result<Vec<Found>, CellError> {
     let mut found = Vec::new();
     let mut leftovers: Vec<(Arc<dyn Driver>, Handle)> = Vec::new();
     for driver in drivers {
         for container in driver.list().await? {
             match instance(&container) {
-                Some((key, notes)) => found.push(Found { key, notes, driver: Arc::clone(driver) }),
+                Some((key, notes)) => {
+                    let held = Held::from_properties(&container.properties);
+                    found.push(Found { key, notes, held, driver: Arc::clone(driver) });
+                }
                 None => leftovers.push((Arc::clone(driver), container.handle)),
             }
         }
@@ -36,7 +45,16 @@ pub(crate) async fn adopt(drivers: &[Arc<dyn Driver>]) -> Result<Vec<Found>, Cel
     futures_util::stream::iter(leftovers)
         .for_each_concurrent(MAX_CREATES, |(driver, handle)| async move {
             tracing::info!(%handle, "removing what an earlier agent left");
-            actor::remove(driver.as_ref(), &handle).await;
+            let (gone, removed) = oneshot::channel();
+            let stop = tasks.stop().clone();
+            tasks.spawn_ok("remove a leftover", async move {
+                stop.or_stop(actor::remove(driver.as_ref(), &handle)).await;
+                // The agent may have begun without it.
+                gone.send(()).unwrap_or_default();
+            });
+            if runtime::timeout(LEFTOVER_LIMIT, removed).await.is_none() {
+                tracing::warn!("beginning before everything is removed");
+            }
         })
         .await;
     Ok(found)

@@ -8,7 +8,7 @@ use api::proto::work::Kind;
 use api::proto::{Desired, DesiredWork, Work, from_json};
 use api::{Client, Endpoint};
 use drivers::Driver;
-use model::{InstanceReport, ProcessSpec, TaskReport, TaskSpec};
+use model::{ContainerSpec, InstanceReport, ProcessSpec, TaskReport, TaskSpec};
 use runtime::{Tasks, mono_now};
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -25,7 +25,7 @@ use crate::report::Reporter;
 use crate::resume::ResumeFile;
 use crate::shared::Shared;
 use crate::work::{Key, Want};
-use crate::{instance, task};
+use crate::{instance, refuse, task};
 
 /// The agent that runs containers on this machine.
 #[derive(Debug)]
@@ -97,10 +97,14 @@ impl Agent {
 
     async fn adopt(&mut self) -> Result<(), CellError> {
         let positions = self.resume.read();
-        for Found { key, notes, driver } in adopt(&self.shared.drivers).await? {
+        for Found { key, notes, held, driver } in
+            adopt(&self.shared.drivers, &self.shared.tasks).await?
+        {
             let position = positions.get(&key.to_string()).copied().unwrap_or_default();
             tracing::info!(work = %key, "taking over an instance");
             let actor = self.open(key, driver, position);
+            actor.hold(self.shared.images.held(&held.layers));
+            held.caches.iter().for_each(|key| actor.hold_cache(self.shared.caches.hold(key)));
             self.spawn(key, async move { instance::adopt(&actor, notes, position).await });
         }
         Ok(())
@@ -128,8 +132,8 @@ impl Agent {
         };
         self.entries.insert(key, entry);
         let shared = Arc::clone(&self.shared);
-        let (handle, caches) = (key.handle(), Mutex::default());
-        Actor { shared, driver, key, handle, want: wanted, reporter, journal, caches }
+        let (handle, needs) = (key.handle(), Mutex::default());
+        Actor { shared, driver, key, handle, want: wanted, reporter, journal, needs }
     }
 
     /// Starts what takes care of the entry that was made last.
@@ -294,35 +298,54 @@ impl Agent {
     }
 
     fn begin(&mut self, key: Key, spec: &[u8], item: &DesiredWork) -> Result<(), tonic::Status> {
-        let full = self.is_full();
-        let driver = Arc::clone(self.shared.driver());
-        let position = Position::default();
+        let labels = item.labels.clone();
         match key.kind {
             Kind::Task => {
                 let spec: TaskSpec = from_json("task spec", spec)?;
-                let actor = self.open(key, driver, position);
-                if full {
-                    self.spawn_end(key, async move { task::reject(&actor, FULL).await });
+                let (driver, refusal) = self
+                    .driver(&spec.container, |driver| refuse::task(&spec, &driver.capabilities()));
+                let actor = self.open(key, driver, Position::default());
+                if let Some(reason) = refusal {
+                    self.spawn_end(key, async move { task::reject(&actor, &reason).await });
                     return Ok(());
                 }
                 let (claim, claimed) = oneshot::channel();
                 if let Some(entry) = self.entries.get_mut(&key) {
                     entry.claim = Some(claim);
                 }
-                self.spawn(key, async move { task::run(&actor, &spec, claimed).await });
+                self.spawn(key, async move { task::run(&actor, (&spec, &labels), claimed).await });
             }
             Kind::Instance => {
                 let spec: ProcessSpec = from_json("process spec", spec)?;
-                let labels = item.labels.clone();
-                let actor = self.open(key, driver, position);
-                if full {
-                    self.spawn_end(key, async move { instance::reject(&actor, FULL).await });
+                let handle = key.handle();
+                let (driver, refusal) = self.driver(&spec.container, |driver| {
+                    refuse::instance(&spec, &driver.capabilities(), driver.network(&handle))
+                });
+                let actor = self.open(key, driver, Position::default());
+                if let Some(reason) = refusal {
+                    self.spawn_end(key, async move { instance::reject(&actor, &reason).await });
                     return Ok(());
                 }
                 self.spawn(key, async move { instance::run(&actor, &spec, &labels).await });
             }
         }
         Ok(())
+    }
+
+    /// The driver of a new container, and why it cannot be made here, if so.
+    fn driver(
+        &self,
+        spec: &ContainerSpec,
+        refuse: impl FnOnce(&dyn Driver) -> Option<String>,
+    ) -> (Arc<dyn Driver>, Option<String>) {
+        match self.shared.driver(spec.driver.as_ref()) {
+            Ok(driver) => {
+                let full = self.is_full().then(|| FULL.to_owned());
+                let refusal = full.or_else(|| refuse(driver.as_ref()));
+                (Arc::clone(driver), refusal)
+            }
+            Err(reason) => (Arc::clone(self.shared.any_driver()), Some(reason)),
+        }
     }
 
     /// The server counts what runs; this is only for when it is wrong.

@@ -5,7 +5,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
 
-use drivers::{Input, archive};
+use drivers::{Ability, Input, archive};
 use rustix::fs::{Mode, OFlags, openat};
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt as _, AsyncSeekExt as _, AsyncWriteExt as _};
@@ -41,8 +41,12 @@ fn split(path: &str) -> Result<(&str, &str), Failure> {
     Ok((dir, name))
 }
 
-/// The container's root, where the driver shows it.
+/// The container's root, where that is simply a directory of this machine.
 fn root(actor: &Actor) -> Result<Option<OwnedFd>, Failure> {
+    if actor.driver.capabilities().can(Ability::LayOut) {
+        // The driver knows whose files they are to be.
+        return Ok(None);
+    }
     let path = actor.driver.host_path(&actor.handle, "/");
     Ok(path.map(|path| archive::open_root(&path)).transpose()?)
 }

@@ -1,160 +1,233 @@
-//! Health checks.
+//! Health of one instance: whether it has started, lives, and can take requests.
+//!
+//! Three checks with one purpose each. `startup` (or `check` where there is none) must pass within
+//! its time. From then on `check` must not fail too often: a failure ends the instance. `readiness`
+//! only says whether routes may point at it. All three count successes and failures in a row.
 
 use std::fmt;
-use std::io;
-use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use model::{Check, CheckKind};
+use model::Check;
 use runtime::mono_now;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::TcpStream;
 
 use crate::limits::CHECK_PAUSES;
-
-/// The longest status line.
-const MAX_STATUS_LINE: usize = 1024;
-/// How long a new instance may take over its first page: it may have to compile or to connect first.
-const FIRST_ANSWER: Duration = Duration::from_secs(10);
-/// Answers that count as healthy.
-const HEALTHY: std::ops::RangeInclusive<u16> = 200..=399;
+use crate::probe::{Fault, Prober};
 
 /// What a check found that matters.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Verdict {
-    /// It passes for the first time.
-    Healthy,
-    /// It did not pass in time.
+    /// Whether it can take requests, when that changed.
+    Ready(bool),
+    /// It did not start in time.
     NeverHealthy { reason: String },
-    /// It passed, and failed too often since.
+    /// It lived, and failed too often since.
     Unhealthy { reason: String },
+}
+
+/// The checks of an instance.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Checks {
+    pub(crate) startup: Option<Check>,
+    pub(crate) liveness: Option<Check>,
+    pub(crate) readiness: Option<Check>,
 }
 
 /// Checks one instance.
 #[derive(Debug)]
 pub(crate) struct Health {
-    check: Check,
-    address: SocketAddr,
-    /// Until when it must pass for the first time.
+    prober: Prober,
+    /// Until it passes once.
+    startup: Option<Track>,
+    /// Whether it is asked further after that.
+    goes_on: bool,
     deadline: Instant,
-    /// When the next check is due.
-    next: Instant,
-    pause: Duration,
-    passed: bool,
-    failed: u32,
+    liveness: Option<Track>,
+    readiness: Option<Track>,
+    /// Whether it was said that it can take requests, where nothing else says so.
+    said: bool,
 }
 
 impl Health {
-    pub(crate) fn new(check: Check, address: SocketAddr) -> Self {
-        let now = mono_now();
-        let deadline = now + Duration::from_millis(check.start_timeout_ms);
-        let (pause, _) = CHECK_PAUSES;
-        Self { check, address, deadline, next: now, pause, passed: false, failed: 0 }
+    /// `spread` is any number that differs from instance to instance: it moves the checks of many
+    /// instances apart, always in the same way.
+    pub(crate) fn new(checks: Checks, prober: Prober, spread: u64) -> Self {
+        let Checks { startup, liveness, readiness } = checks;
+        let goes_on = startup.is_none();
+        let startup = startup.or_else(|| liveness.clone());
+        let limit = startup.as_ref().map_or(0, |check| check.start_timeout_ms);
+        let track = |check| Track::new(check, spread);
+        // What passed as the first check goes on as the second.
+        let liveness = liveness.filter(|_| !goes_on).map(track);
+        Self {
+            prober,
+            startup: startup.map(track),
+            goes_on,
+            deadline: mono_now() + Duration::from_millis(limit),
+            liveness,
+            readiness: readiness.map(track),
+            said: false,
+        }
     }
 
     /// Checks until there is something to say. May be dropped and called again.
     pub(crate) async fn next(&mut self) -> Verdict {
+        if let Some(startup) = &mut self.startup {
+            if let Err(reason) = startup.start(&self.prober, self.deadline).await {
+                return Verdict::NeverHealthy { reason };
+            }
+            self.started();
+        }
+        if self.readiness.is_none() && !self.said {
+            self.said = true;
+            return Verdict::Ready(true);
+        }
+        let Self { prober, liveness, readiness, .. } = self;
+        tokio::select! {
+            biased;
+            reason = unhealthy(liveness.as_mut(), prober) => Verdict::Unhealthy { reason },
+            ready = turns(readiness.as_mut(), prober) => Verdict::Ready(ready),
+        }
+    }
+
+    fn started(&mut self) {
+        let Some(startup) = self.startup.take() else { return };
+        if let Some(liveness) = &mut self.liveness {
+            // It begins only now, and the instance lives.
+            liveness.passes = true;
+            liveness.next = mono_now() + liveness.first_pause();
+        } else if self.goes_on {
+            self.liveness = Some(startup);
+        }
+    }
+}
+
+async fn unhealthy(liveness: Option<&mut Track>, prober: &Prober) -> String {
+    let Some(liveness) = liveness else { return std::future::pending().await };
+    loop {
+        if let (false, fault) = liveness.turn(prober).await {
+            return liveness.unhealthy(&fault);
+        }
+    }
+}
+
+/// Waits until a check that failed passes, or the other way round.
+async fn turns(readiness: Option<&mut Track>, prober: &Prober) -> bool {
+    let Some(readiness) = readiness else { return std::future::pending().await };
+    readiness.turn(prober).await.0
+}
+
+/// One check, and how it went so far.
+#[derive(Debug)]
+struct Track {
+    check: Check,
+    spread: u64,
+    /// When it is due.
+    next: Instant,
+    /// Between two questions to what never passed.
+    pause: Duration,
+    /// Whether an answer ever came.
+    answered: bool,
+    passes: bool,
+    /// How many results in a row say otherwise.
+    against: u32,
+}
+
+impl Track {
+    fn new(check: Check, spread: u64) -> Self {
+        let (pause, _) = CHECK_PAUSES;
+        Self { check, spread, next: mono_now(), pause, answered: false, passes: false, against: 0 }
+    }
+
+    /// The interval, less a part of it that is this instance's own.
+    fn first_pause(&self) -> Duration {
+        let interval = self.check.interval_ms;
+        let most = interval.saturating_mul(u64::from(self.check.jitter_percent.min(100))) / 100;
+        let less = self.spread.checked_rem(most.saturating_add(1)).unwrap_or(0);
+        Duration::from_millis(interval - less.min(interval))
+    }
+
+    fn interval(&self) -> Duration {
+        Duration::from_millis(self.check.interval_ms)
+    }
+
+    /// Asks once it is due. Only what counts is given back.
+    async fn ask(&mut self, prober: &Prober) -> Result<(), Fault> {
+        runtime::sleep_until(self.next).await;
+        // Between two questions an instance needs no room for one.
+        let found = Box::pin(prober.ask(&self.check, !self.answered)).await;
+        self.answered |= found.is_ok();
+        found
+    }
+
+    /// Asks until it passes; gives up at the deadline.
+    async fn start(&mut self, prober: &Prober, deadline: Instant) -> Result<(), String> {
         loop {
-            runtime::sleep_until(self.next).await;
-            let found = self.ask().await;
+            let found = self.ask(prober).await;
             let now = mono_now();
             match found {
                 Ok(()) => {
-                    self.failed = 0;
-                    self.next = now + Duration::from_millis(self.check.interval_ms);
-                    if !std::mem::replace(&mut self.passed, true) {
-                        return Verdict::Healthy;
+                    self.against += 1;
+                    self.next = now + self.interval();
+                    if self.against >= self.check.successes {
+                        self.against = 0;
+                        self.passes = true;
+                        self.next = now + self.first_pause();
+                        return Ok(());
                     }
                 }
-                Err(fault) if self.passed => {
-                    self.failed += 1;
-                    self.next = now + Duration::from_millis(self.check.interval_ms);
-                    if self.failed >= self.check.failures {
-                        return Verdict::Unhealthy { reason: self.unhealthy(&fault) };
-                    }
-                }
-                Err(fault) if now >= self.deadline => {
+                Err(fault) if now >= deadline && !fault.starved => {
                     let limit = Length(Duration::from_millis(self.check.start_timeout_ms));
-                    let reason = format!("was never healthy in {limit}; last check: {fault}");
-                    return Verdict::NeverHealthy { reason };
+                    let last = fault.text;
+                    return Err(format!("was never healthy in {limit}; last check: {last}"));
                 }
                 Err(_) => {
-                    self.next = (now + self.pause).min(self.deadline);
+                    self.against = 0;
+                    self.next = (now + self.pause).min(deadline.max(now));
                     self.pause = (self.pause * 2).min(CHECK_PAUSES.1);
                 }
             }
         }
     }
 
+    /// Asks until its mind changes; gives whether it passes now, and what was wrong last.
+    async fn turn(&mut self, prober: &Prober) -> (bool, String) {
+        loop {
+            let found = self.ask(prober).await;
+            let now = mono_now();
+            let fresh = !self.passes && !self.answered;
+            self.next = now + if fresh { self.pause } else { self.interval() };
+            if fresh {
+                self.pause = (self.pause * 2).min(CHECK_PAUSES.1);
+            }
+            match found {
+                Err(fault) if fault.starved => {
+                    tracing::warn!(fault = fault.text, "too little processor time for a check");
+                    continue;
+                }
+                ref found if found.is_ok() == self.passes => self.against = 0,
+                Ok(()) | Err(_) => self.against += 1,
+            }
+            let most = if self.passes { self.check.failures } else { self.check.successes };
+            if self.against >= most {
+                self.passes = !self.passes;
+                let times = std::mem::take(&mut self.against);
+                let fault = found.err().map(|fault| fault.text).unwrap_or_default();
+                return (self.passes, in_a_row(times, &fault));
+            }
+        }
+    }
+
     fn unhealthy(&self, fault: &str) -> String {
-        match self.failed {
-            1 => format!("became unhealthy: {fault}"),
-            times => format!("became unhealthy: {times} checks in a row failed, the last: {fault}"),
-        }
-    }
-
-    async fn ask(&self) -> Result<(), String> {
-        let first_answer = self.check.kind == CheckKind::Answers && !self.passed;
-        let limit = Duration::from_millis(self.check.timeout_ms);
-        let limit = if first_answer { limit.max(FIRST_ANSWER) } else { limit };
-        let ask = async {
-            let stream = TcpStream::connect(self.address).await;
-            let stream = stream.map_err(|error| self.refused(&error))?;
-            match &self.check.kind {
-                CheckKind::Answers if first_answer => self.get(stream, "/").await.map(drop),
-                CheckKind::Command { .. } => Err("this cell runs no commands".to_owned()),
-                CheckKind::Answers | CheckKind::Tcp => Ok(()),
-                CheckKind::Http { path } => match self.get(stream, path).await? {
-                    status if HEALTHY.contains(&status) => Ok(()),
-                    status => {
-                        let port = self.address.port();
-                        Err(format!("GET {path} on port {port} answered {status}"))
-                    }
-                },
-            }
-        };
-        let port = self.address.port();
-        let late = || Err(format!("no answer on port {port} within {}", Length(limit)));
-        runtime::timeout(limit, ask).await.unwrap_or_else(late)
-    }
-
-    fn refused(&self, error: &io::Error) -> String {
-        let port = self.address.port();
-        if error.kind() == io::ErrorKind::ConnectionRefused {
-            return format!("connection refused on port {port}");
-        }
-        format!("cannot connect to port {port}: {error}")
-    }
-
-    /// The status that a page is answered with.
-    async fn get(&self, mut stream: TcpStream, path: &str) -> Result<u16, String> {
-        let port = self.address.port();
-        let broken = |error: io::Error| format!("GET {path} on port {port} broke: {error}");
-        let request = format!(
-            "GET {path} HTTP/1.1\r\nHost: {}\r\nUser-Agent: longshore-check\r\n\
-             Accept: */*\r\nConnection: close\r\n\r\n",
-            self.address
-        );
-        stream.write_all(request.as_bytes()).await.map_err(broken)?;
-        let mut line = Vec::new();
-        let mut piece = [0; 256];
-        while !line.contains(&b'\n') && line.len() < MAX_STATUS_LINE {
-            let read = stream.read(&mut piece).await.map_err(broken)?;
-            if read == 0 {
-                break;
-            }
-            line.extend_from_slice(piece.get(..read).unwrap_or_default());
-        }
-        status(&line).ok_or_else(|| format!("the answer to GET {path} on port {port} is not HTTP"))
+        debug_assert!(!self.passes, "it failed");
+        format!("became unhealthy: {fault}")
     }
 }
 
-/// The status of an HTTP/1 answer.
-fn status(answer: &[u8]) -> Option<u16> {
-    let line = answer.split(|byte| *byte == b'\n').next()?;
-    let mut words = std::str::from_utf8(line).ok()?.split_ascii_whitespace();
-    words.next()?.strip_prefix("HTTP/1.")?;
-    words.next()?.parse().ok()
+fn in_a_row(times: u32, fault: &str) -> String {
+    match times {
+        1 => fault.to_owned(),
+        times => format!("{times} checks in a row failed, the last: {fault}"),
+    }
 }
 
 /// A duration as people write it: `60 s`, `250 ms`.
@@ -171,16 +244,9 @@ impl fmt::Display for Length {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use model::CheckKind;
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
     use tokio::net::TcpListener;
-
-    #[test]
-    fn status_lines() {
-        assert_eq!(status(b"HTTP/1.1 204 No Content\r\nA: b\r\n"), Some(204));
-        assert_eq!(status(b"HTTP/1.0 500\n"), Some(500));
-        for bad in [&b""[..], b"HTTP/2 200", b"SSH-2.0-x\r\n", b"\xff\n"] {
-            assert_eq!(status(bad), None);
-        }
-    }
 
     fn check(kind: CheckKind) -> Check {
         Check {
@@ -193,13 +259,39 @@ mod tests {
         }
     }
 
+    fn http() -> Check {
+        check(CheckKind::Http { path: "/up".into() })
+    }
+
+    async fn listen() -> (TcpListener, u16) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("binds");
+        let port = listener.local_addr().expect("has an address").port();
+        (listener, port)
+    }
+
+    fn health(checks: Checks, port: u16) -> Health {
+        Health::new(checks, Prober { address: ([127, 0, 0, 1], port).into(), inside: None }, 0)
+    }
+
+    fn liveness(check: Check) -> Checks {
+        Checks { liveness: Some(check), ..Checks::default() }
+    }
+
+    async fn serve(listener: &TcpListener, answers: &[u16]) {
+        for status in answers {
+            let (mut stream, _) = listener.accept().await.expect("accepts");
+            let answer = format!("HTTP/1.1 {status} x\r\n\r\n");
+            stream.write_all(answer.as_bytes()).await.expect("answers");
+            // Reading to the end makes the close a clean one.
+            drop(stream.read_to_end(&mut Vec::new()).await);
+        }
+    }
+
     #[tokio::test]
     async fn a_closed_port_is_never_healthy() {
-        let listener = TcpListener::bind("127.0.0.1:0").await.expect("binds");
-        let address = listener.local_addr().expect("has an address");
+        let (listener, port) = listen().await;
         drop(listener);
-        let verdict = Health::new(check(CheckKind::Tcp), address).next().await;
-        let port = address.port();
+        let verdict = health(liveness(check(CheckKind::Tcp)), port).next().await;
         let reason =
             format!("was never healthy in 100 ms; last check: connection refused on port {port}");
         assert_eq!(verdict, Verdict::NeverHealthy { reason });
@@ -207,15 +299,12 @@ mod tests {
 
     #[tokio::test]
     async fn a_port_without_an_answer_is_not_healthy_at_first() {
-        let listener = TcpListener::bind("127.0.0.1:0").await.expect("binds");
-        let address = listener.local_addr().expect("has an address");
-        let mut health = Health::new(check(CheckKind::Answers), address);
+        let (listener, port) = listen().await;
+        let mut health = health(liveness(check(CheckKind::Answers)), port);
         let serve = async {
             // A master that listens while its worker dies, then one whose worker lives.
             drop(listener.accept().await.expect("accepts"));
-            let (mut stream, _) = listener.accept().await.expect("accepts");
-            stream.write_all(b"HTTP/1.1 404 x\r\n\r\n").await.expect("answers");
-            drop(stream.read_to_end(&mut Vec::new()).await);
+            serve(&listener, &[404]).await;
             // Later checks ask for no page, so a quiet app stays quiet.
             let (mut stream, _) = listener.accept().await.expect("accepts");
             let mut asked = Vec::new();
@@ -229,33 +318,78 @@ mod tests {
             (verdict, quiet)
         };
         let (asked, verdicts) = tokio::join!(serve, watch);
-        assert_eq!(verdicts, (Verdict::Healthy, None));
+        assert_eq!(verdicts, (Verdict::Ready(true), None));
         assert_eq!(asked, b"");
     }
 
     #[tokio::test]
     async fn failures_in_a_row_are_counted() {
-        let listener = TcpListener::bind("127.0.0.1:0").await.expect("binds");
-        let address = listener.local_addr().expect("has an address");
-        let mut health = Health::new(check(CheckKind::Http { path: "/up".into() }), address);
-        let serve = async {
-            for status in [503, 200, 500, 302, 500, 500] {
-                let (mut stream, _) = listener.accept().await.expect("accepts");
-                let answer = format!("HTTP/1.1 {status} x\r\n\r\n");
-                stream.write_all(answer.as_bytes()).await.expect("answers");
-                // Reading to the end makes the close a clean one.
-                drop(stream.read_to_end(&mut Vec::new()).await);
-            }
-        };
+        let (listener, port) = listen().await;
+        let mut health = health(liveness(http()), port);
         let watch = async {
-            assert_eq!(health.next().await, Verdict::Healthy);
+            assert_eq!(health.next().await, Verdict::Ready(true));
             health.next().await
         };
-        let ((), verdict) = tokio::join!(serve, watch);
-        let port = address.port();
+        let ((), verdict) = tokio::join!(serve(&listener, &[503, 200, 500, 302, 500, 500]), watch);
         let reason = format!(
             "became unhealthy: 2 checks in a row failed, the last: GET /up on port {port} answered 500"
         );
         assert_eq!(verdict, Verdict::Unhealthy { reason });
+    }
+
+    #[tokio::test]
+    async fn readiness_comes_and_goes_and_ends_nothing() {
+        let (listener, port) = listen().await;
+        let readiness = Some(Check { successes: 2, ..http() });
+        let mut health = health(Checks { readiness, ..Checks::default() }, port);
+        let answers = [503, 200, 503, 200, 200, 500, 200, 500, 500, 500, 200, 200];
+        let watch = async {
+            let mut verdicts = Vec::new();
+            for _ in 0..3 {
+                verdicts.push(health.next().await);
+            }
+            verdicts
+        };
+        let ((), verdicts) = tokio::join!(serve(&listener, &answers), watch);
+        assert_eq!(verdicts, [true, false, true].map(Verdict::Ready));
+    }
+
+    #[tokio::test]
+    async fn a_startup_check_comes_before_the_others() {
+        let (listener, port) = listen().await;
+        let (started, started_port) = listen().await;
+        let startup = Some(Check { port: Some(started_port), failures: 1, ..http() });
+        let checks = Checks { startup, ..liveness(Check { failures: 1, ..http() }) };
+        let mut health = health(checks, port);
+        let watch = async {
+            assert_eq!(health.next().await, Verdict::Ready(true));
+            health.next().await
+        };
+        let answers = async {
+            serve(&started, &[500, 500, 200]).await;
+            drop(started);
+            serve(&listener, &[200, 200, 404]).await;
+        };
+        let ((), verdict) = tokio::join!(answers, watch);
+        let reason = format!("became unhealthy: GET /up on port {port} answered 404");
+        assert_eq!(verdict, Verdict::Unhealthy { reason });
+    }
+
+    #[tokio::test]
+    async fn without_checks_it_is_ready_at_once() {
+        let mut health = health(Checks::default(), 1);
+        assert_eq!(health.next().await, Verdict::Ready(true));
+        let quiet = runtime::timeout(Duration::from_millis(20), health.next()).await;
+        assert_eq!(quiet, None);
+    }
+
+    #[test]
+    fn checks_are_spread_always_in_the_same_way() {
+        let pauses = |spread| {
+            let check = Check { interval_ms: 1_000, jitter_percent: 50, ..Check::default() };
+            Track::new(check, spread).first_pause().as_millis()
+        };
+        assert_eq!((pauses(0), pauses(500), pauses(501)), (1_000, 500, 1_000));
+        assert_eq!(pauses(123), pauses(123));
     }
 }

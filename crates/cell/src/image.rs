@@ -1,6 +1,7 @@
 //! Images: an OCI manifest in the blob store, its configuration and its layers.
 
 use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use api::Client;
@@ -28,7 +29,14 @@ pub(crate) struct Image {
     pub(crate) env: BTreeMap<String, String>,
     pub(crate) dir: Option<String>,
     /// From the lowest to the highest.
-    pub(crate) layers: Vec<Arc<Slot>>,
+    pub(crate) layers: Vec<(Digest, Arc<Slot>)>,
+}
+
+impl Image {
+    /// Where its layers are.
+    pub(crate) fn paths(&self) -> Vec<PathBuf> {
+        self.layers.iter().filter_map(|(_, layer)| layer.path().map(Path::to_owned)).collect()
+    }
 }
 
 /// Gets images from the server.
@@ -54,7 +62,13 @@ impl Images {
         };
         let layer = |digest: &Digest| self.layers.get(&self.client, *digest, &self.downloads);
         let layers = try_join_all(facts.layers.iter().map(layer)).await?;
+        let layers = facts.layers.iter().copied().zip(layers).collect();
         Ok(Image { env: facts.env.clone(), dir: facts.dir.clone(), layers })
+    }
+
+    /// The layers of a container that an earlier agent made, as far as they are still here.
+    pub(crate) fn held(&self, layers: &[Digest]) -> Vec<Arc<Slot>> {
+        layers.iter().filter_map(|layer| self.layers.find(*layer)).collect()
     }
 
     async fn learn(&self, digest: Digest) -> Result<Arc<Facts>, Failure> {

@@ -3,24 +3,27 @@
 use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
-use drivers::{Exit, ProcessId, ProcessSpec as Command};
-use model::{Check, FailureDetail, InstanceReport, ProcessSpec};
+use drivers::{DriverError, Exit, ProcessId, ProcessSpec as Command, Signal, Target};
+use model::{ExitStatus, FailureDetail, InstanceReport, ProcessSpec, StopSignal};
+use runtime::mono_now;
 
 use crate::actor::{Actor, Reading, Voice, describe, status};
 use crate::error::{Context as _, Failure};
-use crate::health::{Health, Verdict};
+use crate::health::{Checks, Health, Length, Verdict};
+use crate::inside::Inside;
 use crate::limits::REJECT_PAUSE;
 use crate::lines::Position;
-use crate::prepare;
-use crate::shared::Place;
+use crate::notes::Notes;
+use crate::ports::Port;
+use crate::prepare::{self, Order};
+use crate::probe::Prober;
+use crate::shared::{Place, inner_port};
 use crate::work::Want;
 
 /// The name of a process whose type is not told.
 const DEFAULT_PROCESS: &str = "app";
-const PROCESS: &str = "process";
-const PORT: &str = "port";
-const CHECK: &str = "check";
-const GRACE: &str = "stop_grace_ms";
+/// The name of the hook before a stop, as a process and in the log.
+const PRE_STOP: &str = "pre-stop";
 /// Labels, and the variables an app finds them in.
 const LABELS: [(&str, &str); 5] = [
     ("project", "SHORE_PROJECT"),
@@ -29,46 +32,6 @@ const LABELS: [(&str, &str); 5] = [
     ("index", "SHORE_INSTANCE_INDEX"),
     ("deployment", "SHORE_DEPLOYMENT"),
 ];
-
-/// What is noted with a container, so that a later agent can take over. Holds no environment:
-/// that may be secret.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Notes {
-    pub(crate) process: ProcessId,
-    pub(crate) port: u16,
-    pub(crate) check: Option<Check>,
-    pub(crate) grace: Duration,
-}
-
-impl Notes {
-    fn new(spec: &ProcessSpec, process: ProcessId, port: u16) -> Self {
-        let grace = Duration::from_millis(spec.stop_grace_ms);
-        Self { process, port, check: spec.check.clone(), grace }
-    }
-
-    fn properties(&self) -> BTreeMap<String, String> {
-        let mut properties = BTreeMap::from([
-            (PROCESS.to_owned(), self.process.to_string()),
-            (PORT.to_owned(), self.port.to_string()),
-            (GRACE.to_owned(), self.grace.as_millis().to_string()),
-        ]);
-        if let Some(check) = &self.check {
-            let check = serde_json::to_string(check).expect("a check is a plain structure");
-            properties.insert(CHECK.to_owned(), check);
-        }
-        properties
-    }
-
-    pub(crate) fn from_properties(properties: &BTreeMap<String, String>) -> Option<Self> {
-        let check = properties.get(CHECK).map(|text| serde_json::from_str(text)).transpose();
-        Some(Self {
-            process: ProcessId::new(properties.get(PROCESS)?).ok()?,
-            port: properties.get(PORT)?.parse().ok()?,
-            check: check.ok()?,
-            grace: Duration::from_millis(properties.get(GRACE)?.parse().ok()?),
-        })
-    }
-}
 
 /// An instance whose process was started.
 struct Running<'a> {
@@ -88,10 +51,10 @@ enum End {
 
 /// Starts an instance and takes care of it to its end.
 pub(crate) async fn run(actor: &Actor, spec: &ProcessSpec, labels: &HashMap<String, String>) {
-    let Some(place) = actor.shared.place(actor.driver.as_ref(), &actor.handle) else {
+    let Some(port) = actor.shared.ports.take() else {
         return reject(actor, "the cell has no free port").await;
     };
-    let started = match start(actor, (spec, labels), &place).await {
+    let started = match start(actor, (spec, labels), port).await {
         Ok(started) => started,
         Err(failure) => {
             actor.remove().await;
@@ -100,7 +63,7 @@ pub(crate) async fn run(actor: &Actor, spec: &ProcessSpec, labels: &HashMap<Stri
             return actor.reporter.end(&crashed).await;
         }
     };
-    let Some(notes) = started else {
+    let Some((notes, place)) = started else {
         actor.remove().await;
         if *actor.want.borrow() == Want::Stop {
             actor.reporter.end(&InstanceReport::Gone).await;
@@ -113,12 +76,13 @@ pub(crate) async fn run(actor: &Actor, spec: &ProcessSpec, labels: &HashMap<Stri
 
 /// Takes care of an instance that an earlier agent started.
 pub(crate) async fn adopt(actor: &Actor, notes: Notes, resume: Position) {
-    let place = actor.shared.place_again(actor.driver.as_ref(), &actor.handle, notes.port);
+    let port = actor.shared.ports.keep(notes.host_port);
+    let place = actor.shared.place(actor, port);
     let reading = actor.read(&notes.process, Some(resume), Voice::Plain).await;
     Running { actor, notes, place, reading }.watch().await;
 }
 
-/// Gives an instance back that has no room here.
+/// Gives an instance back that cannot run here.
 pub(crate) async fn reject(actor: &Actor, reason: &str) {
     runtime::sleep(REJECT_PAUSE).await;
     actor.reporter.end(&InstanceReport::Reject { reason: reason.to_owned() }).await;
@@ -128,70 +92,50 @@ pub(crate) async fn reject(actor: &Actor, reason: &str) {
 async fn start(
     actor: &Actor,
     (spec, labels): (&ProcessSpec, &HashMap<String, String>),
-    place: &Place,
-) -> Result<Option<Notes>, Failure> {
+    port: Port,
+) -> Result<Option<(Notes, Place)>, Failure> {
     let name = labels.get("process").map_or(DEFAULT_PROCESS, String::as_str);
-    let notes = Notes::new(spec, ProcessId::new(name)?, place.address.port());
-    let prepare = prepare::container(
-        &actor.shared,
-        &actor.driver,
-        actor.key,
-        (&spec.container, notes.properties()),
-    );
-    let prepared = tokio::select! {
+    let ports = (inner_port(actor, &port), port.number);
+    let notes = Notes::new(spec, ProcessId::new(name)?, ports);
+    let properties = notes.properties()?;
+    let env = variables(actor, labels, &notes);
+    let host = Some(actor.shared.inner_host(actor));
+    let order = Order { spec: &spec.container, labels, properties, env, host };
+    let image_dir = tokio::select! {
         biased;
         _ = actor.unwanted() => return Ok(None),
-        prepared = prepare => prepared?,
+        prepared = prepare::container(actor, order) => prepared?,
     };
     let mut command = Command::new(notes.process.clone(), spec.argv.iter().map(String::as_str));
-    command.dir = spec.dir.clone().or(prepared.dir);
-    command.env = prepared.env;
-    actor.hold(prepared.caches);
-    command.env.insert("PORT".to_owned(), notes.port.to_string());
-    // Where routers reach it; an app that listens on all addresses may ignore it.
-    let host = || actor.shared.options.address.to_string();
-    command.env.entry("HOST".to_owned()).or_insert_with(host);
-    command.env.insert("SHORE_INSTANCE_ID".to_owned(), actor.key.id_text());
-    command.env.insert("SHORE_PROCESS".to_owned(), name.to_owned());
-    for (label, variable) in LABELS {
-        command.env.extend(labels.get(label).map(|value| (variable.to_owned(), value.clone())));
+    command.dir = spec.dir.clone().or(image_dir);
+    let place = actor.shared.place(actor, port);
+    if place.address.ip().is_unspecified() {
+        return Err(Failure::new("the container has no address"));
     }
     actor.driver.start(&actor.handle, command).await?;
-    Ok(Some(notes))
+    Ok(Some((notes, place)))
 }
 
-/// What is checked of an instance.
-enum Checks {
-    /// Nothing: it counts as healthy at once.
-    None,
-    /// Nothing, and that was said.
-    Said,
-    Some(Box<Health>),
-}
-
-impl Checks {
-    fn new(running: &Running<'_>) -> Self {
-        let check = running.notes.check.clone();
-        check.map_or(Self::None, |check| {
-            Self::Some(Box::new(Health::new(check, running.place.address)))
-        })
+/// What every process of an instance finds in its environment.
+fn variables(
+    actor: &Actor,
+    labels: &HashMap<String, String>,
+    notes: &Notes,
+) -> BTreeMap<String, String> {
+    let mut env = BTreeMap::from([
+        ("PORT".to_owned(), notes.port.to_string()),
+        ("SHORE_INSTANCE_ID".to_owned(), actor.key.id_text()),
+        ("SHORE_PROCESS".to_owned(), notes.process.to_string()),
+    ]);
+    for (label, variable) in LABELS {
+        env.extend(labels.get(label).map(|value| (variable.to_owned(), value.clone())));
     }
-
-    async fn next(&mut self) -> Verdict {
-        match self {
-            Self::None => {
-                *self = Self::Said;
-                Verdict::Healthy
-            }
-            Self::Said => std::future::pending().await,
-            Self::Some(health) => health.next().await,
-        }
-    }
+    env
 }
 
 impl Running<'_> {
     async fn watch(self) {
-        self.actor.reporter.started(self.place.address).await;
+        self.actor.reporter.started(self.place.published).await;
         let end = match self.end().await {
             Ok(end) => end,
             Err(failure) => End::Unhealthy(format!("cannot be watched: {failure}")),
@@ -199,10 +143,25 @@ impl Running<'_> {
         self.finish(end).await;
     }
 
+    fn health(&self) -> Health {
+        let Self { actor, notes, place, .. } = self;
+        let checks = Checks {
+            startup: notes.startup.clone(),
+            liveness: notes.check.clone(),
+            readiness: notes.readiness.clone(),
+        };
+        let (driver, handle) = (actor.driver.clone(), actor.handle.clone());
+        let inside = Some(Inside { driver, handle, dir: notes.dir.clone() });
+        let prober = Prober { address: place.address, inside };
+        // The low half of an id is random.
+        let spread = u64::try_from(actor.key.id & u128::from(u64::MAX)).unwrap_or_default();
+        Health::new(checks, prober, spread)
+    }
+
     /// Waits for whatever ends the instance.
     async fn end(&self) -> Result<End, Failure> {
         let actor = self.actor;
-        let mut checks = Checks::new(self);
+        let mut health = self.health();
         let exit = actor.driver.wait(&actor.handle, &self.notes.process);
         tokio::pin!(exit);
         loop {
@@ -212,8 +171,8 @@ impl Running<'_> {
                 exit = &mut exit => {
                     return exit.map(End::Exited).context(|| "its end is unknown".to_owned());
                 }
-                verdict = checks.next() => match verdict {
-                    Verdict::Healthy => actor.reporter.ready(true).await,
+                verdict = health.next() => match verdict {
+                    Verdict::Ready(ready) => actor.reporter.ready(ready).await,
                     Verdict::NeverHealthy { reason } => return Ok(End::NeverHealthy(reason)),
                     Verdict::Unhealthy { reason } => {
                         actor.reporter.ready(false).await;
@@ -224,21 +183,67 @@ impl Running<'_> {
         }
     }
 
+    /// Lets the process end by itself: first the hook, then the signal, both within the grace.
+    async fn end_gracefully(&self) {
+        let Self { actor, notes, .. } = self;
+        let grace = Duration::from_millis(notes.grace_ms);
+        let until = mono_now() + grace;
+        if grace.is_zero() {
+            return;
+        }
+        if let Some(hook) = &notes.pre_stop
+            && let Err(failure) = self.hook(hook, grace).await
+        {
+            // It ends anyway.
+            actor.journal.say(format!("{PRE_STOP}: {failure}")).await;
+        }
+        let driver = &actor.driver;
+        match driver.signal(&actor.handle, &notes.process, signal(notes.stop_signal)).await {
+            Err(DriverError::NotRunning { .. }) => return,
+            Err(error) => tracing::warn!(work = %actor.key, %error, "cannot signal a process"),
+            Ok(()) => {}
+        }
+        let left = until.saturating_duration_since(mono_now());
+        let exit = driver.wait(&actor.handle, &notes.process);
+        if runtime::timeout(left, exit).await.is_none() {
+            let said = format!("did not end within {} of being asked: killed", Length(grace));
+            actor.journal.say(said).await;
+        }
+    }
+
+    async fn hook(&self, argv: &[String], limit: Duration) -> Result<(), Failure> {
+        let Self { actor, notes, .. } = self;
+        let id = ProcessId::new(PRE_STOP)?;
+        let mut command = Command::new(id.clone(), argv.iter().map(String::as_str));
+        command.dir.clone_from(&notes.dir);
+        actor.driver.start(&actor.handle, command).await?;
+        let reading = actor.read(&id, None, Voice::Named(PRE_STOP.to_owned())).await;
+        let exit = runtime::timeout(limit, actor.driver.wait(&actor.handle, &id)).await;
+        if exit.is_none() {
+            actor.driver.stop(&actor.handle, Target::One(id), Duration::ZERO).await?;
+        }
+        actor.finish(reading).await;
+        match exit.transpose()? {
+            Some(exit) if exit.success() => Ok(()),
+            Some(exit) => Err(Failure::new(describe(&exit))),
+            None => Err(Failure::new(format!("did not end within {}", Length(limit)))),
+        }
+    }
+
     /// Ends what is left, ships the last lines, reports and removes.
     async fn finish(self, end: End) {
-        let Self { actor, notes, place, reading } = self;
-        let grace = if matches!(end, End::Exited(_)) { Duration::ZERO } else { notes.grace };
-        actor.stop(grace).await;
+        if !matches!(end, End::Exited(_)) {
+            self.end_gracefully().await;
+        }
+        let Self { actor, place, reading, .. } = self;
+        actor.stop(Duration::ZERO).await;
         let tail = actor.finish(reading).await;
         actor.flush().await;
         let exit = match &end {
             End::Exited(exit) => Some(status(exit)),
             End::Unwanted(_) | End::NeverHealthy(_) | End::Unhealthy(_) => None,
         };
-        let crashed = |reason, never_healthy| {
-            let detail = FailureDetail { action: None, exit, tail };
-            InstanceReport::Crashed { reason, never_healthy, detail: Some(Box::new(detail)) }
-        };
+        let crashed = |reason, never_healthy| crashed((reason, never_healthy), (exit, tail));
         let report = match end {
             End::Exited(exit) => {
                 // The process is gone already: a restart need not wait for its files.
@@ -258,6 +263,25 @@ impl Running<'_> {
     }
 }
 
+fn crashed(
+    (reason, never_healthy): (String, bool),
+    (exit, tail): (Option<ExitStatus>, Vec<String>),
+) -> InstanceReport {
+    let detail = FailureDetail { action: None, exit, tail };
+    InstanceReport::Crashed { reason, never_healthy, detail: Some(Box::new(detail)) }
+}
+
+const fn signal(signal: StopSignal) -> Signal {
+    match signal {
+        StopSignal::Term => Signal::Term,
+        StopSignal::Int => Signal::Int,
+        StopSignal::Quit => Signal::Quit,
+        StopSignal::Hup => Signal::Hup,
+        StopSignal::Usr1 => Signal::Usr1,
+        StopSignal::Usr2 => Signal::Usr2,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -266,16 +290,6 @@ mod tests {
     fn nobody_else_can_set_what_tells_of_an_instance() {
         for (_, variable) in LABELS {
             assert!(model::PLATFORM_ENV.contains(&variable), "{variable}");
-        }
-    }
-
-    #[test]
-    fn notes_come_back() {
-        let process = ProcessId::new("web").expect("a good id");
-        let grace = Duration::from_millis(1_500);
-        for check in [None, Some(Check::default())] {
-            let notes = Notes { process: process.clone(), port: 20_001, check, grace };
-            assert_eq!(Notes::from_properties(&notes.properties()), Some(notes));
         }
     }
 }

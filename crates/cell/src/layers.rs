@@ -91,6 +91,11 @@ impl Layers {
         Ok(Self(Arc::new(Inner { dir: dir.to_owned(), store, limit, tasks, table })))
     }
 
+    /// A layer that is here.
+    pub(crate) fn find(&self, digest: Digest) -> Option<Arc<Slot>> {
+        self.0.table().layers.get(&digest).map(|entry| Arc::clone(&entry.slot))
+    }
+
     /// A layer, fetched when it is not here yet. Whoever asks for the same one shares the work.
     pub(crate) async fn get(
         &self,

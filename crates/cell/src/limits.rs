@@ -72,8 +72,14 @@ pub(crate) const CHECK_PAUSES: (Duration, Duration) =
 pub(crate) const REJECT_PAUSE: Duration = Duration::from_secs(1);
 /// How long containers have to end when the cell leaves for good.
 pub(crate) const LEAVE_LIMIT: Duration = Duration::from_mins(1);
-/// How often removing a container is tried, and the first and the longest pause between.
-pub(crate) const REMOVE_ATTEMPTS: u32 = 10;
+/// The first and the longest pause before a container is removed again that could not be.
+pub(crate) const REMOVE_PAUSES: (Duration, Duration) =
+    (Duration::from_millis(100), Duration::from_secs(30));
+/// How long an agent that starts waits for what an earlier one left to be removed.
+pub(crate) const LEFTOVER_LIMIT: Duration = Duration::from_secs(10);
+/// How long a port that was given back belongs to nobody, so that no router takes another instance
+/// for the one that had it.
+pub(crate) const PORT_QUARANTINE: Duration = Duration::from_mins(1);
 /// How many addresses of one name are looked at.
 pub(crate) const MAX_ADDRESSES: usize = 16;
 /// How long connecting to a server on the Internet may take, and TLS after that.

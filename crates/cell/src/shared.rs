@@ -2,16 +2,18 @@
 
 use std::fs;
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use api::Client;
 use drivers::process::{Config, ProcessDriver};
-use drivers::{Driver, Handle, Network};
+use drivers::{Driver, Network};
+use model::Name;
 use runtime::{Random, Tasks};
 use tokio::sync::Semaphore;
 
+use crate::actor::Actor;
 use crate::caches::Caches;
 use crate::error::CellError;
 use crate::image::Images;
@@ -23,6 +25,7 @@ use crate::limits::{
 use crate::link::{Fence, Link};
 use crate::options::Options;
 use crate::ports::{Port, Ports};
+use crate::volumes::Volumes;
 use crate::web::{Guard, Web};
 
 /// What everything in one agent uses.
@@ -37,6 +40,7 @@ pub(crate) struct Shared {
     pub(crate) ports: Ports,
     pub(crate) images: Images,
     pub(crate) caches: Caches,
+    pub(crate) volumes: Volumes,
     pub(crate) web: Arc<Web>,
     /// Where bytes wait on their way into or out of containers; emptied when the agent starts.
     pub(crate) spool: PathBuf,
@@ -49,9 +53,12 @@ pub(crate) struct Shared {
 /// How an instance is reached.
 #[derive(Debug)]
 pub(crate) struct Place {
+    /// By this cell.
     pub(crate) address: SocketAddr,
+    /// By routers.
+    pub(crate) published: SocketAddr,
     /// Kept as long as the instance is there.
-    _port: Option<Port>,
+    _port: Port,
 }
 
 impl Shared {
@@ -75,6 +82,7 @@ impl Shared {
         Ok(Self {
             images: Images::new(client.clone(), opened, Arc::clone(&downloads)),
             caches: kept,
+            volumes: Volumes::new(options.dir.join("volumes")),
             ports: Ports::new(options.ports.clone(), &Random::system()),
             web: Arc::new(Web::new(guard, tasks.clone())),
             spool,
@@ -91,34 +99,42 @@ impl Shared {
         })
     }
 
-    /// The driver of new containers.
-    pub(crate) fn driver(&self) -> &Arc<dyn Driver> {
+    /// The best driver.
+    pub(crate) fn any_driver(&self) -> &Arc<dyn Driver> {
         self.drivers.first().expect("a cell has a driver")
     }
 
-    /// A place for a new instance; `None` when no port is free.
-    pub(crate) fn place(&self, driver: &dyn Driver, handle: &Handle) -> Option<Place> {
-        match driver.network(handle) {
-            Network::Host => self.ports.take().map(|port| self.on_host(port)),
-            Network::Own(address) => Some(own(address)),
+    /// The driver of a new container: the one it asks for, or the best.
+    pub(crate) fn driver(&self, wanted: Option<&Name>) -> Result<&Arc<dyn Driver>, String> {
+        let Some(name) = wanted else { return Ok(self.any_driver()) };
+        let found = self.drivers.iter().find(|it| it.capabilities().name == name.as_str());
+        found.ok_or_else(|| format!("the cell has no driver {name}"))
+    }
+
+    /// The address it is asked to listen on; an app that listens on all may ignore it.
+    pub(crate) fn inner_host(&self, actor: &Actor) -> String {
+        match actor.driver.network(&actor.handle) {
+            Network::Host => self.options.address.to_string(),
+            Network::Own(_) => Ipv4Addr::UNSPECIFIED.to_string(),
         }
     }
 
-    /// The place an instance has that another agent made.
-    pub(crate) fn place_again(&self, driver: &dyn Driver, handle: &Handle, port: u16) -> Place {
-        match driver.network(handle) {
-            Network::Host => self.on_host(self.ports.keep(port)),
-            Network::Own(address) => own(address),
-        }
-    }
-
-    fn on_host(&self, port: Port) -> Place {
-        Place { address: SocketAddr::new(self.options.address, port.number), _port: Some(port) }
+    /// How the instance of a container that was made is reached.
+    pub(crate) fn place(&self, actor: &Actor, port: Port) -> Place {
+        let address = match actor.driver.network(&actor.handle) {
+            Network::Host => SocketAddr::new(self.options.address, port.number),
+            Network::Own(address) => SocketAddr::new(address, OWN_NETWORK_PORT),
+        };
+        Place { address, published: address, _port: port }
     }
 }
 
-fn own(address: IpAddr) -> Place {
-    Place { address: SocketAddr::new(address, OWN_NETWORK_PORT), _port: None }
+/// The port an instance listens on where it is.
+pub(crate) fn inner_port(actor: &Actor, port: &Port) -> u16 {
+    match actor.driver.network(&actor.handle) {
+        Network::Host => port.number,
+        Network::Own(_) => OWN_NETWORK_PORT,
+    }
 }
 
 fn empty(dir: &Path) -> io::Result<()> {

@@ -1,6 +1,6 @@
 //! Tasks: claimed, carried out once, reported, forgotten.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::AtomicU32;
 use std::time::Duration;
 
@@ -17,6 +17,9 @@ use crate::limits::{REJECT_PAUSE, TASK_GRACE};
 use crate::prepare;
 use crate::work::Want;
 
+/// A task, and what it belongs to.
+type Order<'a> = (&'a TaskSpec, &'a HashMap<String, String>);
+
 /// Why a task is ended before its time.
 enum Cut {
     Unwanted(Want),
@@ -25,7 +28,7 @@ enum Cut {
 
 /// Claims a task and carries it out once `claimed` says that the claim is durable. If that never
 /// comes, nothing was started.
-pub(crate) async fn run(actor: &Actor, spec: &TaskSpec, claimed: oneshot::Receiver<()>) {
+pub(crate) async fn run(actor: &Actor, order: Order<'_>, claimed: oneshot::Receiver<()>) {
     actor.reporter.claim().await;
     let want = tokio::select! {
         biased;
@@ -36,23 +39,24 @@ pub(crate) async fn run(actor: &Actor, spec: &TaskSpec, claimed: oneshot::Receiv
         },
     };
     match want {
-        Want::Run => carry_out(actor, spec).await,
+        Want::Run => carry_out(actor, order).await,
         Want::Stop => actor.reporter.end(&TaskReport::Cancelled).await,
         Want::Forget => {}
     }
 }
 
-/// Gives a task back that has no room here.
+/// Gives a task back that cannot run here.
 pub(crate) async fn reject(actor: &Actor, reason: &str) {
     runtime::sleep(REJECT_PAUSE).await;
     actor.reporter.end(&TaskReport::Reject { reason: reason.to_owned() }).await;
 }
 
-async fn carry_out(actor: &Actor, spec: &TaskSpec) {
+async fn carry_out(actor: &Actor, order: Order<'_>) {
+    let (spec, _) = order;
     let limit = Duration::from_millis(spec.timeout_ms);
     let stop = Stop::new();
     let report = {
-        let work = work(actor, spec, &stop);
+        let work = work(actor, order, &stop);
         tokio::pin!(work);
         let cut = tokio::select! {
             biased;
@@ -81,18 +85,20 @@ async fn carry_out(actor: &Actor, spec: &TaskSpec) {
     finish(actor, report).await;
 }
 
-async fn work(actor: &Actor, spec: &TaskSpec, stop: &Stop) -> Result<Option<String>, Failure> {
-    let properties = BTreeMap::new();
-    let prepare =
-        prepare::container(&actor.shared, &actor.driver, actor.key, (&spec.container, properties));
-    let prepared = stop.or_stop(prepare).await;
-    let prepared = prepared.unwrap_or_else(|| Err(Failure::new("was interrupted")))?;
-    actor.hold(prepared.caches);
+async fn work(
+    actor: &Actor,
+    (spec, labels): Order<'_>,
+    stop: &Stop,
+) -> Result<Option<String>, Failure> {
+    let (properties, env) = (BTreeMap::new(), BTreeMap::new());
+    let container = &spec.container;
+    let order = prepare::Order { spec: container, labels, properties, env, host: None };
+    let prepared = stop.or_stop(prepare::container(actor, order)).await;
+    let dir = prepared.unwrap_or_else(|| Err(Failure::interrupted()))?;
     if actor.shared.fence.is_closed(mono_now()) {
         return Err(Failure::new("the server was out of reach when it was about to start"));
     }
-    let executor =
-        Executor { actor, env: prepared.env, dir: prepared.dir, started: AtomicU32::new(0) };
+    let executor = Executor { actor, dir, started: AtomicU32::new(0) };
     executor.run(&spec.action, stop).await?;
     let Some(file) = &spec.result_file else { return Ok(None) };
     let text = files::read_text(actor, file, MAX_TASK_RESULT).await;

@@ -22,7 +22,9 @@ impl Options {
                 "--instances" => options.instances = small()?.max(1),
                 "--seed" => options.seed = number,
                 _ => {
-                    return Err(format!("{word} is not known: --cells, --instances and --seed are"));
+                    return Err(format!(
+                        "{word} is not known: --cells, --instances and --seed are"
+                    ));
                 }
             }
         }

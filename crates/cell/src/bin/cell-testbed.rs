@@ -14,8 +14,8 @@ fn main() -> ExitCode {
     }
 }
 
-/// Answers every request with 200 until a request asks for something with `fail` in it; from then
-/// on with 500.
+/// Answers every request with 200 until one asks for `/fail`; from then on with 500, until one asks
+/// for `/mend`.
 fn serve() -> std::io::Result<()> {
     let port = std::env::vars().find_map(|(name, value)| (name == "PORT").then_some(value));
     let listener = TcpListener::bind(format!("127.0.0.1:{}", port.unwrap_or_default()))?;
@@ -28,6 +28,8 @@ fn serve() -> std::io::Result<()> {
         let line = String::from_utf8_lossy(request.get(..read).unwrap_or_default()).into_owned();
         if line.starts_with("GET /fail") {
             status = "500 Internal Server Error";
+        } else if line.starts_with("GET /mend") {
+            status = "200 OK";
         }
         // A check that only connects is gone already.
         drop(write!(stream, "HTTP/1.1 {status}\r\nConnection: close\r\n\r\n"));

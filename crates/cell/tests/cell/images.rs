@@ -8,7 +8,7 @@ use crate::instances::ready;
 use crate::server::{Blobs, Server};
 use crate::tasks::{archive, gzip};
 
-fn image(blobs: &Blobs, layers: &[Vec<u8>]) -> Digest {
+pub(crate) fn image(blobs: &Blobs, layers: &[Vec<u8>]) -> Digest {
     let run = json!({"Env": ["FROM=image", "PATH=/own/bin:/bin"], "WorkingDir": "/workspace"});
     let rootfs = json!({"type": "layers", "diff_ids": []});
     let config = json!({"architecture": "amd64", "os": "linux", "config": run, "rootfs": rootfs});

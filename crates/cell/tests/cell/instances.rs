@@ -222,3 +222,180 @@ async fn a_cell_that_leaves_ends_everything() {
     stream.meanwhile(bench.until_empty()).await;
     agent.stop().await;
 }
+
+async fn ask(address: &str, path: &str) {
+    let mut stream = tokio::net::TcpStream::connect(address).await.expect("connects");
+    let request = format!("GET {path} HTTP/1.1\r\n\r\n");
+    stream.write_all(request.as_bytes()).await.expect("asks");
+}
+
+#[tokio::test]
+async fn readiness_comes_and_goes() {
+    let (bench, mut server) = (Bench::new(), Server::start().await);
+    let agent = bench.start(&server);
+    let mut stream = server.accept().await;
+    let liveness = Check { kind: CheckKind::Tcp, ..http_check() };
+    let mut spec = web(Some(liveness));
+    spec.startup = Some(http_check());
+    spec.readiness = Some(http_check());
+    stream.desire(true, vec![instance(1, &spec)]).await;
+    let address = ready(&mut stream).await;
+    for (path, wanted) in [("/fail", false), ("/mend", true), ("/fail", false), ("/mend", true)] {
+        ask(&address, path).await;
+        stream.expect(json!({"report": "ready", "ready": wanted})).await;
+    }
+    assert_eq!(bench.containers().len(), 1, "it never crashed");
+    agent.stop().await;
+    drop(stream);
+    // The next agent goes on with all checks.
+    let agent = bench.start(&server);
+    let mut stream = server.accept().await;
+    stream.desire(true, vec![instance(1, &spec)]).await;
+    let again =
+        async { while stream.report().await.1 != json!({"report": "ready", "ready": true}) {} };
+    assert!(runtime::timeout(crate::server::SOON, again).await.is_some());
+    ask(&address, "/fail").await;
+    stream.expect(json!({"report": "ready", "ready": false})).await;
+    agent.stop().await;
+}
+
+#[tokio::test]
+async fn a_command_says_how_an_instance_is() {
+    let (bench, mut server) = (Bench::new(), Server::start().await);
+    let agent = bench.start(&server);
+    let mut stream = server.accept().await;
+    let text = "test \"$OWN\" = value || exit 9; \
+                test ! -e \"$SHORE_ROOT\"/ill || { echo quiet; echo it is ill; exit 3; }";
+    let argv = ["/bin/sh", "-c", text].map(str::to_owned).into();
+    let check = Check { kind: CheckKind::Command { argv }, ..http_check() };
+    let mut spec = process(&["/bin/sleep", "1000"], Some(check));
+    spec.container.env.insert("OWN".into(), "value".into());
+    stream.desire(true, vec![instance(1, &spec)]).await;
+    ready(&mut stream).await;
+    std::fs::write(bench.root().join("ill"), "").expect("writes");
+    stream.expect(json!({"report": "ready", "ready": false})).await;
+    let reason = "became unhealthy: 2 checks in a row failed, the last: `sh` exited with status 3: \
+                  quiet; it is ill";
+    assert_eq!(crash(&mut stream).await, crashed(reason));
+    let said = stream.seen.iter().any(|line| line == "quiet");
+    assert!(!said, "what a check says is not the app's: {:?}", stream.seen);
+    agent.stop().await;
+}
+
+#[tokio::test]
+async fn a_slow_command_is_ended() {
+    let (bench, mut server) = (Bench::new(), Server::start().await);
+    let agent = bench.start(&server);
+    let mut stream = server.accept().await;
+    let argv = ["/bin/sleep", "1000"].map(str::to_owned).into();
+    let check = Check {
+        kind: CheckKind::Command { argv },
+        timeout_ms: 100,
+        start_timeout_ms: 300,
+        ..http_check()
+    };
+    let spec = process(&["/bin/sleep", "1000"], Some(check));
+    stream.desire(true, vec![instance(1, &spec)]).await;
+    assert_eq!(stream.report().await.1["report"], "started");
+    let (_, report) = stream.report().await;
+    let reason = "was never healthy in 300 ms; last check: `sleep` did not end within 100 ms";
+    assert_eq!(report["reason"], reason);
+    assert!(bench.containers().is_empty());
+    agent.stop().await;
+}
+
+#[tokio::test]
+async fn the_hook_comes_first_and_the_signal_is_the_apps_own() {
+    let (bench, mut server) = (Bench::new(), Server::start().await);
+    let agent = bench.start(&server);
+    let mut stream = server.accept().await;
+    let text = "trap 'echo never' TERM; trap 'echo quits; exit 0' QUIT; echo up; \
+                while :; do sleep 0.05; done";
+    let mut spec = process(&["/bin/sh", "-c", text], None);
+    spec.stop_signal = model::StopSignal::Quit;
+    spec.pre_stop =
+        Some(["/bin/sh", "-c", "echo hook $SHORE_APP; exit 4"].map(str::to_owned).into());
+    let wanted = instance(1, &spec);
+    stream.desire(true, vec![wanted.clone()]).await;
+    ready(&mut stream).await;
+    stream.line("up").await;
+    stream.desire(false, vec![stopped(&wanted)]).await;
+    stream.expect(json!({"report": "gone"})).await;
+    stream.seen.retain(|line| !line.starts_with('{') && line != "Quit");
+    let wanted = ["up", "[pre-stop] hook shop", "pre-stop: exited with status 4", "quits"];
+    assert_eq!(stream.seen, wanted);
+    agent.stop().await;
+}
+
+#[tokio::test]
+async fn hook_and_process_share_one_grace() {
+    let (bench, mut server) = (Bench::new(), Server::start().await);
+    let agent = bench.start(&server);
+    let mut stream = server.accept().await;
+    let mut spec = process(&["/bin/sh", "-c", "trap '' TERM; echo up; sleep 1000"], None);
+    spec.pre_stop = Some(["/bin/sleep", "1000"].map(str::to_owned).into());
+    spec.stop_grace_ms = 500;
+    let wanted = instance(1, &spec);
+    stream.desire(true, vec![wanted.clone()]).await;
+    ready(&mut stream).await;
+    stream.line("up").await;
+    let begin = mono_now();
+    stream.desire(false, vec![stopped(&wanted)]).await;
+    stream.expect(json!({"report": "gone"})).await;
+    let took = mono_now() - begin;
+    assert!(took >= Duration::from_millis(500) && took < Duration::from_secs(3), "{took:?}");
+    for line in
+        ["pre-stop: did not end within 500 ms", "did not end within 500 ms of being asked: killed"]
+    {
+        assert!(stream.seen.iter().any(|seen| seen == line), "{line}: {:?}", stream.seen);
+    }
+    assert!(bench.containers().is_empty());
+    agent.stop().await;
+}
+
+#[tokio::test]
+async fn what_the_driver_cannot_do_is_refused() {
+    let (bench, mut server) = (Bench::new(), Server::start().await);
+    let agent = bench.start(&server);
+    let mut stream = server.accept().await;
+    let mut other = web(None);
+    other.container.driver = Some("oci".parse().expect("a name"));
+    let mut user = web(None);
+    user.container.user = Some("1000".into());
+    for (id, spec, reason) in [
+        (1, other, "the cell has no driver oci"),
+        (2, user, "the process driver runs nothing as another user"),
+    ] {
+        stream.desire(false, vec![instance(id, &spec)]).await;
+        stream.expect(json!({"report": "reject", "reason": reason})).await;
+    }
+    let mut spec = web(None);
+    spec.container.driver = Some("process".parse().expect("a name"));
+    stream.desire(false, vec![instance(3, &spec)]).await;
+    ready(&mut stream).await;
+    agent.stop().await;
+}
+
+#[tokio::test]
+async fn a_volume_outlives_its_instances() {
+    let (bench, mut server) = (Bench::new(), Server::start().await);
+    let agent = bench.start(&server);
+    let mut stream = server.accept().await;
+    let text = "cd \"$SHORE_ROOT\"/data; cat n; echo x >> n; echo end; exec sleep 1000";
+    let mut spec = process(&["/bin/sh", "-c", text], None);
+    let mount = model::VolumeMount { path: "/data".into(), read_only: false };
+    spec.container.volumes.insert("files".parse().expect("a name"), mount);
+    for id in 1..=2 {
+        let wanted = instance(id, &spec);
+        stream.desire(false, vec![wanted.clone()]).await;
+        ready(&mut stream).await;
+        stream.line("end").await;
+        stream.seen.retain(|line| line != "end");
+        stream.desire(false, vec![stopped(&wanted)]).await;
+        stream.expect(json!({"report": "gone"})).await;
+    }
+    assert!(stream.seen.contains(&"x".to_owned()), "{:?}", stream.seen);
+    let kept = bench.dir.path().join("volumes/acme.shop.production.files/n");
+    assert_eq!(std::fs::read_to_string(kept).expect("is there"), "x\nx\n");
+    agent.stop().await;
+}

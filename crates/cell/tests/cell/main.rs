@@ -3,6 +3,7 @@
 mod bench;
 mod images;
 mod instances;
+mod layout;
 mod restarts;
 mod server;
 mod tasks;

@@ -1,0 +1,207 @@
+//! What a driver is told that lays out containers itself.
+
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use drivers::process::ProcessDriver;
+use drivers::{
+    Ability, Capabilities, ContainerInfo, ContainerSpec, Driver, Exit, Handle, Input, Network,
+    OutputOffset, OutputStream, ProcessId, ProcessSpec, Protocol, Result, Signal, Started, Stats,
+    Target, archive,
+};
+use futures_util::future::BoxFuture;
+use model::{Action, EgressProtocol, EgressRule, UploadMode, VolumeMount};
+use runtime::{Stop, Tasks};
+
+use crate::bench::{Bench, instance, process, sh, stopped, task_spec};
+use crate::images::image;
+use crate::instances::ready;
+use crate::server::Server;
+use crate::tasks::{archive as tar, begin};
+
+/// The process driver, which says that it can do more and notes what it is told.
+#[derive(Debug)]
+pub(crate) struct Pretender {
+    pub(crate) inner: ProcessDriver,
+    pub(crate) told: Mutex<Vec<ContainerSpec>>,
+}
+
+impl Driver for Pretender {
+    fn capabilities(&self) -> Capabilities {
+        let abilities = vec![Ability::LayOut, Ability::Users, Ability::RestrictEgress];
+        Capabilities { abilities, ..self.inner.capabilities() }
+    }
+
+    fn create(&self, spec: ContainerSpec) -> BoxFuture<'_, Result<()>> {
+        self.told.lock().unwrap_or_else(PoisonError::into_inner).push(spec.clone());
+        self.inner.create(spec)
+    }
+
+    fn list(&self) -> BoxFuture<'_, Result<Vec<ContainerInfo>>> {
+        self.inner.list()
+    }
+
+    fn inspect<'a>(&'a self, handle: &'a Handle) -> BoxFuture<'a, Result<ContainerInfo>> {
+        self.inner.inspect(handle)
+    }
+
+    fn start<'a>(
+        &'a self,
+        handle: &'a Handle,
+        spec: ProcessSpec,
+    ) -> BoxFuture<'a, Result<Started>> {
+        self.inner.start(handle, ProcessSpec { user: None, ..spec })
+    }
+
+    fn attach<'a>(
+        &'a self,
+        handle: &'a Handle,
+        process: &'a ProcessId,
+        from: OutputOffset,
+    ) -> BoxFuture<'a, Result<OutputStream>> {
+        self.inner.attach(handle, process, from)
+    }
+
+    fn wait<'a>(
+        &'a self,
+        handle: &'a Handle,
+        process: &'a ProcessId,
+    ) -> BoxFuture<'a, Result<Exit>> {
+        self.inner.wait(handle, process)
+    }
+
+    fn signal<'a>(
+        &'a self,
+        handle: &'a Handle,
+        process: &'a ProcessId,
+        signal: Signal,
+    ) -> BoxFuture<'a, Result<()>> {
+        self.inner.signal(handle, process, signal)
+    }
+
+    fn stop<'a>(
+        &'a self,
+        handle: &'a Handle,
+        target: Target,
+        grace: Duration,
+    ) -> BoxFuture<'a, Result<()>> {
+        self.inner.stop(handle, target, grace)
+    }
+
+    fn remove<'a>(&'a self, handle: &'a Handle) -> BoxFuture<'a, Result<()>> {
+        self.inner.remove(handle)
+    }
+
+    fn stats<'a>(&'a self, handle: &'a Handle) -> BoxFuture<'a, Result<Stats>> {
+        self.inner.stats(handle)
+    }
+
+    fn copy_in<'a>(
+        &'a self,
+        handle: &'a Handle,
+        path: &'a str,
+        tar: Input,
+        limits: archive::Limits,
+    ) -> BoxFuture<'a, Result<archive::Summary>> {
+        self.inner.copy_in(handle, path, tar, limits)
+    }
+
+    fn copy_out<'a>(&'a self, handle: &'a Handle, path: &'a str) -> BoxFuture<'a, Result<Input>> {
+        self.inner.copy_out(handle, path)
+    }
+
+    fn host_path(&self, _: &Handle, _: &str) -> Option<PathBuf> {
+        None
+    }
+
+    fn network(&self, handle: &Handle) -> Network {
+        self.inner.network(handle)
+    }
+}
+
+pub(crate) fn pretender(bench: &Bench) -> (Arc<Pretender>, Tasks) {
+    let tasks = Tasks::new(Stop::new());
+    let (inner, told) = (bench.driver(&tasks), Mutex::default());
+    (Arc::new(Pretender { inner, told }), tasks)
+}
+
+#[tokio::test]
+async fn a_driver_is_told_all_a_spec_says() {
+    let (bench, mut server) = (Bench::new(), Server::start().await);
+    let (driver, _tasks) = pretender(&bench);
+    let lent: Arc<dyn Driver> = driver.clone();
+    let agent = bench.start_with(&server.url, |options| options.drivers = vec![lent]);
+    let mut stream = server.accept().await;
+    let mut spec = process(&["/bin/sleep", "1000"], None);
+    let container = &mut spec.container;
+    container.image = Some(image(&server.blobs, &[tar(&[("a", "b")]), tar(&[("c", "d")])]));
+    container.caches.insert("deps".into(), "/var/cache".into());
+    let mount = VolumeMount { path: "/data".into(), read_only: true };
+    container.volumes.insert("files".parse().expect("a name"), mount);
+    let (protocol, ports) = (Some(EgressProtocol::Tcp), Some((5432, 5432)));
+    container.egress.push(EgressRule { to: "10.1.0.0/16".into(), protocol, ports });
+    container.user = Some("1000:1001".into());
+    (container.read_only, container.tmp_mb) = (true, Some(64));
+    container.limits.cpu_shares = Some(512);
+    container.env.insert("OWN".into(), "value".into());
+    let wanted = instance(1, &spec);
+    stream.desire(true, vec![wanted.clone()]).await;
+    ready(&mut stream).await;
+    let told = driver.told.lock().unwrap_or_else(PoisonError::into_inner).pop().expect("made");
+    assert_eq!(told.check().map_err(|error| error.to_string()), Ok(()));
+    let layers: Vec<bool> = told.root.layers.iter().map(|layer| layer.is_dir()).collect();
+    assert_eq!(
+        (layers, told.root.read_only, told.root.tmp_bytes),
+        (vec![true; 2], true, Some(64 << 20))
+    );
+    let mounts: Vec<(&str, bool)> =
+        told.mounts.iter().map(|mount| (mount.target.as_str(), mount.read_only)).collect();
+    let programs = model::PROGRAMS.map(|program| (program, true));
+    let wanted_mounts = [&programs[..], &[("/var/cache", false), ("/data", true)]].concat();
+    assert_eq!(mounts, wanted_mounts);
+    assert!(told.mounts.iter().all(|mount| mount.source.exists()), "{:?}", told.mounts);
+    let rule = &told.egress[0];
+    assert_eq!((rule.prefix, rule.protocol, rule.ports), (16, Protocol::Tcp, Some((5432, 5432))));
+    assert_eq!(told.user.map(|user| (user.uid, user.gid)), Some((1000, 1001)));
+    assert_eq!(told.limits.cpu_millis, Some(500));
+    assert_eq!(told.env.get("OWN").map(String::as_str), Some("value"));
+    assert_eq!(told.env.get("SHORE_APP").map(String::as_str), Some("shop"));
+    agent.stop().await;
+    drop(stream);
+    // The next agent keeps the layers as long as the container.
+    let (driver, _tasks) = pretender(&bench);
+    let agent = bench.start_with(&server.url, |options| options.drivers = vec![driver]);
+    let mut stream = server.accept().await;
+    assert_eq!(stream.hello.holds.len(), 1);
+    stream.desire(true, vec![stopped(&wanted)]).await;
+    let gone = async { while stream.report().await.1["report"] != "gone" {} };
+    assert!(runtime::timeout(crate::server::SOON, gone).await.is_some());
+    agent.stop().await;
+}
+
+#[tokio::test]
+async fn files_go_in_and_out_through_the_driver() {
+    let (bench, mut server) = (Bench::new(), Server::start().await);
+    let (driver, _tasks) = pretender(&bench);
+    let agent = bench.start_with(&server.url, |options| options.drivers = vec![driver]);
+    let mut stream = server.accept().await;
+    let blob = server.blobs.put("just bytes");
+    let actions = vec![
+        Action::download(blob, "/in/plain", false),
+        sh("cd \"$SHORE_ROOT\"; mkdir out; cp in/plain out/x; (cat in/plain; echo .) > y; \
+            mv out/x out/$(sha256sum out/x | cut -c1-64)"),
+        Action::upload("/y", UploadMode::File),
+        Action::upload("/out", UploadMode::DigestNamed),
+    ];
+    let mut spec = task_spec(Action::Serial { actions });
+    spec.result_file = Some("/in/plain".into());
+    begin(&mut stream, &spec).await;
+    let (_, report) = stream.report().await;
+    assert_eq!(report["result"], "just bytes", "{report}");
+    assert!(server.blobs.get(model::Digest::of(b"just bytes.\n")).is_some());
+    stream.meanwhile(bench.until_empty()).await;
+    let spool = std::fs::read_dir(bench.dir.path().join("spool")).expect("lists");
+    assert_eq!(spool.count(), 0, "nothing is left behind");
+    agent.stop().await;
+}
