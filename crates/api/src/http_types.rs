@@ -502,6 +502,56 @@ pub struct CellView {
     pub instances: usize,
     /// How many tasks it holds.
     pub tasks: usize,
+    /// Memory that is taken, in MiB.
+    #[serde(default)]
+    pub memory_used_mb: u64,
+    /// Disk that is taken, in MiB.
+    #[serde(default)]
+    pub disk_used_mb: u64,
+    /// How far it is emptied, while it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub drain: Option<DrainView>,
+}
+
+/// How far a cell is emptied.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct DrainView {
+    /// Since when.
+    #[schema(value_type = u64)]
+    pub since: Time,
+    /// Until when its tasks may run; absent once that is over.
+    #[schema(value_type = Option<u64>)]
+    pub deadline: Option<Time>,
+    /// Whether the cell shuts down by itself.
+    pub leaving: bool,
+    /// Instances that are not there any more.
+    pub moved: usize,
+    /// Instances that are on their way.
+    pub moving: usize,
+    /// What stays, and why.
+    pub stays: Vec<StaysView>,
+    /// Tasks that still run.
+    pub tasks: usize,
+    /// Whether nothing is left that can move.
+    pub finished: bool,
+}
+
+/// Something that a drain cannot move.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct StaysView {
+    /// What, as in `web.0 of shop/web`.
+    pub what: String,
+    /// Why.
+    pub reason: String,
+}
+
+/// A request to empty a cell.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct DrainCell {
+    /// How long its tasks may run on, in milliseconds; ten minutes when absent.
+    #[serde(default)]
+    pub timeout_ms: Option<u64>,
 }
 
 /// A runner.

@@ -223,7 +223,7 @@ impl Agent {
 
     fn message(&mut self, session: &mut Session, message: Down) {
         match message {
-            Down::Welcome(_) => {}
+            Down::Welcome(_) | Down::Drained(_) => {}
             Down::Desired(_) if session.leaving.is_some() => {}
             Down::Desired(desired) => self.desired(desired),
             Down::Claimed(work) => self.claimed(&work),

@@ -79,7 +79,7 @@ pub(crate) enum Command {
     Server(ServerArgs),
     /// Run a runner: takes jobs
     Runner(RunnerArgs),
-    /// Run a cell: runs containers
+    /// Run a cell: runs containers. Or list, show and drain cells
     Cell(CellArgs),
     /// Run a router: sends requests to instances
     Router(RouterArgs),
@@ -192,8 +192,8 @@ pub(crate) struct JoinArgs {
     #[arg(long, default_value = "http://127.0.0.1:7420", env = "SHORE_SERVER")]
     pub(crate) server: String,
     /// The join token that `shore token create --role …` printed
-    #[arg(long, env = "SHORE_TOKEN", hide_env_values = true)]
-    pub(crate) token: String,
+    #[arg(long, env = "SHORE_TOKEN", hide_env_values = true, required = true)]
+    pub(crate) token: Option<String>,
     /// Where this component keeps what is its own; below `$XDG_DATA_HOME/longshore` when absent
     #[arg(long)]
     pub(crate) data: Option<PathBuf>,
@@ -215,7 +215,10 @@ pub(crate) struct RunnerArgs {
 }
 
 #[derive(Debug, Args)]
+#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
 pub(crate) struct CellArgs {
+    #[command(subcommand)]
+    pub(crate) command: Option<CellCommand>,
     #[command(flatten)]
     pub(crate) join: JoinArgs,
     /// Its failure domain
@@ -227,6 +230,46 @@ pub(crate) struct CellArgs {
     /// The address under which routers reach its instances
     #[arg(long, default_value = "127.0.0.1")]
     pub(crate) address: std::net::IpAddr,
+}
+
+/// The name or id of a cell.
+fn cell_ref(text: &str) -> Result<String, String> {
+    let is_id = text.parse::<model::CellId>().is_ok();
+    match text.parse::<Name>() {
+        Ok(_) => Ok(text.to_owned()),
+        Err(_) if is_id => Ok(text.to_owned()),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum CellCommand {
+    /// List cells
+    List,
+    /// Show a cell
+    Show {
+        /// Its name or id
+        #[arg(value_parser = cell_ref)]
+        cell: String,
+    },
+    /// Empty a cell: what serves there serves until another copy does
+    Drain {
+        /// Its name or id
+        #[arg(value_parser = cell_ref)]
+        cell: String,
+        /// How many seconds its tasks may run on
+        #[arg(long, value_name = "SECONDS", default_value_t = 600)]
+        timeout: u64,
+        /// Do not wait until nothing is left that can move
+        #[arg(long)]
+        no_wait: bool,
+    },
+    /// Let a drained cell take work again
+    Undrain {
+        /// Its name or id
+        #[arg(value_parser = cell_ref)]
+        cell: String,
+    },
 }
 
 #[derive(Debug, Args)]

@@ -2,6 +2,7 @@
 
 mod access;
 mod apps;
+mod cells;
 mod contexts;
 mod jobs;
 mod up;
@@ -10,7 +11,7 @@ use api::Client;
 use api::http_types::{ProjectView, ServerInfo};
 use clap::CommandFactory as _;
 
-use crate::args::{Cli, Command, Global};
+use crate::args::{CellArgs, Cli, Command, Global};
 use crate::context::{Context, Contexts};
 use crate::env;
 use crate::error::{CliError, ErrorKind, Result};
@@ -88,6 +89,9 @@ pub(crate) async fn run(cli: Cli) -> Result<()> {
         Command::Dev(args) => roles::dev(&shell, &args.ports).await,
         Command::Server(args) => roles::server(&shell, args).await,
         Command::Runner(args) => roles::runner(&shell, args).await,
+        Command::Cell(CellArgs { command: Some(command), .. }) => {
+            cells::cell(&shell, command).await
+        }
         Command::Cell(args) => roles::cell(&shell, args).await,
         Command::Router(args) => roles::router(&shell, args).await,
         Command::Project(command) => access::project(&shell, command).await,

@@ -265,7 +265,9 @@ fn own_dir(given: Option<PathBuf>, name: &str) -> Result<PathBuf> {
 }
 
 fn joined(join: &JoinArgs, role: Role) -> Result<(Endpoint, PathBuf)> {
-    let endpoint = endpoint(&join.server, &join.token, role)?;
+    // The command line demands one.
+    let token = join.token.as_deref().unwrap_or_default();
+    let endpoint = endpoint(&join.server, token, role)?;
     let dir = own_dir(join.data.clone(), role.name())?;
     private_dir(&dir)?;
     Ok((endpoint, dir))

@@ -4,6 +4,7 @@ mod access;
 mod apps;
 mod blobs;
 mod caller;
+mod cells;
 mod error;
 mod events;
 mod jobs;
@@ -40,7 +41,9 @@ fn described() -> OpenApiRouter<Server> {
         .routes(routes!(access::revoke_token))
         .routes(routes!(access::list_keys, access::add_key))
         .routes(routes!(access::remove_key))
-        .routes(routes!(access::list_cells))
+        .routes(routes!(cells::list_cells))
+        .routes(routes!(cells::get_cell))
+        .routes(routes!(cells::drain_cell, cells::undrain_cell))
         .routes(routes!(access::list_runners))
         .routes(routes!(apps::list_apps, apps::create_app))
         .routes(routes!(apps::get_app, apps::delete_app))

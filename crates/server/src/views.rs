@@ -1,12 +1,13 @@
 //! Rows as the HTTP API shows them.
 
 use api::http_types::{
-    AppStatus, AppView, BuildView, CellView, DeploymentView, InstanceView, JobView, KeyView,
-    ProcessView, ProjectView, RunnerView, TaskView, TokenView,
+    AppStatus, AppView, BuildView, CellView, DeploymentView, DrainView, InstanceView, JobView,
+    KeyView, ProcessView, ProjectView, RunnerView, StaysView, TaskView, TokenView,
 };
 use model::{DeploymentState, InstanceState, JobState, Name, ProjectId, TaskState};
 use state::{
-    App, Build, Cell, Deployment, Instance, Job, Key, Process, Project, Runner, State, Task, Token,
+    App, Build, Cell, Deployment, DrainProgress, Instance, Job, Key, Process, Project, Runner,
+    State, Task, Token,
 };
 
 fn project_name(state: &State, id: ProjectId) -> Name {
@@ -207,13 +208,27 @@ pub fn key(state: &State, row: &Key) -> KeyView {
 /// A cell.
 pub fn cell(state: &State, row: &Cell) -> CellView {
     let work = state.cell_work(row.id);
+    let load = state.cell_load(row.id);
     CellView {
         id: row.id,
         spec: row.spec.clone(),
         online: row.lease_until.is_some(),
         instances: work.instances.len(),
         tasks: work.tasks.len(),
+        memory_used_mb: load.memory_mb,
+        disk_used_mb: load.disk_mb,
+        drain: drain(state, row),
     }
+}
+
+fn drain(state: &State, row: &Cell) -> Option<DrainView> {
+    let progress = state.drain_progress(row.id)?;
+    let finished = progress.is_finished();
+    let state::Drain { since, deadline, leaving, .. } = row.draining?;
+    let DrainProgress { moved, moving, stays, tasks } = progress;
+    let stay = |it: state::Stays| StaysView { what: it.what, reason: it.reason };
+    let stays = stays.into_iter().map(stay).collect();
+    Some(DrainView { since, deadline, leaving, moved, moving, stays, tasks, finished })
 }
 
 /// A runner.

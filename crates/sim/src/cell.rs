@@ -76,7 +76,7 @@ pub(crate) struct Cell {
     pub(crate) id: CellId,
     pub(crate) spec: CellSpec,
     pub(crate) alive: bool,
-    life: u64,
+    pub(crate) life: u64,
     pub(crate) conn: Option<u64>,
     lost_at: u64,
     entries: BTreeMap<Key, Entry>,
@@ -350,6 +350,7 @@ impl World {
 
     /// Asks for a graceful end that is reported.
     fn stop_entry(&mut self, index: usize, key: Key) {
+        self.check_evacuated(index, key);
         let Some(entry) = self.cells[index].entries.get_mut(&key) else { return };
         if entry.want != Want::Run {
             return;
@@ -367,7 +368,17 @@ impl World {
         }
     }
 
+    /// The server wants a piece of work to end: that must not be what serves on a drained cell.
+    fn check_evacuated(&mut self, index: usize, key: Key) {
+        let cell = &self.cells[index];
+        let runs = |entry: &Entry| entry.phase == Phase::Running && entry.want == Want::Run;
+        if !key.is_task && cell.entries.get(&key).is_some_and(runs) {
+            self.check_told_to_end(cell.id, key);
+        }
+    }
+
     fn forget(&mut self, index: usize, key: Key) {
+        self.check_evacuated(index, key);
         let cell = &mut self.cells[index];
         let Some(entry) = cell.entries.get_mut(&key) else { return };
         entry.want = Want::Forget;

@@ -29,6 +29,8 @@ pub(crate) struct Checker {
     processes: BTreeMap<ProcessId, Process>,
     instances: BTreeMap<InstanceId, Instance>,
     cells: BTreeMap<CellId, Cell>,
+    /// The epoch in which each instance was last ready.
+    served: BTreeMap<InstanceId, u32>,
     /// Attempts whose acknowledgement is durable.
     pub(crate) confirmed: BTreeSet<(JobId, u32)>,
     /// Jobs that runners began to work on.
@@ -157,6 +159,10 @@ impl Checker {
             && new.last_epoch < old.last_epoch
         {
             return Err(("I2", format!("the epoch of {id} went back")));
+        }
+        if let Some(row) = read::<Instance>(record)?.filter(|it| it.state.ready_address().is_some())
+        {
+            self.served.insert(id, row.epoch);
         }
         keep(&mut self.instances, id, record)
     }
@@ -310,6 +316,21 @@ impl World {
         self.check.working.insert(at.job);
     }
 
+    /// A cell is told to end an instance that runs.
+    pub(crate) fn check_told_to_end(&mut self, cell: CellId, key: Key) {
+        let id = InstanceId(key.id);
+        let is_drained = self.check.cells.get(&cell).is_some_and(|row| row.draining.is_some());
+        let Some(row) = self.check.instances.get(&id).filter(|_| is_drained) else { return };
+        let served_last = self.check.served.get(&id) == Some(&key.epoch);
+        let is_wanted = !matches!(row.state, InstanceState::Stopping { .. });
+        if served_last && is_wanted && row.routed_address().is_none() {
+            self.fail(
+                "M14",
+                format!("{id} is ended on a drained cell and nothing serves: {row:?}"),
+            );
+        }
+    }
+
     /// A cell begins the user's work of a task.
     pub(crate) fn check_task(&mut self, key: Key) {
         if !self.check.tasks_started.insert(key.id) {
@@ -414,8 +435,8 @@ impl World {
             if wanted != there {
                 return Some(("I8", format!("cell {index} runs {there:?}, wanted is {wanted:?}")));
             }
-            let online = state.get::<Cell>(cell.id).is_some_and(|row| row.lease_until.is_some());
-            (!online).then(|| ("I8", format!("cell {index} is there and counts as gone")))
+            let online = state.get::<Cell>(cell.id).is_some_and(|row| row.accepts());
+            (!online).then(|| ("I8", format!("cell {index} is there and takes no work")))
         })
     }
 

@@ -1,6 +1,10 @@
 //! What goes wrong.
 
-use crate::message::{Event, Node};
+use std::time::Duration;
+
+use state::{Cell, CellCommand, Command};
+
+use crate::message::{Event, Node, Origin, Up};
 use crate::world::World;
 
 impl World {
@@ -13,7 +17,7 @@ impl World {
         self.later(pause, Event::Fault);
         let nodes = self.nodes();
         let node = nodes[self.rng.index(nodes.len())];
-        match self.rng.below(20) {
+        match self.rng.below(24) {
             0..3 => self.server_crash(),
             3..7 => self.kill(node),
             7..12 => self.break_one(),
@@ -24,6 +28,8 @@ impl World {
                 self.freeze(node, span);
             }
             18 if self.mood.jumps => self.jump(),
+            20..22 => self.drain_some(),
+            22..24 => self.cell_leaves(),
             _ => self.freeze_runners(),
         }
     }
@@ -34,6 +40,58 @@ impl World {
             let span = self.rng.between(15_000, 60_000);
             self.freeze(Node::Runner(index), span);
         }
+    }
+
+    /// An operator drains a cell, or takes that back.
+    fn drain_some(&mut self) {
+        let id = self.cells[self.rng.index(self.cells.len())].id;
+        let timeout = Duration::from_secs(self.rng.between(1, 60));
+        let command = if self.rng.chance(600) {
+            CellCommand::Drain { id, timeout }
+        } else {
+            CellCommand::Undrain(id)
+        };
+        self.operate(command);
+    }
+
+    fn operate(&mut self, command: CellCommand) {
+        self.note(format_args!("an operator asks for {command:?}"));
+        if self.shell.is_serving() {
+            self.ask_apply(Command::Cell(command), Origin::Operator);
+        }
+    }
+
+    /// Once faults have stopped, every cell is to take work again.
+    pub(crate) fn undrain_all(&mut self) {
+        let Some(state) = self.shell.settled() else { return };
+        let drained = state.all::<Cell>().filter(|row| row.draining.is_some_and(|it| !it.leaving));
+        let drained: Vec<_> = drained.map(|row| row.id).collect();
+        for id in drained {
+            self.operate(CellCommand::Undrain(id));
+        }
+    }
+
+    /// A cell shuts down as it should: it says so, serves on for a while, and is gone.
+    fn cell_leaves(&mut self) {
+        let index = self.rng.index(self.cells.len());
+        let cell = &self.cells[index];
+        let (Some(conn), false) = (cell.conn, self.is_frozen(Node::Cell(index))) else { return };
+        let life = cell.life;
+        self.note(format_args!("cell {index} leaves"));
+        self.send_up(conn, Up::CellLeave);
+        let away = self.rng.between(500, 30_000);
+        self.later(away, Event::Away { cell: index, life });
+    }
+
+    pub(crate) fn cell_is_away(&mut self, index: usize, life: u64) {
+        let cell = &self.cells[index];
+        if !cell.alive || cell.life != life {
+            return;
+        }
+        self.note(format_args!("cell {index} is away"));
+        self.cell_dies(index, true);
+        let away = self.rng.between(100, 20_000);
+        self.later(away, Event::Start { node: Node::Cell(index) });
     }
 
     fn kill(&mut self, node: Node) {

@@ -38,6 +38,8 @@ pub(crate) enum Up {
     /// A cell, with what it holds.
     Cell(Vec<Held>),
     CellBeat,
+    /// The cell is about to shut down.
+    CellLeave,
     Task(Key, TaskReport),
     Instance(Key, InstanceReport),
     /// A router.
@@ -150,6 +152,8 @@ pub(crate) enum Origin {
     Follow(u64),
     Ticker,
     Boot,
+    /// Somebody who does not wait for the answer.
+    Operator,
 }
 
 /// What a commit changed.
@@ -230,6 +234,11 @@ pub(crate) enum Event {
     },
     Errand {
         errand: u64,
+    },
+    /// A cell that is leaving is gone.
+    Away {
+        cell: usize,
+        life: u64,
     },
     Fault,
     Heal,

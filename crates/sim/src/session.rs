@@ -61,6 +61,7 @@ struct Holding {
 }
 
 /// A session's own knowledge.
+#[expect(clippy::struct_excessive_bools, reason = "each is one fact about a session")]
 #[derive(Debug)]
 pub(crate) struct Session {
     node: Node,
@@ -68,6 +69,8 @@ pub(crate) struct Session {
     plan: VecDeque<Step>,
     waits: Option<Then>,
     closing: bool,
+    /// Whether the cell said that it leaves.
+    leaving: bool,
     /// Whether the runner counts as online because of this session.
     online: bool,
     capacity: u32,
@@ -85,6 +88,7 @@ impl Session {
             plan: VecDeque::new(),
             waits: None,
             closing: false,
+            leaving: false,
             online: false,
             capacity: 0,
             held: BTreeMap::new(),
@@ -211,6 +215,11 @@ impl World {
             session.closing = true;
             let offline = Command::Job(JobCommand::RunnerOffline(self.runners[index].id));
             session.plan([Step::Apply(Box::new(offline), Then::Offline), Step::End]);
+        } else if let (Node::Cell(index), true) = (node, session.leaving && !session.closing) {
+            session.closing = true;
+            let (id, epoch) = (self.cells[index].id, session.epoch);
+            let left = Command::Cell(CellCommand::Left { id, epoch });
+            session.plan([Step::Apply(Box::new(left), Then::Offline), Step::End]);
         } else {
             session.plan([Step::End]);
         }
@@ -279,6 +288,14 @@ impl World {
                 let Node::Cell(index) = node else { return };
                 let beat = CellCommand::Heartbeat { id: self.cells[index].id, epoch: plan };
                 vec![cell(beat, Then::Plain)]
+            }
+            Up::CellLeave => {
+                let Node::Cell(index) = node else { return };
+                if let Some(session) = self.shell.sessions.get_mut(&conn) {
+                    session.leaving = true;
+                }
+                let leave = CellCommand::Leave { id: self.cells[index].id, epoch: plan };
+                vec![cell(leave, Then::Plain)]
             }
             Up::Task(key, report) => {
                 let Node::Cell(index) = node else { return };

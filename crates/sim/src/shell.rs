@@ -485,6 +485,7 @@ impl World {
                     self.fail("tick", format!("a tick was refused: {refusal}"));
                 }
             }
+            Origin::Operator => {}
             Origin::Boot => match outcome {
                 Outcomes::Applied(Ok(_)) => self.booted(),
                 Outcomes::Applied(Err(refusal)) => {

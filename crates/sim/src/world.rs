@@ -283,6 +283,7 @@ impl World {
             Event::Answer { id, answer } => self.call_answered(id, answer),
             Event::Client { client } => self.client_acts(client),
             Event::Errand { errand } => self.errand_again(errand),
+            Event::Away { cell, life } => self.cell_is_away(cell, life),
             Event::Fault => self.fault(),
             Event::Heal => self.heal(),
             Event::Look => self.look(),
@@ -469,6 +470,7 @@ impl World {
         for conn in self.conns.values_mut() {
             conn.stalled_until = 0;
         }
+        self.undrain_all();
         self.later(500, Event::Look);
     }
 
@@ -490,7 +492,10 @@ impl World {
                 let detail = format!("{detail}, and nothing has ended for {} s", REST / 1_000);
                 self.fail(invariant, detail);
             }
-            Some(_) => self.later(1_000, Event::Look),
+            Some(_) => {
+                self.undrain_all();
+                self.later(1_000, Event::Look);
+            }
         }
     }
 }

@@ -95,6 +95,11 @@ mod planted {
     }
 
     #[test]
+    fn m14_an_evacuated_instance_ends_before_another_serves() {
+        is_found("M14");
+    }
+
+    #[test]
     fn m17_a_follower_misses_a_wakeup() {
         is_found("M17");
     }

@@ -9,6 +9,7 @@ use model::{
 };
 
 use crate::command::{CellCommand, Held, Refusal, Reply};
+use crate::drains::DRAIN_TIMEOUT;
 use crate::records::{Cell, Task};
 use crate::tables::Core;
 
@@ -50,9 +51,17 @@ impl Core {
             }
             CellCommand::Leave { id, epoch } => {
                 let cell = self.connected(id, epoch)?;
-                self.lose_cell(now, &cell, "its cell was shut down")?;
-                Ok(Reply::Done)
+                self.drain(now, &cell, (DRAIN_TIMEOUT, true))
             }
+            CellCommand::Left { id, epoch } => {
+                let cell = self.connected(id, epoch)?;
+                self.left(now, &cell)
+            }
+            CellCommand::Drain { id, timeout } => {
+                let cell = self.cell(id)?;
+                self.drain(now, &cell, (timeout, false))
+            }
+            CellCommand::Undrain(id) => self.undrain(id),
             CellCommand::Task { cell, task, epoch, report } => {
                 self.task_report(now, cell, task, (epoch, report))
             }
@@ -62,10 +71,15 @@ impl Core {
         }
     }
 
+    pub(crate) fn cell(&self, id: CellId) -> Result<Cell, Refusal> {
+        let row = self.get::<Cell>(id).ok_or_else(|| Refusal::not_found("cell", id))?;
+        Ok((**row).clone())
+    }
+
     fn connected(&self, id: CellId, epoch: u32) -> Result<Cell, Refusal> {
-        let cell = self.get::<Cell>(id).ok_or_else(|| Refusal::not_found("cell", id))?;
+        let cell = self.cell(id)?;
         if cell.epoch == epoch && cell.lease_until.is_some() {
-            Ok((**cell).clone())
+            Ok(cell)
         } else {
             Err(Refusal::stale("cell", id))
         }
@@ -81,8 +95,11 @@ impl Core {
         let holds: BTreeSet<Held> = holds.iter().copied().collect();
         let before = self.get::<Cell>(id).cloned();
         let epoch = before.as_ref().map_or(1, |cell| cell.epoch + 1);
-        let joined_at = before.map_or(now, |cell| cell.joined_at);
-        self.put(Cell { id, spec, lease_until: Some(now.after(CELL_LEASE)), epoch, joined_at });
+        let joined_at = before.as_ref().map_or(now, |cell| cell.joined_at);
+        // One that leaves says so again; what an operator asked for stays.
+        let draining = before.and_then(|cell| cell.draining).filter(|drain| !drain.leaving);
+        let lease_until = Some(now.after(CELL_LEASE));
+        self.put(Cell { id, spec, lease_until, epoch, joined_at, draining });
         for task in self.tasks_on(id) {
             let row = self.task(task)?;
             let holds_it = holds.contains(&Held::Task { id: task, epoch: row.epoch });
@@ -145,8 +162,14 @@ impl Core {
     }
 
     /// A cell's lease ended, or it left: its tasks fail, its instances go elsewhere.
-    pub(crate) fn lose_cell(&mut self, now: Time, cell: &Cell, why: &str) -> Result<(), Refusal> {
-        self.put(Cell { lease_until: None, epoch: cell.epoch + 1, ..cell.clone() });
+    pub(crate) fn lose_cell(
+        &mut self,
+        now: Time,
+        cell: &Cell,
+        (why, may_serve): (&str, bool),
+    ) -> Result<(), Refusal> {
+        let draining = cell.draining.filter(|drain| !drain.leaving);
+        self.put(Cell { lease_until: None, epoch: cell.epoch + 1, draining, ..cell.clone() });
         for id in self.tasks_on(cell.id) {
             let task = self.task(id)?;
             if matches!(task.state, TaskState::Offered { .. }) {
@@ -158,7 +181,7 @@ impl Core {
             }
         }
         for id in self.instances_on(cell.id) {
-            self.instance_lost(now, (cell.id, id), why)?;
+            self.instance_lost(now, (cell.id, id), (why, may_serve))?;
         }
         self.indexes.auction_due = true;
         Ok(())

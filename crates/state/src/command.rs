@@ -233,7 +233,7 @@ pub enum WorkCommand {
     Destroy(Attempt),
 }
 
-/// What cells report. `epoch` is the one the server gave the connection.
+/// What cells report and operators do to them. `epoch` is the one the server gave the connection.
 #[derive(Debug, Clone)]
 pub enum CellCommand {
     /// A cell's stream opened, with everything that runs on it; the reply is the new epoch.
@@ -262,13 +262,29 @@ pub enum CellCommand {
         /// The report.
         report: Box<Self>,
     },
-    /// The cell leaves on purpose: its work goes elsewhere at once.
+    /// The cell is about to leave on purpose: it is emptied.
     Leave {
         /// The cell.
         id: CellId,
         /// The connection.
         epoch: u32,
     },
+    /// A cell that was about to leave has left.
+    Left {
+        /// The cell.
+        id: CellId,
+        /// The connection.
+        epoch: u32,
+    },
+    /// An operator wants a cell emptied.
+    Drain {
+        /// The cell.
+        id: CellId,
+        /// How long its tasks may run on.
+        timeout: Duration,
+    },
+    /// An operator wants a cell to take work again.
+    Undrain(CellId),
     /// News of a task.
     Task {
         /// The cell.

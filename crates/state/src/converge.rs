@@ -12,6 +12,7 @@ use crate::cells::CELL_LEASE;
 use crate::command::Refusal;
 use crate::records::{Cell, Deployment, Instance, Process, Task};
 use crate::tables::{Core, RowKey};
+use crate::view::CellLoad;
 
 /// An instance id that follows from its process and index: it stays the same over restarts, and
 /// its log can be found when its row is gone.
@@ -106,10 +107,10 @@ impl Core {
         Ok(ready == wanted)
     }
 
-    /// How full every connected cell is.
+    /// How full every cell is that takes work.
     fn cell_views(&self) -> BTreeMap<CellId, CellView> {
-        let connected = self.tables.cells.values().filter(|cell| cell.lease_until.is_some());
-        connected.map(|cell| (cell.id, self.cell_view(cell))).collect()
+        let open = self.tables.cells.values().filter(|cell| cell.accepts());
+        open.map(|cell| (cell.id, self.cell_view(cell))).collect()
     }
 
     fn cell_view(&self, cell: &Cell) -> CellView {
@@ -131,6 +132,12 @@ impl Core {
             }
         }
         view
+    }
+
+    pub(crate) fn cell_load(&self, id: CellId) -> CellLoad {
+        let Some(cell) = self.get::<Cell>(id) else { return CellLoad::default() };
+        let view = self.cell_view(cell);
+        CellLoad { memory_mb: view.memory_mb.used, disk_mb: view.disk_mb.used }
     }
 
     fn request_of(&self, id: InstanceId) -> Option<(&Instance, Request)> {
@@ -215,8 +222,7 @@ impl Core {
             }
             RowKey::Cell(id) => {
                 let Some(cell) = self.get::<Cell>(id).cloned() else { return Ok(()) };
-                let secs = CELL_LEASE.as_secs();
-                self.lose_cell(now, &cell, &format!("its cell has not been heard of for {secs} s"))
+                self.cell_due(now, &cell)
             }
             RowKey::Deployment(id) => self.deployment_due(now, id),
             RowKey::Instance(id) => {

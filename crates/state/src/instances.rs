@@ -245,6 +245,12 @@ impl Core {
     ) -> Result<(), Refusal> {
         match before.kind {
             _ if !held => self.put_before(row, None),
+            PredecessorKind::Suspect | PredecessorKind::Evacuating
+                if self.cell(before.cell)?.draining.is_some() =>
+            {
+                let before = Predecessor { kind: PredecessorKind::Evacuating, ..before };
+                self.put_before(row, Some(before));
+            }
             PredecessorKind::Suspect | PredecessorKind::Evacuating => {
                 self.put(Self::promoted(row, before)?);
             }
@@ -258,11 +264,11 @@ impl Core {
         &mut self,
         now: Time,
         (cell, id): (CellId, InstanceId),
-        why: &str,
+        (why, may_serve): (&str, bool),
     ) -> Result<(), Refusal> {
         let row = self.instance(id)?;
         if let Some(before) = row.before.filter(|before| before.cell == cell) {
-            let serves = before.ready && before.kind != PredecessorKind::Stopping;
+            let serves = may_serve && before.ready && before.kind != PredecessorKind::Stopping;
             let suspect = Predecessor { kind: PredecessorKind::Suspect, ..before };
             self.put_before(&row, Some(suspect).filter(|_| serves));
             return Ok(());
@@ -270,14 +276,15 @@ impl Core {
         if matches!(row.state, InstanceState::Stopping { .. }) {
             return self.gone(now, &row);
         }
-        let row = Self::with_predecessor(row, PredecessorKind::Suspect);
+        let suspect = PredecessorKind::Suspect;
+        let row = if may_serve { Self::with_predecessor(row, suspect) } else { row };
         let reason = Some(why.to_owned());
         self.change_instance(now, &row, &InstanceEvent::Restart { reason })
     }
 
     /// The row with its current copy as the predecessor of the next, if it serves. One that serves
     /// in its place already stays.
-    fn with_predecessor(row: Instance, kind: PredecessorKind) -> Instance {
+    pub(crate) fn with_predecessor(row: Instance, kind: PredecessorKind) -> Instance {
         let InstanceState::Running { cell, address, ready: true } = row.state else { return row };
         if row.before.is_some_and(|before| before.kind != PredecessorKind::Stopping) {
             return row;

@@ -10,6 +10,7 @@ mod access;
 mod cells;
 mod command;
 mod converge;
+mod drains;
 mod indexes;
 mod instances;
 mod jobs;
@@ -34,17 +35,18 @@ pub use command::{
     WorkCommand,
 };
 pub use converge::instance_id;
+pub use drains::{DRAIN_TIMEOUT, DrainProgress, MAX_DRAIN_TIMEOUT, Stays};
 pub use jobs::{
     ACK_TIMEOUT, JOB_LEASE, MAX_DEPENDENCIES, MAX_FINISHED_JOBS, MAX_QUEUED_JOBS,
     MAX_QUEUED_PER_PROJECT, MAX_TEXT,
 };
 pub use records::{
-    App, Build, Cell, Deployment, Instance, InstanceCopy, Job, JobSpec, Key, Predecessor,
+    App, Build, Cell, Deployment, Drain, Instance, InstanceCopy, Job, JobSpec, Key, Predecessor,
     PredecessorKind, Process, ProcessTemplate, Project, Runner, Task, Token,
 };
 pub use routes::{KEPT_CHANGES, PRODUCTION, RouteChange};
 pub use tables::{Row, RowKey, Tables};
-pub use view::{CellInstance, CellWork};
+pub use view::{CellInstance, CellLoad, CellWork};
 pub use work::{DEPLOY_SLACK, DRAIN, KEPT_BUILDS, KEPT_DEPLOYMENTS, MAX_PROCESSES, TASK_KEPT};
 
 use tables::Core;

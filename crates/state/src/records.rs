@@ -381,6 +381,29 @@ pub struct Cell {
     pub epoch: u32,
     /// When it first joined.
     pub joined_at: Time,
+    /// Set while it is being emptied: it takes no new work.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub draining: Option<Drain>,
+}
+
+/// That a cell is being emptied.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Drain {
+    /// Since when.
+    pub since: Time,
+    /// Until when its tasks may run; absent once that is over.
+    pub deadline: Option<Time>,
+    /// Whether the cell asked for it because it shuts down.
+    pub leaving: bool,
+    /// How many copies of instances it held at the beginning.
+    pub instances: usize,
+}
+
+impl Cell {
+    /// Whether new work may go there.
+    pub const fn accepts(&self) -> bool {
+        self.lease_until.is_some() && self.draining.is_none()
+    }
 }
 
 /// A worker that takes jobs.

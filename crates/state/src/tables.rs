@@ -141,7 +141,7 @@ tables! {
     }
     runners "runner" Runner RunnerId {}
     cells "cell" Cell CellId {
-        fn deadline(&self) -> Option<Time> { self.lease_until }
+        fn deadline(&self) -> Option<Time> { self.next_deadline() }
         fn index(&self, indexes: &mut Indexes) { indexes.add_cell(self); }
         fn unindex(&self, indexes: &mut Indexes) { indexes.remove_cell(self); }
     }

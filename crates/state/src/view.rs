@@ -36,6 +36,15 @@ pub struct CellInstance {
     pub copy: InstanceCopy,
 }
 
+/// How much of a cell is taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct CellLoad {
+    /// Memory in MiB.
+    pub memory_mb: u64,
+    /// Disk in MiB.
+    pub disk_mb: u64,
+}
+
 impl State {
     /// A row by id.
     pub fn get<R: Row>(&self, id: R::Id) -> Option<&Arc<R>> {
@@ -97,6 +106,11 @@ impl State {
             Some(CellInstance { row, process, copy })
         });
         CellWork { tasks: tasks.cloned().collect(), instances: instances.collect() }
+    }
+
+    /// What a cell has given away.
+    pub fn cell_load(&self, cell: CellId) -> CellLoad {
+        self.core.cell_load(cell)
     }
 
     /// The ids of the tasks of a job that have not ended.

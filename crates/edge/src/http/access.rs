@@ -1,10 +1,10 @@
-//! Projects, tokens, keys, cells, runners.
+//! Projects, tokens, keys, runners.
 
 use std::time::Duration;
 
 use api::http_types::{
-    AddKey, CellView, Create, CreateToken, KeyView, ProjectView, RunnerView, ServerInfo,
-    TokenCreated, TokenView,
+    AddKey, Create, CreateToken, KeyView, ProjectView, RunnerView, ServerInfo, TokenCreated,
+    TokenView,
 };
 use axum::Json;
 use axum::extract::State;
@@ -13,7 +13,7 @@ use base64::engine::general_purpose::{STANDARD, STANDARD_NO_PAD};
 use model::{KeyId, PROTOCOL, ProjectId, TokenId};
 use server::{Action, Server, views};
 use sha2::{Digest as _, Sha256};
-use state::{Cell, Command, Key, NewKey, Project, Runner, Token};
+use state::{Command, Key, NewKey, Project, Runner, Token};
 
 use super::caller::{Body, Caller, Path, id, name};
 use super::{ApiError, ApiResult};
@@ -205,15 +205,6 @@ pub(crate) async fn remove_key(
     caller.require(Action::Administer)?;
     server.apply(Command::RemoveKey(id::<KeyId>(&key)?)).await?;
     Ok(Json(()))
-}
-
-/// Every cell.
-#[utoipa::path(get, path = "/v1/cells", responses((status = 200, body = Vec<CellView>)))]
-pub(crate) async fn list_cells(server: State<Server>, caller: Caller) -> ApiResult<Vec<CellView>> {
-    caller.require(Action::Read)?;
-    let list = server
-        .read(|state| state.all::<Cell>().map(|row| views::cell(state, row)).collect::<Vec<_>>());
-    Ok(Json(list.await?))
 }
 
 /// Every runner.

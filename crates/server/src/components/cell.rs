@@ -1,27 +1,29 @@
 //! One cell's stream: sends what should run there, takes what it reports and logs.
 
 use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use api::proto::cell_down::Message as Down;
 use api::proto::cell_up::Message as Up;
 use api::proto::work::Kind;
 use api::proto::{
-    CellDown, CellHello, CellLog, CellUp, Desired, DesiredWork, LogKept, Report, Work, from_json,
-    id_bytes, id_from, json,
+    CellDown, CellHello, CellLog, CellUp, Desired, DesiredWork, Drained, LogKept, Report, Work,
+    from_json, id_bytes, id_from, json,
 };
 use model::{CellId, CellSpec, InstanceId, TaskId, TaskReport, Time};
 use state::{
     App, CellCommand, CellInstance, Command, Deployment, Held, InstanceCopy, Process, Project,
     Reply, State,
 };
-use tokio::sync::mpsc;
+use tokio::sync::{broadcast, mpsc};
 use tonic::{Status, Streaming};
 
 use super::{first, status, welcome};
 use crate::apply::{ApplyError, Published};
 use crate::server::{ROUTER_WAIT, Server, next_event};
 
+type Events = broadcast::Receiver<Arc<Published>>;
 type Out = mpsc::Sender<Result<CellDown, Status>>;
 /// How long after the disk refused log lines they are written again.
 const REWRITE_PAUSE: Duration = Duration::from_secs(1);
@@ -49,6 +51,17 @@ struct Session {
     unwritten: BTreeMap<String, LogKept>,
     /// When writing is tried again.
     rewrite: Option<Instant>,
+    /// Whether the cell said that it leaves.
+    leaving: Option<Leaving>,
+}
+
+/// How far a cell is that leaves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Leaving {
+    /// Something on it can still move.
+    Draining,
+    /// It was told that it may go.
+    Drained,
 }
 
 pub(super) async fn session(
@@ -74,30 +87,13 @@ pub(super) async fn session(
         drained: None,
         unwritten: BTreeMap::new(),
         rewrite: None,
+        leaving: None,
     };
     session.send(Down::Welcome(welcome)).await?;
     session.send_work(true).await?;
-    loop {
-        tokio::select! {
-            message = up.message() => match message? {
-                Some(CellUp { message: Some(message) }) => session.message(message).await?,
-                Some(CellUp { message: None }) => {}
-                None => return Ok(()),
-            },
-            event = next_event(&mut events) => match event {
-                Ok(event) if session.concerns(&event) => session.send_work(false).await?,
-                Ok(_) => {}
-                Err(_) => return Ok(()),
-            },
-            generation = served(&session.server, session.waiting) => {
-                session.served = session.served.max(generation);
-                session.waiting = None;
-                session.send_work(false).await?;
-            }
-            () = at(session.drained) => session.send_work(false).await?,
-            () = at(session.rewrite) => session.write_again().await?,
-        }
-    }
+    let ended = session.stay(&mut up, &mut events).await;
+    session.left(ended.is_ok()).await;
+    ended
 }
 
 /// Waits until routers serve a generation, or for as long as that may take.
@@ -140,6 +136,52 @@ fn work_of(kind: i32, id: u128, epoch: u32) -> Work {
 }
 
 impl Session {
+    /// Goes on until the cell ends the stream, or it breaks.
+    async fn stay(
+        &mut self,
+        up: &mut Streaming<CellUp>,
+        events: &mut Events,
+    ) -> Result<(), Status> {
+        loop {
+            tokio::select! {
+                message = up.message() => match message? {
+                    Some(CellUp { message: Some(message) }) => self.message(message).await?,
+                    Some(CellUp { message: None }) => {}
+                    None => return Ok(()),
+                },
+                event = next_event(events) => match event {
+                    Ok(event) if self.concerns(&event) => self.send_work(false).await?,
+                    Ok(_) => {}
+                    Err(_) => return Err(Status::unavailable("the server is stopping")),
+                },
+                generation = served(&self.server, self.waiting) => {
+                    self.served = self.served.max(generation);
+                    self.waiting = None;
+                    self.send_work(false).await?;
+                }
+                () = at(self.drained) => self.send_work(false).await?,
+                () = at(self.rewrite) => self.write_again().await?,
+            }
+        }
+    }
+
+    /// The stream of a cell that leaves has ended. One that broke while something could still move
+    /// may be opened again.
+    async fn left(&self, orderly: bool) {
+        let gone = match self.leaving {
+            None => false,
+            Some(Leaving::Draining) => orderly,
+            Some(Leaving::Drained) => true,
+        };
+        if !gone {
+            return;
+        }
+        let left = CellCommand::Left { id: self.cell, epoch: self.epoch };
+        if let Err(error) = self.server.apply(Command::Cell(left)).await {
+            tracing::debug!(cell = %self.cell, %error, "a cell left in another way");
+        }
+    }
+
     async fn send(&self, message: Down) -> Result<(), Status> {
         self.down
             .send(Ok(CellDown { message: Some(message) }))
@@ -160,6 +202,7 @@ impl Session {
                 self.server.apply(Command::Cell(beat)).await.map(|_| ()).map_err(status)
             }
             Up::Leave(_) => {
+                self.leaving.get_or_insert(Leaving::Draining);
                 let leave = CellCommand::Leave { id, epoch };
                 self.server.apply(Command::Cell(leave)).await.map(|_| ()).map_err(status)
             }
@@ -240,8 +283,10 @@ impl Session {
         let now = self.server.now();
         let withdrawn = std::mem::take(&mut self.withdrawn);
         let routed = Routed { now, withdrawn, served: self.served };
-        let wanted = self.server.read(move |state| wanted(state, cell, &told, &routed)).await;
-        let wanted = wanted.map_err(status)??;
+        let look =
+            move |state: &State| (wanted(state, cell, &told, &routed), is_drained(state, cell));
+        let (wanted, is_drained) = self.server.read(look).await.map_err(status)?;
+        let wanted = wanted?;
         let gone: Vec<Work> = self
             .told
             .iter()
@@ -258,8 +303,17 @@ impl Session {
         if full || !wanted.news.is_empty() || !gone.is_empty() {
             self.send(Down::Desired(Desired { full, work: wanted.news, gone })).await?;
         }
+        if is_drained && self.leaving == Some(Leaving::Draining) {
+            self.leaving = Some(Leaving::Drained);
+            self.send(Down::Drained(Drained {})).await?;
+        }
         Ok(())
     }
+}
+
+/// Whether a cell is being emptied and nothing is left on it that can move.
+fn is_drained(state: &State, cell: CellId) -> bool {
+    state.drain_progress(cell).is_some_and(|progress| progress.is_finished())
 }
 
 /// What is known of the routes to instances that are to stop.

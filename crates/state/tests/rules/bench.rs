@@ -309,7 +309,17 @@ impl Bench {
 
     /// A build of so many instances of `web`, started.
     pub(crate) fn deploy(&mut self, at: Attempt, instances: u32) -> DeploymentId {
-        let template = ProcessTemplate { name: name("web"), spec: process(100), instances };
+        self.deploy_spec(at, instances, process(100))
+    }
+
+    /// The same, of a process that is not the usual one.
+    pub(crate) fn deploy_spec(
+        &mut self,
+        at: Attempt,
+        instances: u32,
+        spec: ProcessSpec,
+    ) -> DeploymentId {
+        let template = ProcessTemplate { name: name("web"), spec, instances };
         let (build, id) = (BuildId(self.fresh()), DeploymentId(self.fresh()));
         self.ok(Command::Work(WorkCommand::RecordBuild {
             id: build,

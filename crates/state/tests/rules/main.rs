@@ -4,6 +4,7 @@
 mod bench;
 mod config;
 mod deployments;
+mod drains;
 mod jobs;
 mod predecessors;
 mod properties;

@@ -171,6 +171,11 @@ fn cell_command(state: &State, (kind, pick, small, any): Seed) -> CellCommand {
             CellCommand::Task { cell, task: row.id, epoch: row.epoch, report }
         }
         _ if small == 0 => CellCommand::Leave { id: cell, epoch },
+        _ if small == 1 && any % 2 == 0 => {
+            CellCommand::Drain { id: cell, timeout: Duration::from_secs(u64::from(any)) }
+        }
+        _ if small == 1 => CellCommand::Left { id: cell, epoch },
+        _ if small == 2 && any % 2 == 0 => CellCommand::Undrain(cell),
         _ => CellCommand::Heartbeat { id: cell, epoch },
     }
 }
@@ -240,8 +245,9 @@ fn picture(state: &State) -> String {
         state.all::<state::Runner>().collect::<Vec<_>>(),
     );
     let cells: Vec<_> = (0..2).map(|id| state.cell_work(CellId(id))).collect();
+    let drains: Vec<_> = (0..2).map(|id| state.drain_progress(CellId(id))).collect();
     let why: Vec<_> = state.all::<Job>().map(|job| state.why_queued(job)).collect();
-    let asked = (state.next_deadline(), state.ready_jobs(), cells, why);
+    let asked = (state.next_deadline(), state.ready_jobs(), cells, drains, why);
     format!("{rows:#?}\n{asked:#?}")
 }
 

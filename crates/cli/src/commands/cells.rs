@@ -1,0 +1,178 @@
+//! `shore cell list`, `show`, `drain` and `undrain`.
+
+use std::time::Duration;
+
+use api::Client;
+use api::http_types::{CellView, DrainCell, DrainView};
+use model::Name;
+
+use super::Shell;
+use crate::args::CellCommand;
+use crate::error::Result;
+
+/// How often the progress of a drain is asked for.
+const LOOK: Duration = Duration::from_secs(1);
+
+pub(super) async fn cell(shell: &Shell, command: CellCommand) -> Result<()> {
+    let client = shell.client()?;
+    match command {
+        CellCommand::List => {
+            let list: Vec<CellView> = client.get("/v1/cells").await?;
+            let header = [
+                "name",
+                "zone",
+                "drivers",
+                "tags",
+                "memory free",
+                "of",
+                "instances",
+                "tasks",
+                "state",
+            ];
+            let empty = "there are no cells: start one with `shore cell`";
+            shell.output.table(&list, &header, empty, row);
+        }
+        CellCommand::Show { cell } => {
+            let view: CellView = client.get(&path(&cell)).await?;
+            shell.output.value(&view, || described(&view));
+        }
+        CellCommand::Drain { cell, timeout, no_wait } => {
+            let drain = DrainCell { timeout_ms: Some(timeout.saturating_mul(1_000)) };
+            let view = client.post(&format!("{}/drain", path(&cell)), &drain).await?;
+            drained(shell, &client, view, no_wait).await?;
+        }
+        CellCommand::Undrain { cell } => {
+            client.delete(&format!("{}/drain", path(&cell))).await?;
+            shell.output.say(&format!("cell {cell} takes work again"));
+        }
+    }
+    Ok(())
+}
+
+/// The path of a cell.
+fn path(cell: &str) -> String {
+    format!("/v1/cells/{cell}")
+}
+
+fn words<'a>(names: impl IntoIterator<Item = &'a Name>) -> String {
+    names.into_iter().map(Name::as_str).collect::<Vec<_>>().join(", ")
+}
+
+fn state(cell: &CellView) -> String {
+    match &cell.drain {
+        _ if !cell.online => "away".to_owned(),
+        None => "ready".to_owned(),
+        Some(drain) if drain.leaving => "leaving".to_owned(),
+        Some(drain) if drain.finished => "drained".to_owned(),
+        Some(drain) => format!("draining, {} left", drain.moving),
+    }
+}
+
+fn tags(cell: &CellView) -> String {
+    words(cell.spec.required_tags.iter().chain(&cell.spec.tags))
+}
+
+fn row(cell: &CellView) -> Vec<String> {
+    let total = cell.spec.memory_mb;
+    vec![
+        cell.spec.name.to_string(),
+        cell.spec.zone.clone(),
+        words(&cell.spec.drivers),
+        tags(cell),
+        format!("{} MiB", total.saturating_sub(cell.memory_used_mb)),
+        format!("{total} MiB"),
+        cell.instances.to_string(),
+        cell.tasks.to_string(),
+        state(cell),
+    ]
+}
+
+fn described(cell: &CellView) -> String {
+    let spec = &cell.spec;
+    let free = |total: u64, used| format!("{} of {total} MiB free", total.saturating_sub(used));
+    let fields = [
+        ("cell", format!("{} ({})", spec.name, cell.id)),
+        ("state", state(cell)),
+        ("zone", spec.zone.clone()),
+        ("drivers", words(&spec.drivers)),
+        ("tags", words(&spec.tags)),
+        ("only for tags", words(&spec.required_tags)),
+        ("memory", free(spec.memory_mb, cell.memory_used_mb)),
+        ("disk", free(spec.disk_mb, cell.disk_used_mb)),
+        ("containers", format!("{} of {}", cell.instances + cell.tasks, spec.containers)),
+    ];
+    let known = fields.iter().filter(|(_, value)| !value.is_empty());
+    let lines = known.map(|(name, value)| format!("{name:<14}{value}"));
+    let stays = cell.drain.iter().flat_map(|drain| &drain.stays);
+    let stays = stays.map(|it| format!("stays: {}: {}", it.what, it.reason));
+    lines.chain(stays).collect::<Vec<_>>().join("\n")
+}
+
+/// Follows a drain until nothing is left that can move.
+async fn drained(shell: &Shell, client: &Client, first: CellView, no_wait: bool) -> Result<()> {
+    let (name, path) = (first.spec.name.clone(), path(&first.id.to_string()));
+    let mut view = first;
+    let mut said = None;
+    while let Some(drain) = &view.drain {
+        if drain.finished || no_wait {
+            break;
+        }
+        let now = (drain.moved, drain.moving);
+        if said.replace(now) != Some(now) {
+            shell.output.say(&format!("{} moved, {} on their way", drain.moved, drain.moving));
+        }
+        runtime::sleep(LOOK).await;
+        view = client.get(&path).await?;
+    }
+    shell.output.value(&view, || match &view.drain {
+        None => format!("cell {name} is not drained any more: somebody took it back"),
+        Some(drain) => ended(&name, drain),
+    });
+    Ok(())
+}
+
+fn ended(name: &Name, drain: &DrainView) -> String {
+    let mut lines = Vec::new();
+    if drain.finished {
+        lines.push(format!("cell {name} is drained: {} moved", drain.moved));
+    } else {
+        lines.push(format!("cell {name} is being drained: {} on their way", drain.moving));
+    }
+    if drain.tasks > 0 {
+        lines.push(format!("{} tasks run on until the time is up", drain.tasks));
+    }
+    lines.extend(drain.stays.iter().map(|it| format!("{} stays: {}", it.what, it.reason)));
+    lines.join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use api::http_types::StaysView;
+    use model::Time;
+
+    use super::*;
+
+    #[test]
+    fn the_end_of_a_drain_says_what_stays_and_why() {
+        let stays = StaysView {
+            what: "web.0 of shop/web".to_owned(),
+            reason: "no cell has driver oci".to_owned(),
+        };
+        let drain = DrainView {
+            since: Time(0),
+            deadline: None,
+            leaving: false,
+            moved: 3,
+            moving: 0,
+            stays: vec![stays],
+            tasks: 1,
+            finished: true,
+        };
+        let name = "one".parse().expect("a name");
+        assert_eq!(
+            ended(&name, &drain),
+            "cell one is drained: 3 moved\n1 tasks run on until the time is up\n\
+             web.0 of shop/web stays: no cell has driver oci"
+        );
+    }
+}
