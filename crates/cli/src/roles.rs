@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use api::Endpoint;
 use model::{HostName, JoinToken, Name, Role};
-use runtime::{Ids, Kind, Random, Stop, SystemClock, Tasks};
+use runtime::{Ids, Kind, Random, SteadyClock, Stop, Tasks};
 use server::{Authority, Parts, Server};
 use store::Store;
 use store::blobs::BlobLimits;
@@ -126,9 +126,14 @@ async fn open_server(
 ) -> Result<(Server, Authority)> {
     let store = open_store(dir)?;
     let authority = Authority::open(dir).map_err(CliError::internal)?;
+    let clock = Arc::new(SteadyClock::new());
+    let (kept, stop) = (Arc::clone(&clock), tasks.stop().clone());
+    tasks.spawn_ok("clock", async move {
+        stop.or_stop(kept.keep_up()).await;
+    });
     let parts = Parts {
         store,
-        clock: Arc::new(SystemClock),
+        clock,
         ids: Ids::new(Random::system()),
         tasks: tasks.clone(),
         domain: domain.to_string(),

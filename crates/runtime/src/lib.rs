@@ -14,6 +14,8 @@ mod ids;
 mod tasks;
 
 pub use backoff::Backoff;
-pub use clock::{Clock, ManualClock, SystemClock, mono_now, sleep, sleep_until, timeout};
+pub use clock::{
+    Clock, ManualClock, SteadyClock, SystemClock, mono_now, sleep, sleep_until, timeout,
+};
 pub use ids::{Ids, Random};
 pub use tasks::{Kind, Stop, Tasks, blocking, pause_thread, spawn_thread};
