@@ -4,6 +4,7 @@ use std::pin::Pin;
 use std::str::FromStr as _;
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use http::Uri;
 use hyper_util::client::legacy::connect::{Connected, Connection};
@@ -175,9 +176,18 @@ impl tower::Service<Uri> for Connector {
 
     fn call(&mut self, uri: Uri) -> Self::Future {
         let tls = self.tls.clone();
-        Box::pin(async move { open(&uri, tls).await.map(TokioIo::new) })
+        Box::pin(async move {
+            let opened = tokio::time::timeout(OPEN_LIMIT, open(&uri, tls)).await;
+            let late = || std::io::Error::new(std::io::ErrorKind::TimedOut, NO_ANSWER);
+            opened.unwrap_or_else(|_| Err(late())).map(TokioIo::new)
+        })
     }
 }
+
+/// How long a connection may take to be made: TCP and TLS.
+const OPEN_LIMIT: Duration = Duration::from_secs(10);
+/// What is said after that.
+const NO_ANSWER: &str = "no answer within 10 s";
 
 async fn open(uri: &Uri, tls: Option<Arc<ClientConfig>>) -> std::io::Result<IoStream> {
     let host = uri.host().unwrap_or("localhost").trim_matches(['[', ']']).to_owned();
