@@ -99,6 +99,7 @@ impl Loop {
             live: None,
             epoch: None,
             generation: 0,
+            resumes: false,
             publisher: Arc::new(Publisher {
                 events: events.clone(),
                 requests: requests.downgrade(),
@@ -170,6 +171,8 @@ struct Applier {
     epoch: Option<Epoch>,
     /// How often the state was loaded.
     generation: u64,
+    /// It was loaded again, and nothing was applied since.
+    resumes: bool,
     publisher: Arc<Publisher>,
     deadline: watch::Sender<Option<Time>>,
 }
@@ -218,11 +221,23 @@ impl Applier {
             Ok(live) => {
                 tracing::info!("the state was loaded from the store again");
                 self.live = Some(live);
+                self.resumes = true;
             }
             Err(error) => {
                 tracing::error!(%error, hint = error.hint(), "cannot load the state");
                 runtime::pause_thread(REBUILD_PAUSE);
             }
+        }
+    }
+
+    /// Begins leases afresh before the first change after the state was loaded again. Reading alone
+    /// must work while nothing can be written.
+    fn resume(&mut self, now: Time, batch: &[Request]) {
+        let changes = || batch.iter().any(|request| matches!(request, Request::Apply(..)));
+        let Some(live) = self.live.as_mut().filter(|_| self.resumes && changes()) else { return };
+        self.resumes = false;
+        if let Err(refusal) = live.state.apply(now, Command::Resume) {
+            tracing::error!(%refusal, "leases could not be given afresh");
         }
     }
 
@@ -232,6 +247,7 @@ impl Applier {
         let here = batch.len() <= COMMITTED_HERE;
         let mut answers = Vec::with_capacity(batch.len());
         let mut deliveries = Vec::new();
+        self.resume(now, &batch);
         for request in batch {
             match (request, &mut self.live) {
                 (Request::Apply(command, answer), Some(live)) => {

@@ -28,6 +28,8 @@ pub const ROUTER_WAIT: Duration = Duration::from_secs(2);
 const LONGEST_LIFE: Duration = Duration::from_hours(1);
 /// The history of jobs that ended.
 const JOBS: store::Kind = store::Kind::new(state::JOB_HISTORY);
+/// The pause before a deadline is tried again that could not be made durable.
+const TICK_PAUSE: Duration = Duration::from_millis(250);
 /// No deadline is slept past this, so that a clock that jumps is noticed.
 const LONGEST_SLEEP: Duration = Duration::from_secs(1);
 
@@ -410,10 +412,14 @@ impl Server {
                     continue;
                 }
             }
-            if due.is_some_and(|at| at <= self.now())
-                && let Err(ApplyError::Refused(refusal)) = self.apply(Command::Tick).await
-            {
-                return Err(ApplyError::Refused(refusal));
+            if due.is_none_or(|at| at > self.now()) {
+                continue;
+            }
+            match self.apply(Command::Tick).await {
+                Ok(_) => {}
+                Err(ApplyError::Refused(refusal)) => return Err(ApplyError::Refused(refusal)),
+                // The deadline stays where it is, so it is due at once.
+                Err(ApplyError::Unavailable(_)) => runtime::sleep(TICK_PAUSE).await,
             }
         }
         Ok(())

@@ -3,12 +3,16 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use model::{Name, ProjectId};
-use runtime::SystemClock;
+use model::{CellId, CellSpec, Name, ProjectId, Time};
+use runtime::{Clock as _, ManualClock, SystemClock};
 use server::{ApplyError, Loop};
-use state::{Command, Project};
+use state::{CELL_LEASE, Cell, CellCommand, Command, Project};
 use store::StoreError;
 use store::memory::{Fault, MemoryStore};
+
+/// What a cell says of itself.
+const SPEC: &str =
+    r#"{"name":"cell","zone":"a","drivers":[],"memory_mb":1,"disk_mb":1,"containers":1}"#;
 
 fn create(id: u128, name: &str) -> Command {
     Command::CreateProject { id: ProjectId(id), name: name.parse().expect("a name") }
@@ -71,4 +75,34 @@ async fn what_was_answered_is_there_after_a_restart() {
     }
     drop(apply);
     assert_eq!(names(&start(&store)).await.len(), 100);
+}
+
+/// Whether the cell's lease runs, and until when.
+async fn lease(apply: &Loop) -> Option<Time> {
+    let read = |state: &state::State| state.get::<Cell>(CellId(1)).and_then(|it| it.lease_until);
+    apply.read(read).await.expect("a read")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lease_does_not_end_while_no_heartbeat_could_be_kept() {
+    let (store, clock) = (MemoryStore::new(), Arc::new(ManualClock::new(1_000_000)));
+    let apply = Loop::start(Arc::new(store.clone()), Arc::clone(&clock) as _, "localhost");
+    let apply = apply.expect("a loop");
+    let spec: CellSpec = serde_json::from_str(SPEC).expect("a cell");
+    let online = CellCommand::Online { id: CellId(1), spec, holds: Vec::new() };
+    apply.apply(Command::Cell(online)).await.expect("a good store");
+    let full = || Some(Fault::Refuse(StoreError::Injected("full".to_owned())));
+    store.inject(Box::new(move |_| full()));
+    let lease_ms = u64::try_from(CELL_LEASE.as_millis()).expect("a short lease");
+    for _ in 0..3 {
+        clock.advance(lease_ms);
+        apply.apply(Command::Tick).await.expect_err("the store is full");
+    }
+    store.inject(Box::new(|_| None));
+    let again = async { while apply.apply(Command::Tick).await.is_err() {} };
+    assert!(runtime::timeout(Duration::from_secs(20), again).await.is_some());
+    assert_eq!(lease(&apply).await, Some(Time(clock.now_ms() + lease_ms)), "it starts afresh");
+    clock.advance(lease_ms);
+    apply.apply(Command::Tick).await.expect("a good store");
+    assert_eq!(lease(&apply).await, None, "and then ends as ever");
 }

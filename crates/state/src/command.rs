@@ -71,6 +71,9 @@ pub enum Command {
     Cell(CellCommand),
     /// The server started: whatever waits for somebody gets a fresh deadline.
     Boot,
+    /// The state was loaded again after the store refused something: for a while nobody's report
+    /// could be kept, so whatever waits for somebody gets a fresh deadline.
+    Resume,
     /// Time passed: whatever is due happens.
     Tick,
 }

@@ -272,9 +272,15 @@ impl Core {
         format!("{stuck} when the time to start was up")
     }
 
-    /// After a restart leases and offers start afresh and everything is looked at once.
+    /// After a restart nobody is connected, and the same holds as after a while without a store.
     pub(crate) fn boot(&mut self, now: Time) -> Result<(), Refusal> {
-        self.boot_jobs(now)?;
+        self.runners_left(now);
+        self.resume(now)
+    }
+
+    /// Leases and offers start afresh, and everything is looked at once.
+    pub(crate) fn resume(&mut self, now: Time) -> Result<(), Refusal> {
+        self.resume_jobs(now)?;
         let connected: Vec<Cell> = self
             .tables
             .cells

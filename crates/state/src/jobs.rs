@@ -413,7 +413,7 @@ impl Core {
     }
 
     /// After a restart every offer and lease starts afresh: nobody could report in between.
-    pub(crate) fn boot_jobs(&mut self, now: Time) -> Result<(), Refusal> {
+    pub(crate) fn resume_jobs(&mut self, now: Time) -> Result<(), Refusal> {
         let held: Vec<JobId> = self.indexes.queue.by_runner.values().flatten().copied().collect();
         for id in held {
             let job = self.job(id)?;
@@ -425,12 +425,16 @@ impl Core {
             };
             self.put(Job { state, ..(*job).clone() });
         }
+        Ok(())
+    }
+
+    /// No runner is connected to a server that has just started.
+    pub(crate) fn runners_left(&mut self, now: Time) {
         let online: Vec<Runner> =
             self.tables.runners.values().filter(|r| r.online).map(|r| (**r).clone()).collect();
         for runner in online {
             self.put(Runner { online: false, streams: 0, since: now, ..runner });
         }
-        Ok(())
     }
 
     /// Whether the row is a job that will never change again.

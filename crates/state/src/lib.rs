@@ -158,6 +158,7 @@ impl State {
             Command::AddKey(new) => core.add_key(now, new),
             Command::RemoveKey(id) => core.remove_key(id),
             Command::Boot => core.boot(now).map(|()| Reply::Done),
+            Command::Resume => core.resume(now).map(|()| Reply::Done),
             Command::Tick => core.tick(now).map(|()| Reply::Done),
         }
     }
