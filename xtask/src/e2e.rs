@@ -1,6 +1,7 @@
 //! End to end, as a person would: a server, the real git, the real ssh.
 //!
-//! `cargo xtask e2e` runs everything, `e2e git-push`, `e2e interrupt` and `e2e zero-downtime` one part.
+//! `cargo xtask e2e` runs everything, `e2e git-push`, `e2e interrupt` and
+//! `e2e zero-downtime` one part. `e2e cluster` is a thing of its own: see `cluster.rs`.
 
 mod interrupt;
 mod zero_downtime;
@@ -10,7 +11,7 @@ use std::time::Duration;
 
 use testkit::{Dev, Repo, get, wait_for};
 
-use crate::{Failure, build_shore, root};
+use crate::{Failure, build_shore, cluster, root};
 
 /// How long anything here may take.
 const LIMIT: Duration = Duration::from_mins(1);
@@ -34,6 +35,9 @@ const SILENT: &str = "import time\nprint('thinking', flush=True)\ntime.sleep(600
 pub(crate) fn run() -> Result<(), Failure> {
     let shore = build_shore()?;
     let part = std::env::args().nth(2);
+    if part.as_deref() == Some("cluster") {
+        return cluster::run(&shore);
+    }
     let wanted = |name: &str| part.as_deref().is_none_or(|part| part == name);
     if wanted("git-push") {
         git_push(&shore)?;
@@ -114,7 +118,7 @@ impl Stage {
     }
 }
 
-fn holds(said: &str, words: &[&str]) -> Result<(), Failure> {
+pub(crate) fn holds(said: &str, words: &[&str]) -> Result<(), Failure> {
     match words.iter().find(|word| !said.contains(**word)) {
         None => Ok(()),
         Some(word) => Err(format!("`{word}` is missing in:\n{said}")),

@@ -4,16 +4,22 @@
 mod alone;
 mod cluster;
 mod dev;
+mod disk;
 mod git;
 mod http;
+mod lan;
 mod load;
+mod steady;
 
 pub use alone::Alone;
 pub use cluster::{Cluster, Role};
 pub use dev::{Dev, Ports, Ran, shore_binary};
+pub use disk::Disk;
 pub use git::Repo;
 pub use http::{Page, answer, exchange, get};
+pub use lan::{Host, Lan};
 pub use load::{Load, Loaded};
+pub use steady::{Failed, Mark, Met, Steady, Wanted};
 
 /// Why a step of a person's did not work, for the one who reads the test's output.
 pub type Failure = String;

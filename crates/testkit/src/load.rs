@@ -110,7 +110,7 @@ impl Shared {
 }
 
 /// Reads one answer with a known length; its status, and whether the connection stays.
-fn answer(reader: &mut BufReader<TcpStream>) -> std::io::Result<(u16, bool)> {
+pub(crate) fn answer(reader: &mut BufReader<TcpStream>) -> std::io::Result<(u16, bool)> {
     let broken = |what: &str| std::io::Error::other(format!("the answer {what}"));
     let mut line = String::new();
     reader.read_line(&mut line)?;

@@ -1,0 +1,271 @@
+//! A steady stream of requests, as many a second whatever happens, and what became of each.
+//!
+//! The client is one that people have: it keeps its connections, knows more than one address of the
+//! service, and sends a GET once more, on a new connection and to the next address, when the
+//! connection failed before a byte of an answer. Browsers and load balancers do the same.
+
+use std::io::{BufReader, Write as _};
+use std::net::{SocketAddr, TcpStream};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use crate::lan::Host;
+use crate::load::answer;
+use crate::{Failure, wait_for};
+
+/// How long a request may take, each time it is sent.
+const REQUEST_LIMIT: Duration = Duration::from_secs(10);
+/// How long a connection may take to be made.
+const CONNECT_LIMIT: Duration = Duration::from_secs(3);
+/// Failures that are kept word for word.
+const KEPT: usize = 1_000;
+/// How long the stream must go well to count as calm.
+const CALM: Duration = Duration::from_millis(500);
+
+/// Whom to ask for what, and how often.
+#[derive(Debug, Clone)]
+pub struct Wanted {
+    /// The host that asks; this machine when absent.
+    pub from: Option<Host>,
+    /// The addresses of the service.
+    pub at: Vec<SocketAddr>,
+    /// The names of the apps, asked in turn.
+    pub hosts: Vec<String>,
+    /// Requests a second, all apps together.
+    pub rate: u32,
+    /// Connections they are spread over.
+    pub connections: u32,
+}
+
+/// One request that failed, also when sent again.
+#[derive(Debug, Clone)]
+pub struct Failed {
+    /// When.
+    pub at: Instant,
+    /// How.
+    pub why: String,
+}
+
+/// What became of requests.
+#[derive(Debug, Clone, Default)]
+pub struct Met {
+    /// Requests that ended, well or not.
+    pub requests: u64,
+    /// Those that were answered otherwise than with 200, or not at all.
+    pub failed: u64,
+    /// Those that were sent twice.
+    pub again: u64,
+    /// How long the slowest took.
+    pub slowest: Duration,
+    /// The first failures.
+    pub failures: Vec<Failed>,
+}
+
+#[derive(Debug, Default)]
+struct Tally {
+    met: Met,
+    last_failed: Option<Instant>,
+    /// How long each took since the last mark, only the slowest.
+    slowest: Duration,
+}
+
+#[derive(Debug)]
+struct Shared {
+    wanted: Wanted,
+    stop: AtomicBool,
+    tally: Mutex<Tally>,
+}
+
+/// The stream. It ends when this is dropped.
+#[derive(Debug)]
+pub struct Steady {
+    shared: Arc<Shared>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+/// A moment of the stream, to count from.
+#[derive(Debug, Clone)]
+pub struct Mark {
+    at: Instant,
+    met: Met,
+}
+
+impl Mark {
+    /// How long ago it was.
+    pub fn elapsed(&self) -> Duration {
+        runtime::mono_now().duration_since(self.at)
+    }
+
+    /// When it was.
+    pub const fn at(&self) -> Instant {
+        self.at
+    }
+}
+
+impl Met {
+    /// The time from the first to the last failure, and when the first was, counted from `mark`.
+    pub fn window(&self, mark: &Mark) -> Option<(Duration, Duration)> {
+        let first = self.failures.first()?.at.duration_since(mark.at);
+        let last = self.failures.last()?.at.duration_since(mark.at);
+        Some((first, last))
+    }
+}
+
+impl Steady {
+    /// Starts asking.
+    pub fn start(wanted: Wanted) -> Result<Self, Failure> {
+        let connections = wanted.connections.max(1);
+        let pause = Duration::from_secs(1) * connections / wanted.rate.max(1);
+        let (stop, tally) = (AtomicBool::new(false), Mutex::default());
+        let shared = Arc::new(Shared { wanted, stop, tally });
+        let mut threads = Vec::new();
+        for number in 0..connections {
+            let (shared, offset) = (Arc::clone(&shared), pause * number / connections);
+            let thread = runtime::spawn_thread("steady", move || {
+                if let Some(Err(error)) = shared.wanted.from.as_ref().map(Host::enter) {
+                    return shared.note(Duration::ZERO, false, Err(error));
+                }
+                shared.ask(number as usize, offset, pause);
+            });
+            threads.push(thread.map_err(|error| error.to_string())?);
+        }
+        Ok(Self { shared, threads })
+    }
+
+    fn tally(&self) -> MutexGuard<'_, Tally> {
+        self.shared.tally.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// From here on.
+    pub fn mark(&self) -> Mark {
+        let mut tally = self.tally();
+        tally.slowest = Duration::ZERO;
+        tally.met.failures.clear();
+        Mark { at: runtime::mono_now(), met: tally.met.clone() }
+    }
+
+    /// What happened since the last mark, which is this one.
+    pub fn since(&self, mark: &Mark) -> Met {
+        let tally = self.tally();
+        Met {
+            requests: tally.met.requests - mark.met.requests,
+            failed: tally.met.failed - mark.met.failed,
+            again: tally.met.again - mark.met.again,
+            slowest: tally.slowest,
+            failures: tally.met.failures.clone(),
+        }
+    }
+
+    /// Waits until nothing has failed for a while.
+    pub fn calm(&self, limit: Duration) -> Result<(), Failure> {
+        let from = runtime::mono_now();
+        let calm = || {
+            let last = self.tally().last_failed.unwrap_or(from).max(from);
+            (last.elapsed() > CALM).then_some(())
+        };
+        let why = || self.tally().met.failures.last().map(|it| it.why.clone());
+        wait_for("requests to go well", limit, calm)
+            .map_err(|late| format!("{late}; the last failure: {:?}", why()))
+    }
+}
+
+impl Drop for Steady {
+    fn drop(&mut self) {
+        self.shared.stop.store(true, Ordering::SeqCst);
+        for thread in self.threads.drain(..) {
+            // It notes its own failures.
+            drop(thread.join());
+        }
+    }
+}
+
+type Line = BufReader<TcpStream>;
+
+impl Shared {
+    /// Asks in turn, each time when the time has come, or at once when it has passed.
+    fn ask(&self, number: usize, offset: Duration, pause: Duration) {
+        let mut due = runtime::mono_now() + offset;
+        let mut line = None;
+        let mut turn = number;
+        while !self.stop.load(Ordering::SeqCst) {
+            runtime::pause_thread(due.saturating_duration_since(runtime::mono_now()));
+            // Whoever waited long for an answer does not make up for it.
+            due = (due + pause).max(runtime::mono_now());
+            let host = &self.wanted.hosts[turn % self.wanted.hosts.len()];
+            let began = runtime::mono_now();
+            let first = self.once(&mut line, turn, host);
+            let again = matches!(first, Err(Fault::Silent(_)));
+            let done = match first {
+                Err(Fault::Silent(before)) => self.once(&mut line, turn + 1, host).map_err(|it| {
+                    let (Fault::Silent(now) | Fault::Bad(now)) = it;
+                    format!("{before}; again: {now}")
+                }),
+                Err(Fault::Bad(why)) => Err(why),
+                Ok(()) => Ok(()),
+            };
+            self.note(began.elapsed(), again, done.map_err(|why| format!("{host}: {why}")));
+            turn += 1;
+        }
+    }
+
+    fn note(&self, took: Duration, again: bool, done: Result<(), Failure>) {
+        let mut tally = self.tally.lock().unwrap_or_else(PoisonError::into_inner);
+        tally.met.requests += 1;
+        tally.met.again += u64::from(again);
+        tally.slowest = tally.slowest.max(took);
+        if let Err(why) = done {
+            let at = runtime::mono_now();
+            tally.met.failed += 1;
+            tally.last_failed = Some(at);
+            if tally.met.failures.len() < KEPT {
+                tally.met.failures.push(Failed { at, why });
+            }
+        }
+    }
+
+    /// Sends one request, on the connection there is or on a new one.
+    fn once(&self, line: &mut Option<Line>, turn: usize, host: &str) -> Result<(), Fault> {
+        let mut kept = match line.take() {
+            Some(kept) => kept,
+            None => self.connect(turn).map_err(|error| Fault::Silent(error.to_string()))?,
+        };
+        let request = format!("GET / HTTP/1.1\r\nHost: {host}\r\n\r\n");
+        let silent = |error: std::io::Error| Fault::Silent(error.to_string());
+        kept.get_mut().write_all(request.as_bytes()).map_err(silent)?;
+        has_begun(&kept).map_err(silent)?;
+        let (status, stays) =
+            answer(&mut kept).map_err(|error| Fault::Bad(format!("its answer broke: {error}")))?;
+        if stays {
+            *line = Some(kept);
+        }
+        if status == 200 { Ok(()) } else { Err(Fault::Bad(format!("answered with {status}"))) }
+    }
+
+    fn connect(&self, turn: usize) -> std::io::Result<Line> {
+        let address = self.wanted.at[turn % self.wanted.at.len()];
+        let stream = TcpStream::connect_timeout(&address, CONNECT_LIMIT)?;
+        stream.set_nodelay(true)?;
+        stream.set_read_timeout(Some(REQUEST_LIMIT))?;
+        stream.set_write_timeout(Some(REQUEST_LIMIT))?;
+        Ok(BufReader::new(stream))
+    }
+}
+
+/// Why a request got no good answer.
+enum Fault {
+    /// The connection failed before a byte of an answer.
+    Silent(String),
+    /// There was an answer, or part of one.
+    Bad(String),
+}
+
+/// Waits for the first byte of an answer.
+fn has_begun(line: &Line) -> std::io::Result<()> {
+    match line.get_ref().peek(&mut [0]) {
+        Ok(0) => Err(std::io::Error::other("the connection was closed without an answer")),
+        Ok(_) => Ok(()),
+        Err(error) => Err(error),
+    }
+}
