@@ -5,9 +5,10 @@ use std::time::Duration;
 
 use drivers::{Driver, Exit, Handle, Outcome, ProcessId, Target};
 use model::ExitStatus;
-use runtime::{Backoff, Random};
+use runtime::{Backoff, Random, mono_now};
 use tokio::sync::{oneshot, watch};
 
+use crate::bucket::Bucket;
 use crate::caches::Cache;
 use crate::layers::Slot;
 use crate::limits::REMOVE_PAUSES;
@@ -28,6 +29,8 @@ pub(crate) struct Actor {
     pub(crate) want: watch::Receiver<Want>,
     pub(crate) reporter: Arc<Reporter>,
     pub(crate) journal: Journal,
+    /// How much of what its container says is kept.
+    pub(crate) bucket: Arc<Mutex<Bucket>>,
     /// What its container needs.
     pub(crate) needs: Mutex<Needs>,
 }
@@ -90,7 +93,9 @@ impl Actor {
         match self.driver.attach(&self.handle, process, from).await {
             Ok(output) => {
                 let (journal, stop) = (self.journal.clone(), self.shared.tasks.stop().clone());
-                let told = Told { voice, tail: Arc::clone(&tail) };
+                let (tail, bucket) = (Arc::clone(&tail), Arc::clone(&self.bucket));
+                let metrics = Arc::clone(&self.shared.options.metrics);
+                let told = Told { voice, tail, bucket, key: self.key, metrics };
                 self.shared.tasks.spawn_ok("container output", async move {
                     stop.or_stop(journal.follow(output, resume, told)).await;
                     drop(done);
@@ -114,6 +119,14 @@ impl Actor {
             // Removing the container kills everything in it once more.
             tracing::warn!(work = %self.key, %error, "a container does not stop");
         }
+    }
+
+    /// Sets how many bytes of lines its container may write each second. One that ran without an
+    /// agent may have written more than that by now.
+    pub(crate) fn limit_logs(&self, rate: Option<u64>, unread: Duration) {
+        let mut bucket = Bucket::new(rate, mono_now());
+        bucket.credit(unread);
+        *self.bucket.lock().unwrap_or_else(PoisonError::into_inner) = bucket;
     }
 
     fn needs(&self) -> MutexGuard<'_, Needs> {

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::poll_fn;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use api::proto::work::Kind;
 use api::proto::{Desired, DesiredWork, Work, from_json};
@@ -14,8 +15,9 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::actor::Actor;
 use crate::adopt::{Found, adopt};
+use crate::bucket::Bucket;
 use crate::error::CellError;
-use crate::limits::{LEAVE_LIMIT, MAX_ENDED};
+use crate::limits::{LEAVE_LIMIT, MAX_ENDED, UNREAD_CREDIT};
 use crate::lines::Position;
 use crate::link::{Connection, Link};
 use crate::logs::{Journal, Window};
@@ -103,6 +105,7 @@ impl Agent {
             let position = positions.get(&key.to_string()).copied().unwrap_or_default();
             tracing::info!(work = %key, "taking over an instance");
             let actor = self.open(key, driver, position);
+            actor.limit_logs(notes.log_bytes, UNREAD_CREDIT);
             actor.hold(self.shared.images.held(&held.layers));
             held.caches.iter().for_each(|key| actor.hold_cache(self.shared.caches.hold(key)));
             self.spawn(key, async move { instance::adopt(&actor, notes, position).await });
@@ -133,7 +136,8 @@ impl Agent {
         self.entries.insert(key, entry);
         let shared = Arc::clone(&self.shared);
         let (handle, needs) = (key.handle(), Mutex::default());
-        Actor { shared, driver, key, handle, want: wanted, reporter, journal, needs }
+        let bucket = Arc::new(Mutex::new(Bucket::new(None, mono_now())));
+        Actor { shared, driver, key, handle, want: wanted, reporter, journal, bucket, needs }
     }
 
     /// Starts what takes care of the entry that was made last.
@@ -309,6 +313,7 @@ impl Agent {
                     self.spawn_end(key, async move { task::reject(&actor, &reason).await });
                     return Ok(());
                 }
+                actor.limit_logs(spec.container.limits.log_bytes, Duration::ZERO);
                 let (claim, claimed) = oneshot::channel();
                 if let Some(entry) = self.entries.get_mut(&key) {
                     entry.claim = Some(claim);
@@ -326,6 +331,7 @@ impl Agent {
                     self.spawn_end(key, async move { instance::reject(&actor, &reason).await });
                     return Ok(());
                 }
+                actor.limit_logs(spec.container.limits.log_bytes, Duration::ZERO);
                 self.spawn(key, async move { instance::run(&actor, &spec, &labels).await });
             }
         }

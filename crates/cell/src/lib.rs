@@ -9,6 +9,7 @@ mod actor;
 mod adopt;
 mod agent;
 mod blob;
+mod bucket;
 mod caches;
 mod checksum;
 mod error;
@@ -24,6 +25,7 @@ mod lines;
 mod link;
 mod logs;
 mod machine;
+mod metrics;
 mod notes;
 mod options;
 mod ports;
@@ -45,8 +47,10 @@ mod work;
 pub use agent::Cell;
 pub use error::CellError;
 pub use limits::{
-    CACHED_BUILD_BYTES, CACHED_LAYER_BYTES, MAX_CREATES, MAX_DOWNLOADS, MAX_FETCHES,
-    MAX_NAMED_UPLOADS, MAX_REDIRECTS, MAX_UPLOADS, TASK_GRACE, UNREACHABLE_LIMIT,
+    CACHED_BUILD_BYTES, CACHED_LAYER_BYTES, LOG_BURST_SECONDS, LOG_BYTES, MAX_CREATES,
+    MAX_DOWNLOADS, MAX_FETCHES, MAX_LINE, MAX_NAMED_UPLOADS, MAX_REDIRECTS, MAX_UPLOADS,
+    TASK_GRACE, UNREACHABLE_LIMIT,
 };
+pub use metrics::Metrics;
 pub use options::{Capacity, Options};
 pub use web::Network;

@@ -47,8 +47,17 @@ pub(crate) const BATCH_DELAY: Duration = Duration::from_millis(20);
 pub(crate) const MAX_UNKEPT: usize = 8;
 /// Pieces of output that wait to become messages, for each container.
 pub(crate) const MAX_PIECES: usize = 16;
-/// The longest line; longer ones are cut.
-pub(crate) const MAX_LINE: usize = 64 << 10;
+/// The longest line; longer ones are cut, and say so.
+pub const MAX_LINE: usize = 64 << 10;
+/// Bytes of lines that a container may write each second, unless its spec says otherwise.
+pub const LOG_BYTES: u64 = 1 << 20;
+/// How many seconds' worth it may write at once.
+pub const LOG_BURST_SECONDS: u64 = 4;
+/// How long a container may have written while no agent was there to read it, for what is let
+/// through of that.
+pub(crate) const UNREAD_CREDIT: Duration = Duration::from_mins(1);
+/// Messages of lines that wait to be sent to the server; nothing else waits behind them.
+pub(crate) const MAX_LOG_UP: usize = 16;
 /// How long a connected server may acknowledge nothing while the last lines of a container wait.
 pub(crate) const FLUSH_LIMIT: Duration = Duration::from_secs(10);
 /// How often the places where logs continue are written down.

@@ -20,6 +20,9 @@ impl Position {
     }
 }
 
+/// How a line ends that was too long.
+pub(crate) const CUT: &str = " [longshore: cut, a line has at most 65536 bytes]";
+
 /// A line and where it came from.
 pub(crate) type Line = (LogSource, Bytes);
 
@@ -29,6 +32,8 @@ struct Side {
     partial: BytesMut,
     /// Where the partial line begins, or else the next one.
     done: u64,
+    /// Whether the line was too long, and the rest of it is left out.
+    cut: bool,
 }
 
 /// Turns chunks into lines.
@@ -41,7 +46,7 @@ pub(crate) struct Splitter {
 impl Splitter {
     /// Skips what was turned into lines before `position`.
     pub(crate) fn new(position: Position) -> Self {
-        let side = |done| Side { partial: BytesMut::new(), done };
+        let side = |done| Side { partial: BytesMut::new(), done, cut: false };
         Self { stdout: side(position.stdout), stderr: side(position.stderr) }
     }
 
@@ -82,6 +87,14 @@ impl Splitter {
             side.done = side.done.max(offset);
         }
         while !rest.is_empty() {
+            if side.cut {
+                let end = rest.iter().position(|byte| *byte == b'\n');
+                let left_out = rest.split_to(end.map_or(rest.len(), |end| end + 1));
+                offset += left_out.len() as u64;
+                side.done = offset;
+                side.cut = end.is_none();
+                continue;
+            }
             let room = MAX_LINE.saturating_sub(side.partial.len());
             let window = rest.get(..room.saturating_add(1).min(rest.len())).unwrap_or_default();
             let end = window.iter().position(|byte| *byte == b'\n');
@@ -95,6 +108,7 @@ impl Splitter {
                 drop(rest.split_to(1));
                 offset += 1;
             }
+            side.cut = end.is_none();
             lines.push((source, side.line(text)));
             side.done = offset;
         }
@@ -122,6 +136,13 @@ impl Side {
             self.partial.extend_from_slice(&end);
             self.partial.split().freeze()
         };
+        if self.cut {
+            // Not in the middle of a character.
+            let end = line.iter().rposition(|byte| byte & 0xc0 != 0x80).unwrap_or(0);
+            let whole = line.utf8_chunks().last().is_none_or(|last| last.invalid().is_empty());
+            let end = if whole { line.len() } else { end };
+            return [line.get(..end).unwrap_or_default(), CUT.as_bytes()].concat().into();
+        }
         if line.last() == Some(&b'\r') {
             line.truncate(line.len() - 1);
         }
@@ -176,14 +197,24 @@ mod tests {
     }
 
     #[test]
-    fn long_lines_are_cut() {
+    fn long_lines_are_cut_and_say_so() {
         let mut splitter = Splitter::new(Position::default());
         let text = "x".repeat(MAX_LINE * 2 + 5);
-        let lines = splitter.push(&chunk(Source::Stdout, 0, &text));
-        assert_eq!(lines.iter().map(|line| line.1.len()).collect::<Vec<_>>(), [MAX_LINE; 2]);
-        let exact = format!("{}\nz\n", "y".repeat(MAX_LINE - 5));
-        let lines = splitter.push(&chunk(Source::Stdout, text.len() as u64, &exact));
+        let lines = texts(&splitter.push(&chunk(Source::Stdout, 0, &text)));
+        assert_eq!(lines, [format!("Stdout {}{CUT}", "x".repeat(MAX_LINE))]);
+        let mut at = text.len() as u64;
+        assert_eq!(splitter.position(), Position { stdout: at, stderr: at });
+        let exact = format!("still\n{}\nz\n", "y".repeat(MAX_LINE));
+        let lines = splitter.push(&chunk(Source::Stdout, at, &exact));
         assert_eq!(lines.iter().map(|line| line.1.len()).collect::<Vec<_>>(), [MAX_LINE, 1]);
+        at += exact.len() as u64;
+        let wide = format!("{}ää\nend\n", "y".repeat(MAX_LINE - 1));
+        let lines = texts(&splitter.push(&chunk(Source::Stdout, at, &wide)));
+        assert_eq!(
+            lines,
+            [format!("Stdout {}{CUT}", "y".repeat(MAX_LINE - 1)), "Stdout end".into()]
+        );
+        assert!(CUT.contains(&MAX_LINE.to_string()));
     }
 
     #[test]

@@ -3,8 +3,8 @@
 use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
-use api::proto::CellUp;
 use api::proto::cell_up::Message;
+use api::proto::{CellLog, CellUp};
 use tokio::sync::{mpsc, watch};
 
 use crate::limits::UNREACHABLE_LIMIT;
@@ -14,6 +14,9 @@ use crate::limits::UNREACHABLE_LIMIT;
 pub(crate) struct Connection {
     pub(crate) number: u64,
     pub(crate) up: mpsc::Sender<CellUp>,
+    /// Log lines. Whatever is in `up` goes first, so that news and signs of life never wait for
+    /// somebody who writes much; those who write take turns.
+    pub(crate) logs: mpsc::Sender<CellUp>,
 }
 
 impl Connection {
@@ -21,6 +24,11 @@ impl Connection {
     pub(crate) async fn send(&self, message: Message) {
         // A connection that broke is as good as none.
         drop(self.up.send(CellUp { message: Some(message) }).await);
+    }
+
+    /// The same for lines.
+    pub(crate) async fn log(&self, log: CellLog) {
+        drop(self.logs.send(CellUp { message: Some(Message::Log(log)) }).await);
     }
 }
 

@@ -2,9 +2,8 @@
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use api::proto::cell_up::Message;
 use api::proto::{CellLog, LogLine};
 use bytes::Bytes;
 use drivers::OutputStream;
@@ -14,11 +13,13 @@ use runtime::{Clock as _, Stop, SystemClock, mono_now};
 use tokio::sync::{Notify, mpsc, oneshot};
 
 use crate::actor::Voice;
+use crate::bucket::Bucket;
 use crate::limits::{
     BATCH_DELAY, FLUSH_LIMIT, MAX_BATCH_BYTES, MAX_BATCH_LINES, MAX_PIECES, MAX_UNKEPT,
 };
 use crate::lines::{Line, Position, Splitter};
 use crate::link::{Connection, Link};
+use crate::metrics::Metrics;
 use crate::tail::Tail;
 use crate::work::Key;
 
@@ -187,19 +188,30 @@ impl Journal {
     ) {
         let mut splitter = Splitter::new(resume.unwrap_or_default());
         let position = |splitter: &Splitter| resume.map(|_| splitter.position());
-        while let Some(item) = output.next().await {
-            match item {
-                Ok(item) => {
-                    let lines = told.tell(splitter.push(&item));
-                    self.lines(lines, position(&splitter)).await;
+        loop {
+            let item = tokio::select! {
+                item = output.next() => item,
+                () = told.due() => {
+                    self.lines(told.said().into_iter().collect(), position(&splitter)).await;
+                    continue;
                 }
-                Err(error) => {
+            };
+            match item {
+                Some(Ok(item)) => {
+                    let lines = told.tell(splitter.push(&item));
+                    let begin = mono_now();
+                    self.lines(lines, position(&splitter)).await;
+                    told.waited(mono_now() - begin);
+                }
+                Some(Err(error)) => {
                     self.say(format!("the output cannot be read any more: {error}")).await;
                     break;
                 }
+                None => break,
             }
         }
-        let rest = told.tell(splitter.finish());
+        let mut rest = told.tell(splitter.finish());
+        rest.extend(told.said());
         if !rest.is_empty() {
             self.lines(rest, position(&splitter)).await;
         }
@@ -211,19 +223,52 @@ impl Journal {
 pub(crate) struct Told {
     pub(crate) voice: Voice,
     pub(crate) tail: Arc<Tail>,
+    /// How much of it is kept; all processes of a container share one.
+    pub(crate) bucket: Arc<Mutex<Bucket>>,
+    pub(crate) key: Key,
+    pub(crate) metrics: Arc<Metrics>,
 }
 
 impl Told {
-    fn tell(&self, lines: Vec<Line>) -> Vec<Line> {
+    fn bucket(&self) -> MutexGuard<'_, Bucket> {
+        self.bucket.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn tell(&self, mut lines: Vec<Line>) -> Vec<Line> {
         for (_, text) in &lines {
             self.tail.push(text);
         }
-        let Voice::Named(name) = &self.voice else { return lines };
-        let mark = |(source, text): Line| {
-            let marked = [b"[", name.as_bytes(), b"] ", &text].concat();
-            (source, marked.into())
-        };
-        lines.into_iter().map(mark).collect()
+        if let Voice::Named(name) = &self.voice {
+            for (_, text) in &mut lines {
+                *text = [b"[", name.as_bytes(), b"] ", text.as_ref()].concat().into();
+            }
+        }
+        let mut bucket = self.bucket();
+        let now = mono_now();
+        // What the platform says of the output is not the container's to pay for.
+        lines.retain(|(source, text)| *source == LogSource::System || bucket.take(text.len(), now));
+        lines
+    }
+
+    /// Lines waited that long for whoever sends them; it is not the container's fault.
+    fn waited(&self, time: Duration) {
+        self.bucket().credit(time);
+    }
+
+    /// Waits until there is something to say about lines that were dropped.
+    async fn due(&self) {
+        let due = self.bucket().due();
+        match due {
+            Some(due) => runtime::sleep_until(due).await,
+            None => std::future::pending().await,
+        }
+    }
+
+    fn said(&self) -> Option<Line> {
+        let (dropped, text) = self.bucket().report()?;
+        self.metrics.dropped(dropped);
+        tracing::warn!(work = %self.key, dropped.lines, dropped.bytes, "log lines were dropped");
+        Some((LogSource::System, text.into()))
     }
 }
 
@@ -312,7 +357,7 @@ impl Shipper {
 
     async fn send(&self, message: CellLog) {
         if let Some(connection) = &self.connection {
-            connection.send(Message::Log(message)).await;
+            connection.log(message).await;
         }
     }
 

@@ -19,7 +19,13 @@ pub(crate) fn capacity(dir: &Path) -> Capacity {
         line.strip_prefix("MemTotal:")?.trim().strip_suffix(" kB")?.parse::<u64>().ok()
     });
     let disk = statvfs(dir).map_or(0, |stat| stat.f_bavail.saturating_mul(stat.f_frsize) >> 20);
-    Capacity { memory_mb: total.unwrap_or(0) / 1024, disk_mb: disk, containers: DEFAULT_CONTAINERS }
+    Capacity {
+        memory_mb: total.unwrap_or(0) / 1024,
+        disk_mb: disk,
+        containers: DEFAULT_CONTAINERS,
+        cpu_shares: None,
+        pids: None,
+    }
 }
 
 /// The directory of a cell, held as long as this lives.

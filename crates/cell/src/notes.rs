@@ -33,6 +33,7 @@ pub(crate) struct Notes {
     pub(crate) grace_ms: u64,
     pub(crate) stop_signal: StopSignal,
     pub(crate) pre_stop: Option<Vec<String>>,
+    pub(crate) log_bytes: Option<u64>,
 }
 
 /// What a container keeps from being removed.
@@ -56,6 +57,7 @@ impl Notes {
             grace_ms: spec.stop_grace_ms,
             stop_signal: spec.stop_signal,
             pre_stop: spec.pre_stop.clone(),
+            log_bytes: spec.container.limits.log_bytes,
         }
     }
 

@@ -3,13 +3,15 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
 use std::ops::RangeInclusive;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use drivers::{Driver, Isolation};
 use model::Name;
 use runtime::Stop;
 
+use crate::machine;
+use crate::metrics::Metrics;
 use crate::web::Network;
 
 /// The ports instances get on a shared network unless told otherwise.
@@ -28,6 +30,8 @@ pub struct Options {
     pub zone: String,
     /// Free words an app may ask for.
     pub tags: BTreeSet<Name>,
+    /// Words an app must ask for to be placed here.
+    pub required_tags: BTreeSet<Name>,
     /// Labels for people.
     pub labels: BTreeMap<String, String>,
     /// What it offers; all of the machine when absent.
@@ -45,6 +49,8 @@ pub struct Options {
     pub tools: BTreeMap<String, String>,
     /// Networks that downloads and uploads of users may reach besides public addresses.
     pub transfer_networks: Vec<Network>,
+    /// What the agent counts.
+    pub metrics: Arc<Metrics>,
     /// Fires when the cell is to leave for good: its work goes elsewhere and its containers end.
     pub leave: Stop,
     /// Fires once the server has let it in.
@@ -60,6 +66,17 @@ pub struct Capacity {
     pub disk_mb: u64,
     /// How many containers at most.
     pub containers: u32,
+    /// Shares of processor time, 1,024 to a core; not limited when absent.
+    pub cpu_shares: Option<u64>,
+    /// Processes and threads of all containers; not limited when absent.
+    pub pids: Option<u64>,
+}
+
+impl Capacity {
+    /// All of this machine's memory and the free disk that `dir` is on.
+    pub fn of_machine(dir: &Path) -> Self {
+        machine::capacity(dir)
+    }
 }
 
 impl Options {
@@ -78,6 +95,7 @@ impl Options {
             platform_exe: platform_exe.into(),
             zone: "default".to_owned(),
             tags: BTreeSet::new(),
+            required_tags: BTreeSet::new(),
             labels: BTreeMap::new(),
             capacity: None,
             drivers: Vec::new(),
@@ -86,6 +104,7 @@ impl Options {
             path: String::new(),
             tools: BTreeMap::new(),
             transfer_networks: Vec::new(),
+            metrics: Arc::default(),
             leave: Stop::new(),
             joined: Stop::new(),
         }

@@ -1,6 +1,5 @@
 //! The stream to the server: connects, again and again, and passes on what comes.
 
-use std::collections::BTreeSet;
 use std::time::Instant;
 
 use api::Joining;
@@ -8,6 +7,7 @@ use api::proto::cell_down::Message as Down;
 use api::proto::cell_up::Message as Up;
 use api::proto::components_client::ComponentsClient;
 use api::proto::{CellDown, CellHello, CellUp, Heartbeat, Leave, hello, json};
+use futures_util::stream::{PollNext, select_with_strategy};
 use model::CellSpec;
 use runtime::{Backoff, Random, mono_now};
 use tokio::sync::mpsc;
@@ -19,7 +19,7 @@ use tonic::{Code, Request, Status, Streaming};
 use crate::agent::Agent;
 use crate::error::CellError;
 use crate::limits::{
-    CONNECT_LIMIT, HEARTBEAT, KEEP_ALIVE, LEAVE_LIMIT, MAX_UP, RECONNECT, SAVE_EVERY,
+    CONNECT_LIMIT, HEARTBEAT, KEEP_ALIVE, LEAVE_LIMIT, MAX_LOG_UP, MAX_UP, RECONNECT, SAVE_EVERY,
 };
 use crate::link::Connection;
 
@@ -32,6 +32,9 @@ enum Closed {
     /// It broke, or was never made.
     Lost(Status),
 }
+
+/// What waits to be sent: everything that matters at once, and log lines.
+type Queues = (mpsc::Receiver<CellUp>, mpsc::Receiver<CellUp>);
 
 /// An open stream.
 struct Session {
@@ -111,17 +114,18 @@ impl Agent {
 
     async fn connect(&mut self, number: u64) -> Result<Session, Closed> {
         let (up, queue) = mpsc::channel(MAX_UP);
+        let (logs, log_queue) = mpsc::channel(MAX_LOG_UP);
         let hello = self.hello().map_err(Closed::Lost)?;
         let message = CellUp { message: Some(Up::Hello(hello)) };
         up.try_send(message).expect("a new queue has room");
         let stop = self.shared.tasks.stop().clone();
-        let dial = runtime::timeout(CONNECT_LIMIT, self.dial(queue));
+        let dial = runtime::timeout(CONNECT_LIMIT, self.dial((queue, log_queue)));
         let down = match stop.or_stop(dial).await {
             None => return Err(Closed::Stopped),
             Some(None) => return Err(Closed::Lost(Status::unavailable("no answer in time"))),
             Some(Some(down)) => down.map_err(Closed::Lost)?,
         };
-        let connection = Connection { number, up };
+        let connection = Connection { number, up, logs };
         self.shared.fence.connected();
         self.publish.send_replace(Some(connection.clone()));
         Ok(Session { connection, down, save_at: None, leaving: None })
@@ -133,7 +137,7 @@ impl Agent {
         let spec = CellSpec {
             name: options.name.clone(),
             zone: options.zone.clone(),
-            required_tags: BTreeSet::new(),
+            required_tags: options.required_tags.clone(),
             tags: options.tags.clone(),
             drivers: self
                 .shared
@@ -145,8 +149,8 @@ impl Agent {
             memory_mb: self.capacity.memory_mb,
             disk_mb: self.capacity.disk_mb,
             containers: self.capacity.containers,
-            cpu_shares: None,
-            pids: None,
+            cpu_shares: self.capacity.cpu_shares,
+            pids: self.capacity.pids,
             labels: options.labels.clone(),
         };
         Ok(CellHello {
@@ -156,7 +160,7 @@ impl Agent {
         })
     }
 
-    async fn dial(&self, queue: mpsc::Receiver<CellUp>) -> Result<Streaming<CellDown>, Status> {
+    async fn dial(&self, (queue, logs): Queues) -> Result<Streaming<CellDown>, Status> {
         let connector = self.endpoint.connector().map_err(|error| api::unreachable(&error))?;
         let channel = tonic::transport::Endpoint::from(self.endpoint.url.clone())
             .http2_keep_alive_interval(KEEP_ALIVE)
@@ -168,7 +172,9 @@ impl Agent {
         let mut client = ComponentsClient::new(channel)
             .max_decoding_message_size(api::MAX_MESSAGE)
             .max_encoding_message_size(api::MAX_MESSAGE);
-        let mut request = Request::new(ReceiverStream::new(queue));
+        let (queue, logs) = (ReceiverStream::new(queue), ReceiverStream::new(logs));
+        let first = |(): &mut ()| PollNext::Left;
+        let mut request = Request::new(select_with_strategy(queue, logs, first));
         let bearer = MetadataValue::try_from(format!("Bearer {}", self.endpoint.token));
         let bearer = bearer.map_err(|_| Status::unauthenticated("the token is no text"))?;
         request.metadata_mut().insert("authorization", bearer);

@@ -227,9 +227,49 @@ pub(crate) struct CellArgs {
     /// A word that apps may ask for
     #[arg(long = "tag")]
     pub(crate) tags: Vec<Name>,
+    /// A word that apps must ask for to run on it
+    #[arg(long = "required-tag", value_name = "TAG")]
+    pub(crate) required_tags: Vec<Name>,
     /// The address under which routers reach its instances
     #[arg(long, default_value = "127.0.0.1")]
     pub(crate) address: std::net::IpAddr,
+    /// A way to run containers, the best first: `process`, `oci` or `docker`. Absent: `oci` for root
+    /// where it works, else `process`
+    #[arg(long = "driver", value_name = "DRIVER")]
+    pub(crate) drivers: Vec<DriverKind>,
+    /// MiB of memory for containers; the machine's when absent
+    #[arg(long, value_name = "MIB", value_parser = clap::value_parser!(u64).range(1..=MOST_MIB))]
+    pub(crate) memory: Option<u64>,
+    /// MiB of disk for containers; what is free when absent
+    #[arg(long, value_name = "MIB", value_parser = clap::value_parser!(u64).range(1..=MOST_MIB))]
+    pub(crate) disk: Option<u64>,
+    /// How many containers at most
+    #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    pub(crate) containers: Option<u32>,
+    /// Shares of processor time it gives away, 1024 to a core; not limited when absent
+    #[arg(long, value_name = "SHARES", value_parser = clap::value_parser!(u64).range(1..=1 << 24))]
+    pub(crate) cpu_shares: Option<u64>,
+    /// Processes and threads of all containers; not limited when absent
+    #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u64).range(1..=1 << 22))]
+    pub(crate) pids: Option<u64>,
+    /// A network that downloads and uploads of tasks may reach besides public addresses, as in
+    /// `10.1.0.0/16`
+    #[arg(long = "allow-network", value_name = "NETWORK")]
+    pub(crate) allow_networks: Vec<cell::Network>,
+}
+
+/// More MiB than any machine has: 1 PiB.
+const MOST_MIB: u64 = 1 << 30;
+
+/// A way to run containers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum DriverKind {
+    /// Plain processes, nothing between them and the machine
+    Process,
+    /// Containers of the kernel, made by an OCI runtime
+    Oci,
+    /// Containers of a Docker daemon
+    Docker,
 }
 
 /// The name or id of a cell.

@@ -1,6 +1,7 @@
 //! The roles as this program runs them: each alone, or all of them in this process.
 
 mod all_in_one;
+mod containers;
 mod identity;
 mod port;
 
@@ -315,11 +316,17 @@ pub(crate) async fn runner(shell: &Shell, args: RunnerArgs) -> Result<()> {
 pub(crate) async fn cell(shell: &Shell, args: CellArgs) -> Result<()> {
     let (endpoint, dir) = joined(&args.join, Role::Cell)?;
     let tasks = Tasks::new(Stop::new());
-    let name = identity::name(args.join.name, "cell")?;
+    let name = identity::name(args.join.name.clone(), "cell")?;
     let mut options = identity::cell(&dir, name)?;
     options.zone = args.zone.to_string();
     options.tags = args.tags.iter().cloned().collect();
+    options.required_tags = args.required_tags.iter().cloned().collect();
     options.address = args.address;
+    options.transfer_networks.clone_from(&args.allow_networks);
+    options.capacity = Some(capacity(&args, &dir));
+    let (drivers, chosen) = containers::drivers(&args.drivers, &dir, &tasks)?;
+    options.drivers = drivers;
+    shell.output.say(&chosen);
     let ready = Ready::new("cell", &options.name, &endpoint);
     let joined = options.joined.clone();
     if !options.isolates() {
@@ -337,6 +344,18 @@ pub(crate) async fn cell(shell: &Shell, args: CellArgs) -> Result<()> {
     tasks.stop().stop();
     tasks.shutdown(STOP_GRACE).await;
     done
+}
+
+/// What the machine has, and the operator's word where that is different.
+fn capacity(args: &CellArgs, dir: &Path) -> cell::Capacity {
+    let machine = cell::Capacity::of_machine(dir);
+    cell::Capacity {
+        memory_mb: args.memory.unwrap_or(machine.memory_mb),
+        disk_mb: args.disk.unwrap_or(machine.disk_mb),
+        containers: args.containers.unwrap_or(machine.containers),
+        cpu_shares: args.cpu_shares,
+        pids: args.pids,
+    }
 }
 
 /// `shore router`

@@ -399,3 +399,26 @@ async fn a_volume_outlives_its_instances() {
     assert_eq!(std::fs::read_to_string(kept).expect("is there"), "x\nx\n");
     agent.stop().await;
 }
+
+#[tokio::test]
+async fn a_spammer_is_cut_short_and_nobody_else() {
+    let (bench, mut server) = (Bench::new(), Server::start().await);
+    let agent = bench.start(&server);
+    let mut stream = server.accept().await;
+    let text = "i=0; while [ $i -lt 20000 ]; do echo spam number $i; i=$((i+1)); done; echo done; \
+                exec sleep 1000";
+    let mut spammer = process(&["/bin/sh", "-c", text], None);
+    spammer.container.limits.log_bytes = Some(20_000);
+    let text = "i=0; while [ $i -lt 300 ]; do echo quiet $i; sleep 0.01; i=$((i+1)); done; \
+                echo all; exec sleep 1000";
+    let quiet = process(&["/bin/sh", "-c", text], None);
+    stream.desire(true, vec![instance(1, &spammer), instance(2, &quiet)]).await;
+    stream.line("all").await;
+    stream.begins("longshore: ").await;
+    let said = stream.seen.iter().find(|line| line.starts_with("longshore: ")).expect("is there");
+    assert!(said.ends_with(" dropped: over 19 KB/s"), "{said}");
+    let count = |what: &str| stream.seen.iter().filter(|line| line.starts_with(what)).count();
+    assert_eq!(count("quiet "), 300);
+    assert!(count("spam ") >= 80_000 / 18 && count("spam ") < 15_000, "{}", count("spam "));
+    agent.stop().await;
+}
