@@ -66,7 +66,7 @@ const fn name_of_action(action: &Action) -> &'static str {
 }
 
 /// What people call a command: the program it starts, not the launcher that starts it.
-fn name_of(argv: &[String]) -> Cow<'_, str> {
+pub(crate) fn name_of(argv: &[String]) -> Cow<'_, str> {
     let program = match argv {
         [launcher, dashes, program, ..] if launcher == LAUNCHER && dashes == "--" => program,
         [program, ..] => program,

@@ -9,6 +9,7 @@ use drivers::{
 use futures_util::StreamExt as _;
 use tokio::io::AsyncReadExt as _;
 
+use crate::actions::name_of;
 use crate::actor::describe;
 use crate::error::Failure;
 use crate::health::Length;
@@ -31,8 +32,7 @@ pub(crate) struct Inside {
 impl Inside {
     /// Runs a command that is to end with 0 within the limit; what is wrong names its last lines.
     pub(crate) async fn check(&self, argv: &[String], limit: Duration) -> Result<(), String> {
-        let program = argv.first().map_or("", String::as_str);
-        let program = program.rsplit('/').next().unwrap_or(program);
+        let program = name_of(argv);
         let tail = Tail::default();
         let fault = match self.run(argv, limit, &tail).await {
             Ok(Some(exit)) if exit.success() => return Ok(()),

@@ -3,11 +3,15 @@
 //! It touches no file and no network. Every message names the line and column it is about and says
 //! what is allowed there.
 
+mod check;
 mod project;
 mod read;
+mod run;
 
-pub use project::{AppFile, BuildFile, CheckFile, DeployFile, ProcessFile, ProjectFile, parse};
+pub use check::CheckFile;
+pub use project::{AppFile, BuildFile, DeployFile, ProcessFile, ProjectFile, parse};
 pub use read::{MAX_FILE, ManifestError};
+pub use run::RunFile;
 
 /// The name of the project file.
 pub const FILE_NAME: &str = "shore.hcl";

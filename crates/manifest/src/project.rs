@@ -3,10 +3,11 @@
 use std::collections::BTreeMap;
 
 use hcl_edit::Span as _;
-use hcl_edit::structure::{Block, Body};
+use hcl_edit::structure::{Attribute, Block, Body};
 use model::{MAX_INSTANCES, Name};
 
 use crate::read::{Item, ManifestError, Source};
+use crate::run::{RunFile, WORDS};
 
 type Result<T> = std::result::Result<T, ManifestError>;
 
@@ -42,31 +43,10 @@ pub struct BuildFile {
 pub struct DeployFile {
     /// How many instances of `web`.
     pub instances: Option<u32>,
-    /// Environment of every process.
-    pub env: BTreeMap<String, String>,
-    /// Memory of an instance in MiB.
-    pub memory_mb: Option<u64>,
-    /// Time between TERM and KILL, in milliseconds.
-    pub stop_grace_ms: Option<u64>,
-    /// The health check of `web`.
-    pub check: Option<CheckFile>,
+    /// What holds for every process; the checks are for `web` only.
+    pub run: RunFile,
     /// Settings by process.
     pub processes: BTreeMap<Name, ProcessFile>,
-}
-
-/// A health check. Times in milliseconds.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct CheckFile {
-    /// An HTTP path; a TCP connection is tried when absent.
-    pub path: Option<String>,
-    /// Between two checks.
-    pub interval_ms: Option<u64>,
-    /// For one check.
-    pub timeout_ms: Option<u64>,
-    /// From start to the first success.
-    pub start_timeout_ms: Option<u64>,
-    /// Failures in a row.
-    pub failures: Option<u32>,
 }
 
 /// Settings of one process.
@@ -76,6 +56,8 @@ pub struct ProcessFile {
     pub instances: Option<u32>,
     /// What runs, instead of what the build found. No shell is involved.
     pub command: Option<Vec<String>>,
+    /// What holds for this process only.
+    pub run: RunFile,
 }
 
 /// Reads a project file.
@@ -116,7 +98,7 @@ fn app(source: Source<'_>, body: &Body) -> Result<AppFile> {
     Ok(app)
 }
 
-fn unlabelled(source: Source<'_>, it: &Block) -> Result<()> {
+pub(crate) fn unlabelled(source: Source<'_>, it: &Block) -> Result<()> {
     if it.labels.is_empty() {
         return Ok(());
     }
@@ -139,69 +121,45 @@ fn build(source: Source<'_>, block: &Block) -> Result<BuildFile> {
     Ok(build)
 }
 
-fn count(number: u64) -> u32 {
+pub(crate) fn count(number: u64) -> u32 {
     u32::try_from(number).unwrap_or(u32::MAX)
+}
+
+fn instances(source: Source<'_>, it: &Attribute) -> Result<Option<u32>> {
+    source.number(it, 0..=u64::from(MAX_INSTANCES)).map(|number| Some(count(number)))
 }
 
 fn deploy(source: Source<'_>, block: &Block) -> Result<DeployFile> {
     unlabelled(source, block)?;
     let mut deploy = DeployFile::default();
-    let allowed = "`instances`, `env`, `memory`, `stop_grace`, `check` and `process`";
-    source.each(&block.body, "in `deploy`", allowed, |item| {
+    let allowed = format!("`instances`, `process`, {WORDS}");
+    source.each(&block.body, "in `deploy`", &allowed, |item| {
         match item {
-            Item::Attribute(it) => match it.key.as_str() {
-                "instances" => {
-                    let number = source.number(it, 0..=u64::from(MAX_INSTANCES))?;
-                    deploy.instances = Some(count(number));
-                }
-                "env" => deploy.env = source.process_env(it)?,
-                "memory" => deploy.memory_mb = Some(source.number(it, 1..=1 << 20)?),
-                "stop_grace" => deploy.stop_grace_ms = Some(source.millis(it)?),
-                _ => return Ok(false),
-            },
-            Item::Block(it) => match it.ident.as_str() {
-                "check" => deploy.check = Some(check(source, it)?),
-                "process" => {
-                    deploy.processes.insert(source.label(it)?, process(source, it)?);
-                }
-                _ => return Ok(false),
-            },
+            Item::Attribute(it) if it.key.as_str() == "instances" => {
+                deploy.instances = instances(source, it)?;
+            }
+            Item::Block(it) if it.ident.as_str() == "process" => {
+                deploy.processes.insert(source.label(it)?, process(source, it)?);
+            }
+            Item::Attribute(_) | Item::Block(_) => return deploy.run.take(source, item),
         }
         Ok(true)
     })?;
     Ok(deploy)
 }
 
-fn check(source: Source<'_>, block: &Block) -> Result<CheckFile> {
-    unlabelled(source, block)?;
-    let mut check = CheckFile::default();
-    let allowed = "`path`, `interval`, `timeout`, `start_timeout` and `failures`";
-    source.each(&block.body, "in `check`", allowed, |item| {
-        let Item::Attribute(it) = item else { return Ok(false) };
-        match it.key.as_str() {
-            "path" => check.path = Some(source.text(it)?),
-            "interval" => check.interval_ms = Some(source.millis(it)?),
-            "timeout" => check.timeout_ms = Some(source.millis(it)?),
-            "start_timeout" => check.start_timeout_ms = Some(source.millis(it)?),
-            "failures" => check.failures = Some(count(source.number(it, 1..=1_000)?)),
-            _ => return Ok(false),
-        }
-        Ok(true)
-    })?;
-    Ok(check)
-}
-
 fn process(source: Source<'_>, block: &Block) -> Result<ProcessFile> {
     let mut process = ProcessFile::default();
-    source.each(&block.body, "in `process`", "`instances` and `command`", |item| {
-        let Item::Attribute(it) = item else { return Ok(false) };
-        match it.key.as_str() {
-            "instances" => {
-                let number = source.number(it, 0..=u64::from(MAX_INSTANCES))?;
-                process.instances = Some(count(number));
+    let allowed = format!("`instances`, `command`, {WORDS}");
+    source.each(&block.body, "in `process`", &allowed, |item| {
+        match item {
+            Item::Attribute(it) if it.key.as_str() == "instances" => {
+                process.instances = instances(source, it)?;
             }
-            "command" => process.command = Some(source.texts(it)?),
-            _ => return Ok(false),
+            Item::Attribute(it) if it.key.as_str() == "command" => {
+                process.command = Some(source.texts(it)?);
+            }
+            Item::Attribute(_) | Item::Block(_) => return process.run.take(source, item),
         }
         Ok(true)
     })?;
@@ -231,10 +189,52 @@ app "web" {
       timeout       = "1s"
       start_timeout = "2m"
       failures      = 5
+      successes     = 2
+      jitter        = 20
+    }
+    startup {
+      tcp           = true
+      port          = 9000
+      start_timeout = "3m"
+    }
+    readiness {
+      command = ["bin/ready", "--now"]
+    }
+    volume "files" {
+      path = "/data"
+    }
+    egress {
+      to       = "10.1.0.0/16"
+      protocol = "tcp"
+      ports    = "5432-5440"
     }
     process "worker" {
-      instances = 2
-      command   = ["python3", "worker.py"]
+      instances   = 2
+      command     = ["python3", "worker.py"]
+      env         = { QUEUE = "low" }
+      disk        = 1024
+      cpu         = 0.5
+      pids        = 100
+      files       = 1024
+      log_rate    = 64
+      driver      = "oci"
+      tags        = ["gpu", "fast"]
+      user        = "1000:1000"
+      read_only   = true
+      tmp         = 64
+      stop_signal = "SIGQUIT"
+      pre_stop    = ["bin/drain"]
+      volume "files" {
+        path      = "/data"
+        read_only = true
+      }
+      crash {
+        immediate     = 1
+        base          = "5s"
+        cap           = "1m"
+        reset_after   = "10m"
+        give_up_after = 20
+      }
     }
   }
 }
@@ -263,6 +263,21 @@ app "web" {
             "app \"a\" {\n  deploy {\n    env = [1]\n  }\n}",
             "app \"a\" {\n  build \"x\" {\n  }\n}",
             "app \"a\" {\n  deploy {\n    process \"w\" { command = \"run it\" }\n  }\n}",
+            "app \"a\" {\n  deploy {\n    cpu = 0\n  }\n}",
+            "app \"a\" {\n  deploy {\n    user = \"root\"\n  }\n}",
+            "app \"a\" {\n  deploy {\n    read_only = \"yes\"\n  }\n}",
+            "app \"a\" {\n  deploy {\n    stop_signal = \"KILL\"\n  }\n}",
+            "app \"a\" {\n  deploy {\n    pre_stop = []\n  }\n}",
+            "app \"a\" {\n  deploy {\n    tags = [\"a b\"]\n  }\n}",
+            "app \"a\" {\n  deploy {\n    volume \"v\" {\n    }\n  }\n}",
+            "app \"a\" {\n  deploy {\n    volume \"v\" { path = \"/a/../b\" }\n  }\n}",
+            "app \"a\" {\n  deploy {\n    egress { to = \"example.com\" }\n  }\n}",
+            "app \"a\" {\n  deploy {\n    egress {\n      ports = \"9-8\"\n    }\n  }\n}",
+            "app \"a\" {\n  deploy {\n    check {\n      path = \"up\"\n    }\n  }\n}",
+            "app \"a\" {\n  deploy {\n    startup {\n      tcp = true\n      path = \"/\"\n    }\n  }\n}",
+            "app \"a\" {\n  deploy {\n    readiness {\n      port = 0\n    }\n  }\n}",
+            "app \"a\" {\n  deploy {\n    crash {\n      base = \"1h\"\n    }\n  }\n}",
+            "app \"a\" {\n  deploy {\n    check \"x\" {\n    }\n  }\n}",
         ];
         let messages: Vec<String> =
             bad.iter().map(|text| parse(text).expect_err(text).to_string()).collect();

@@ -6,7 +6,7 @@ use std::ops::Range;
 use hcl_edit::Span as _;
 use hcl_edit::expr::{Expression, ObjectKey};
 use hcl_edit::structure::{Attribute, Block, Body, Structure};
-use model::Name;
+use model::{Name, ProcessSpec};
 
 /// Most bytes of a project file.
 pub const MAX_FILE: usize = 1024 * 1024;
@@ -143,6 +143,48 @@ impl Source<'_> {
         array.iter().map(|value| self.string(value, key)).collect()
     }
 
+    pub(crate) fn names(self, it: &Attribute) -> Result<Vec<Name>> {
+        let parse = |text: String| {
+            let name = Name::parse("this", &text);
+            name.map_err(|error| self.error(it.value.span(), error.to_string()))
+        };
+        self.texts(it)?.into_iter().map(parse).collect()
+    }
+
+    pub(crate) fn flag(self, it: &Attribute) -> Result<bool> {
+        it.value.as_bool().ok_or_else(|| {
+            let message = format!("`{}` must be true or false", it.key.as_str());
+            self.error(it.value.span(), message)
+        })
+    }
+
+    /// A number of cores such as `0.5`, as shares of which a core has 1,024.
+    pub(crate) fn cores(self, it: &Attribute) -> Result<u64> {
+        let text = it.value.as_number().map(ToString::to_string).unwrap_or_default();
+        let (whole, part) = text.split_once('.').unwrap_or((&text, ""));
+        let part = format!("{part:0<3}");
+        let number = |text: &str| text.parse::<u64>().ok().filter(|_| text.len() < 6);
+        let millis = number(whole).zip(number(&part).filter(|_| part.len() == 3));
+        let millis = millis.map(|(whole, part)| whole * 1_000 + part);
+        let millis = millis.filter(|millis| (10..=1_024_000).contains(millis));
+        let shares = millis.map(|millis| (millis * 1_024 / 1_000).max(1));
+        shares.ok_or_else(|| {
+            let message = "`cpu` must be a number of cores from 0.01 to 1024".to_owned();
+            self.error(it.value.span(), message)
+        })
+    }
+
+    /// Asks the model whether a setting makes sense.
+    pub(crate) fn holds(
+        self,
+        span: Option<Range<usize>>,
+        change: impl FnOnce(&mut ProcessSpec),
+    ) -> Result<()> {
+        let mut spec = ProcessSpec::new(["app"]);
+        change(&mut spec);
+        spec.validate().map_err(|error| self.error(span, error.to_string()))
+    }
+
     /// An object of texts, as environments are written.
     pub(crate) fn env(self, it: &Attribute) -> Result<BTreeMap<String, String>> {
         let key = it.key.as_str();
@@ -177,6 +219,7 @@ impl Source<'_> {
 }
 
 /// Something in a body.
+#[derive(Clone, Copy)]
 pub(crate) enum Item<'a> {
     Attribute(&'a Attribute),
     Block(&'a Block),

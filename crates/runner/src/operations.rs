@@ -9,7 +9,7 @@ use api::http_types::{
     ProcessTemplate, RecordBuild, Released, StartDeployment, TaskView,
 };
 use futures_util::{FutureExt as _, StreamExt as _};
-use manifest::{AppFile, CheckFile, DeployFile};
+use manifest::{AppFile, CheckFile, DeployFile, RunFile};
 use model::{
     Action, BuildId, CREATOR, Check, CheckKind, DeploymentId, Digest, ERROR_MARK, LogSource, Name,
     Operation, ProcessSpec, TaskId, TaskSpec, UploadMode, WEB, launched, program_name,
@@ -250,29 +250,39 @@ fn templates(deploy: &DeployFile, result: BuildResult) -> Vec<ProcessTemplate> {
         let own = deploy.processes.get(&name).and_then(|process| process.instances);
         let instances =
             if web { own.or(deploy.instances).unwrap_or(WEB_INSTANCES) } else { own.unwrap_or(0) };
+        let run = settings(deploy, &name);
         let mut spec = ProcessSpec::new(argv);
+        spec.stop_grace_ms = STOP_GRACE_MS;
+        run.apply(&mut spec);
         spec.container.image = Some(image);
-        spec.container.env.clone_from(&deploy.env);
-        spec.container.limits.memory_mb = deploy.memory_mb;
         spec.dir = dir;
-        spec.check = web.then(|| check(deploy.check.as_ref()));
-        spec.stop_grace_ms = deploy.stop_grace_ms.unwrap_or(STOP_GRACE_MS);
+        spec.pre_stop = spec.pre_stop.map(launched);
+        let usual = web.then(Check::default);
+        spec.check = run.check.as_ref().map(check).or(usual);
+        spec.startup = run.startup.as_ref().map(check);
+        spec.readiness = run.readiness.as_ref().map(check);
         ProcessTemplate { name, spec, instances }
     };
     found.into_iter().map(template).collect()
 }
 
-fn check(file: Option<&CheckFile>) -> Check {
-    let default = Check::default();
-    let Some(file) = file else { return default };
-    Check {
-        kind: file.path.clone().map_or(CheckKind::Answers, |path| CheckKind::Http { path }),
-        interval_ms: file.interval_ms.unwrap_or(default.interval_ms),
-        timeout_ms: file.timeout_ms.unwrap_or(default.timeout_ms),
-        start_timeout_ms: file.start_timeout_ms.unwrap_or(default.start_timeout_ms),
-        failures: file.failures.unwrap_or(default.failures),
-        ..default
+/// What the project file says of one process. The app's own checks are for `web`.
+fn settings(deploy: &DeployFile, name: &Name) -> RunFile {
+    let web = name.as_str() == WEB;
+    let base = if web { deploy.run.clone() } else { deploy.run.without_checks() };
+    match deploy.processes.get(name) {
+        Some(process) => process.run.over(&base),
+        None => base,
     }
+}
+
+/// Commands find what the build installed, as processes do.
+fn check(file: &CheckFile) -> Check {
+    let mut check = file.check();
+    if let CheckKind::Command { argv } = check.kind {
+        check.kind = CheckKind::Command { argv: launched(argv) };
+    }
+    check
 }
 
 async fn deploy(context: &mut Context, build: Option<u64>) -> Result<DeploymentView, JobError> {
@@ -403,6 +413,46 @@ async fn destroy(context: &mut Context) -> Result<(), JobError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_process_says_more_than_its_app() {
+        let text = r#"
+app "a" {
+  deploy {
+    memory = 100
+    env    = { A = "1", B = "1" }
+    volume "files" { path = "/data" }
+    readiness { command = ["bin/ready"] }
+    process "worker" {
+      instances = 2
+      command   = ["work"]
+      env       = { B = "2" }
+      pre_stop  = ["bin/drain"]
+      check { tcp = true }
+    }
+  }
+}
+"#;
+        let file = manifest::parse(text).expect("a good file");
+        let deploy = &file.apps.values().next().expect("an app").deploy;
+        let name = |name: &str| -> Name { name.parse().expect("a name") };
+        let web = BuiltProcess { name: name(WEB), argv: vec!["serve".into()], dir: None };
+        let image = Digest([0; 32]);
+        let made = templates(deploy, BuildResult { image, processes: vec![web] });
+        let [web, worker] = made.as_slice() else { panic!("two processes: {made:?}") };
+        assert_eq!((web.instances, worker.instances), (WEB_INSTANCES, 2));
+        assert_eq!(web.spec.check, Some(Check::default()));
+        let argv = launched(["bin/ready".to_owned()]);
+        let kind = web.spec.readiness.as_ref().map(|check| &check.kind);
+        assert_eq!(kind, Some(&CheckKind::Command { argv }));
+        let worker = &worker.spec;
+        assert_eq!(worker.check.as_ref().map(|check| &check.kind), Some(&CheckKind::Tcp));
+        assert_eq!((worker.readiness.is_none(), worker.container.volumes.len()), (true, 1));
+        assert_eq!(worker.container.env.values().collect::<Vec<_>>(), ["1", "2"]);
+        assert_eq!(worker.container.limits.memory_mb, Some(100));
+        assert_eq!(worker.pre_stop, Some(launched(["bin/drain".to_owned()])));
+        assert_eq!(worker.validate(), Ok(()));
+    }
 
     #[test]
     fn the_first_line_of_the_last_error_is_the_reason() {
