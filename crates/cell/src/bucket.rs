@@ -107,7 +107,7 @@ fn sized(bytes: u64) -> String {
     match bytes {
         0..1_024 => format!("{bytes} bytes"),
         1_024..1_048_576 => format!("{} KB", bytes >> 10),
-        _ => format!("{} MB", grouped(bytes >> 20)),
+        1_048_576.. => format!("{} MB", grouped(bytes >> 20)),
     }
 }
 

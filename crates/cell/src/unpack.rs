@@ -48,10 +48,10 @@ pub(crate) async fn unpack(actor: &Actor, to: &str, input: Input) -> Result<(), 
 
 /// Reading may work the next time; an archive that breaks a rule always will.
 fn refused(error: DriverError) -> Failure {
-    let transient = match &error {
-        DriverError::Io { source, .. } => source.kind() != io::ErrorKind::InvalidData,
-        _ => false,
-    };
+    let transient = matches!(
+        &error,
+        DriverError::Io { source, .. } if source.kind() != io::ErrorKind::InvalidData
+    );
     Failure { transient, ..Failure::from(error) }
 }
 

@@ -82,13 +82,12 @@ impl Web {
             if answer.status().is_success() {
                 return Ok((at, answer));
             }
-            let follows = match answer.status() {
-                StatusCode::TEMPORARY_REDIRECT | StatusCode::PERMANENT_REDIRECT => true,
-                StatusCode::MOVED_PERMANENTLY | StatusCode::FOUND | StatusCode::SEE_OTHER => {
-                    ask.method == Method::GET
-                }
-                _ => false,
-            };
+            // All others may mean that the body is to be left out.
+            let again = [StatusCode::TEMPORARY_REDIRECT, StatusCode::PERMANENT_REDIRECT];
+            let other = [StatusCode::MOVED_PERMANENTLY, StatusCode::FOUND, StatusCode::SEE_OTHER];
+            let status = answer.status();
+            let reads = ask.method == Method::GET;
+            let follows = again.contains(&status) || reads && other.contains(&status);
             let location = answer.headers().get(LOCATION).filter(|_| follows);
             let location = location.and_then(|location| location.to_str().ok());
             let Some(location) = location else { return Err(refused(&at, answer.status())) };
@@ -145,10 +144,11 @@ impl Web {
         });
         let request = request(url, ask)?;
         let answer = sender.send_request(request);
-        let answer = match ask.method {
-            // The answer to a large body comes after it.
-            Method::PUT => Some(answer.await),
-            _ => runtime::timeout(ANSWER_LIMIT, answer).await,
+        // The answer to a large body comes after it.
+        let answer = if ask.method == Method::PUT {
+            Some(answer.await)
+        } else {
+            runtime::timeout(ANSWER_LIMIT, answer).await
         };
         answer.ok_or_else(|| late("no answer", ANSWER_LIMIT))?.map_err(|error| broken(&error))
     }

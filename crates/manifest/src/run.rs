@@ -259,8 +259,8 @@ fn protocol(source: Source<'_>, it: &Attribute) -> Result<EgressProtocol> {
         "tcp" => Ok(EgressProtocol::Tcp),
         "udp" => Ok(EgressProtocol::Udp),
         "icmp" => Ok(EgressProtocol::Icmp),
-        _ => {
-            let message = "`protocol` must be \"tcp\", \"udp\" or \"icmp\"".to_owned();
+        other => {
+            let message = format!("`protocol` must be \"tcp\", \"udp\" or \"icmp\", not {other:?}");
             Err(source.error(it.value.span(), message))
         }
     }

@@ -103,10 +103,8 @@ fn embedded(address: Ipv6Addr) -> Option<Ipv4Addr> {
     if octets.starts_with(&[0, 0x64, 0xff, 0x9b, 0, 0, 0, 0, 0, 0, 0, 0]) {
         return Some(Ipv4Addr::new(a, b, c, d));
     }
-    match octets {
-        [0x20, 0x02, a, b, c, d, ..] => Some(Ipv4Addr::new(a, b, c, d)),
-        _ => None,
-    }
+    let [first, second, a, b, c, d, ..] = octets;
+    ([first, second] == [0x20, 0x02]).then(|| Ipv4Addr::new(a, b, c, d))
 }
 
 /// Whether the kernel answers for an address itself: it then is its own way there.
