@@ -4,9 +4,9 @@
 use std::collections::BTreeMap;
 
 use model::{
-    AppId, BuildId, CellId, CellSpec, DeploymentId, Digest, HostName, InstanceId, JobId, KeyId,
-    LogSource, Name, Operation, ProcessSpec, ProjectId, Role, RunnerId, Target, TaskId, TaskSpec,
-    Time, TokenId,
+    AppId, BuildId, CellId, CellSpec, DeploymentId, Digest, ExitStatus, HostName, InstanceId,
+    JobId, KeyId, LogSource, Name, Operation, ProcessSpec, ProjectId, Role, RunnerId, Target,
+    TaskId, TaskSpec, Time, TokenId,
 };
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -399,9 +399,92 @@ pub struct TaskView {
     /// What it left in its result file.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub result: Option<String>,
+    /// The blob that holds the result, where that is too large to be shown or is no text.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    pub artifact: Option<Digest>,
+    /// Which action of the tree failed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub action: Option<String>,
+    /// How its process ended: `{"code":1}`, `{"signal":9}`, `"out_of_memory"` or `"lost"`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Object>)]
+    pub exit: Option<ExitStatus>,
+    /// The last lines it said before it failed.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tail: Vec<String>,
     /// The cell that has it.
     #[schema(value_type = Option<String>)]
     pub cell: Option<CellId>,
+    /// Whether somebody asked for an end that its cell has not confirmed.
+    #[serde(default)]
+    pub cancelling: bool,
+    /// The project's name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    pub project: Option<Name>,
+    /// Which attempt at the same work it is, from 1.
+    #[serde(default)]
+    pub attempt: u32,
+    /// How many attempts there are at most.
+    #[serde(default)]
+    pub attempts: u32,
+    /// The attempt before it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    pub retry_of: Option<TaskId>,
+    /// The attempt after it: whoever waits for the work goes on with that one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    pub followed_by: Option<TaskId>,
+    /// Until when it pauses.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<u64>)]
+    pub not_before: Option<Time>,
+    /// Whether whoever wanted to be told of its end has been: `waiting`, `delivered`, `given up: …`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub callback: Option<String>,
+    /// Words of whoever made it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub annotation: Option<String>,
+    /// When it was made.
+    #[serde(default)]
+    #[schema(value_type = u64)]
+    pub created_at: Time,
+    /// When it ended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<u64>)]
+    pub ended_at: Option<Time>,
+}
+
+/// A task to make directly.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct NewTask {
+    /// Its id, where the caller chooses it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    pub id: Option<TaskId>,
+    /// The same words again name the same task, for as long as it is kept.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub idempotency_key: Option<String>,
+    /// What runs where, as in `{"container":{},"action":{"action":"run","argv":["true"]},
+    /// "result_file":null,"timeout_ms":60000}`.
+    #[schema(value_type = Object)]
+    pub spec: TaskSpec,
+}
+
+/// What signs the messages of a project.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct CallbackSecret {
+    /// The key of the HMAC, as text.
+    pub secret: String,
+    /// The one before it, which signs too for a day.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub before: Option<String>,
+    /// When it was made.
+    #[schema(value_type = u64)]
+    pub since: Time,
 }
 
 /// A token without its secret.

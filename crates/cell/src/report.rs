@@ -103,11 +103,11 @@ mod tests {
                 r#"{"report":"reject","reason":"why"}"#,
             ),
             (
-                render(&TaskReport::Succeeded { result: None }),
+                render(&TaskReport::Succeeded { result: None, artifact: None }),
                 r#"{"report":"succeeded","result":null}"#,
             ),
             (
-                render(&TaskReport::Succeeded { result: Some("x".into()) }),
+                render(&TaskReport::Succeeded { result: Some("x".into()), artifact: None }),
                 r#"{"report":"succeeded","result":"x"}"#,
             ),
             (

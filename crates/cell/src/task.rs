@@ -64,7 +64,7 @@ async fn carry_out(actor: &Actor, order: Order<'_>) {
             done = &mut work => {
                 let report = done.map_or_else(
                     |failure| TaskReport::Failed { reason: failure.reason, detail: failure.detail },
-                    |result| TaskReport::Succeeded { result },
+                    |result| TaskReport::Succeeded { result, artifact: None },
                 );
                 return finish(actor, Some(report)).await;
             }

@@ -123,6 +123,8 @@ ids! {
     JobId "job" "job id";
     /// Work run at most once on a cell.
     TaskId "task" "task id";
+    /// A message to somebody outside that is on its way.
+    DeliveryId "dlv" "delivery id";
     /// An image made from source.
     BuildId "bld" "build id";
     /// An immutable image with its configuration and process types.

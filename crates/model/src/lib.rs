@@ -36,8 +36,8 @@ pub use convention::{
 pub use deployment::{DeploymentEvent, DeploymentState};
 pub use digest::{Digest, DigestError};
 pub use id::{
-    AppId, BuildId, CellId, DeploymentId, IdError, InstanceId, JobId, KeyId, ProcessId, ProjectId,
-    RunnerId, TaskId, TokenId, parse_ulid,
+    AppId, BuildId, CellId, DeliveryId, DeploymentId, IdError, InstanceId, JobId, KeyId, ProcessId,
+    ProjectId, RunnerId, TaskId, TokenId, parse_ulid,
 };
 pub use instance::{CrashPolicy, InstanceEvent, InstanceState};
 pub use job::{JobEvent, JobState, Operation, Outcome, Target};
@@ -46,9 +46,10 @@ pub use name::{HostName, MAX_NAME, Name, NameError};
 pub use report::{InstanceReport, TaskReport};
 pub use route::{Route, RouteTable, RouteTarget};
 pub use spec::{
-    ContainerSpec, EgressProtocol, EgressRule, Limits, MAX_CACHE_KEY, MAX_EGRESS_RULES,
-    MAX_ENV_BYTES, MAX_ENV_NAME, MAX_ENV_VARS, MAX_INSTANCES, MAX_MOUNTS, MAX_TAGS, ProcessSpec,
-    RetryPolicy, SpecError, StopSignal, TASK_START_MS, TaskSpec, VolumeMount, validate_env,
+    ContainerSpec, DRIVERS, EgressProtocol, EgressRule, Limits, MAX_ANNOTATION, MAX_CACHE_KEY,
+    MAX_EGRESS_RULES, MAX_ENV_BYTES, MAX_ENV_NAME, MAX_ENV_VARS, MAX_INSTANCES, MAX_MOUNTS,
+    MAX_TAGS, ProcessSpec, RetryPolicy, SpecError, StopSignal, TASK_START_MS, TaskSpec,
+    VolumeMount, validate_env,
 };
 pub use task::{
     ExitStatus, FailureDetail, MAX_TAIL_BYTES, MAX_TAIL_LINES, MAX_TASK_RESULT, TaskEvent,

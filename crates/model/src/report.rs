@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::FailureDetail;
+use crate::{Digest, FailureDetail};
 
 /// News of a task.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -21,6 +21,9 @@ pub enum TaskReport {
     Succeeded {
         /// What it left in its result file.
         result: Option<String>,
+        /// The blob it was uploaded as, where it is larger than [`crate::MAX_TASK_RESULT`] or no text.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        artifact: Option<Digest>,
     },
     /// Its actions failed.
     Failed {

@@ -156,10 +156,26 @@ pub struct TaskSpec {
     /// Whether another task follows when it failed; never by default.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retry: Option<RetryPolicy>,
+    /// Words of whoever made it, handed back with its end.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub annotation: Option<String>,
 }
 
 /// How long a task waits for a cell unless it says otherwise, in milliseconds. Diego's value.
 pub const TASK_START_MS: u64 = 1_800_000;
+
+/// Most bytes of a task's annotation.
+pub const MAX_ANNOTATION: usize = 10 << 10;
+/// The drivers there are.
+pub const DRIVERS: [&str; 4] = ["process", "oci", "docker", "qemu"];
+
+impl RetryPolicy {
+    /// The pause after so many attempts, in milliseconds.
+    pub fn pause_after(&self, attempts: u32) -> u64 {
+        let doubled = 1_u64.checked_shl(attempts.saturating_sub(1)).unwrap_or(u64::MAX);
+        self.pause_ms.saturating_mul(doubled).min(DAY_MS)
+    }
+}
 
 /// When a failed task is followed by a new one that does the same.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -253,6 +269,7 @@ impl TaskSpec {
             start_timeout_ms: None,
             callback: None,
             retry: None,
+            annotation: None,
         }
     }
 }
@@ -369,6 +386,10 @@ impl ContainerSpec {
         for rule in &self.egress {
             rule.validate()?;
         }
+        if self.driver.as_ref().is_some_and(|driver| !DRIVERS.contains(&driver.as_str())) {
+            let reason = "there are process, oci, docker and qemu";
+            return Err(SpecError::Text { field: "driver", reason });
+        }
         if self.user.as_deref().is_some_and(|user| parse_user(user).is_none()) {
             let reason = "it is no `uid` or `uid:gid`";
             return Err(SpecError::Text { field: "user", reason });
@@ -427,6 +448,12 @@ impl TaskSpec {
         self.container.validate()?;
         self.action.validate()?;
         range("timeout_ms", self.timeout_ms, 1..=DAY_MS, "1 ms to 24 h")?;
+        if let Some(path) = &self.result_file {
+            validate_path("result_file", path)?;
+        }
+        if self.annotation.as_ref().is_some_and(|text| text.len() > MAX_ANNOTATION) {
+            return Err(SpecError::Text { field: "annotation", reason: "it has more than 10 KiB" });
+        }
         if let Some(ms) = self.start_timeout_ms {
             range("start_timeout_ms", ms, 1..=DAY_MS, "1 ms to 24 h")?;
         }
@@ -527,6 +554,37 @@ mod tests {
             s.container.volumes.insert(name, mount);
         });
         assert!(volume.contains("volume path"), "{volume}");
+    }
+
+    #[test]
+    fn each_bad_field_of_a_task_is_named() {
+        let refused = |change: fn(&mut TaskSpec)| {
+            let mut spec = TaskSpec::new(Action::run(["true"]), 1_000);
+            change(&mut spec);
+            spec.validate().expect_err("refused").to_string()
+        };
+        type Change = fn(&mut TaskSpec);
+        let cases: [(&str, Change); 8] = [
+            ("timeout_ms", |s| s.timeout_ms = 0),
+            ("start_timeout_ms", |s| s.start_timeout_ms = Some(u64::MAX)),
+            ("result_file", |s| s.result_file = Some("relative".into())),
+            ("annotation", |s| s.annotation = Some("x".repeat(MAX_ANNOTATION + 1))),
+            ("callback", |s| s.callback = Some("gopher://example.com".into())),
+            ("retry attempts", |s| s.retry = Some(RetryPolicy { attempts: 1, pause_ms: 1 })),
+            ("retry pause_ms", |s| s.retry = Some(RetryPolicy { attempts: 2, pause_ms: 0 })),
+            ("driver", |s| s.container.driver = Some("warp".parse().expect("a name"))),
+        ];
+        for (field, change) in cases {
+            let message = refused(change);
+            assert!(message.starts_with(field), "{field}: {message}");
+        }
+    }
+
+    #[test]
+    fn pauses_between_attempts_double_up_to_a_day() {
+        let policy = RetryPolicy { attempts: 100, pause_ms: 1_000 };
+        assert_eq!([1, 2, 3].map(|n| policy.pause_after(n)), [1_000, 2_000, 4_000]);
+        assert_eq!([60, 100].map(|n| policy.pause_after(n)), [DAY_MS; 2]);
     }
 
     #[test]

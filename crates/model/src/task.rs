@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{CellId, Refused};
+use crate::{CellId, Digest, Refused};
 
 /// Most bytes of an inline result.
 pub const MAX_TASK_RESULT: usize = 1 << 20;
@@ -77,6 +77,9 @@ pub enum TaskState {
     Succeeded {
         /// What the task left in its result file.
         result: Option<String>,
+        /// The blob that holds it, where it is too large to be kept here or is no text.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        artifact: Option<Digest>,
     },
     /// Ended badly.
     Failed {
@@ -87,7 +90,11 @@ pub enum TaskState {
         detail: Option<Box<FailureDetail>>,
     },
     /// Ended because somebody asked.
-    Cancelled,
+    Cancelled {
+        /// What is known beyond that, for people.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        reason: Option<String>,
+    },
 }
 
 /// What can happen to a task.
@@ -109,6 +116,8 @@ pub enum TaskEvent {
     Succeed {
         /// What the task left in its result file.
         result: Option<String>,
+        /// The blob that holds it.
+        artifact: Option<Digest>,
     },
     /// The actions failed, or the cell is gone.
     Fail {
@@ -117,8 +126,11 @@ pub enum TaskEvent {
         /// What exactly.
         detail: Option<Box<FailureDetail>>,
     },
-    /// Somebody asked for an end and nothing runs, or the cell stopped it.
-    Cancel,
+    /// Somebody asked for an end and nothing runs, or the cell stopped it, or did not say so in time.
+    Cancel {
+        /// What is known beyond that, for people.
+        reason: Option<String>,
+    },
 }
 
 impl TaskState {
@@ -130,7 +142,7 @@ impl TaskState {
             Self::Running { .. } => "running",
             Self::Succeeded { .. } => "succeeded",
             Self::Failed { .. } => "failed",
-            Self::Cancelled => "cancelled",
+            Self::Cancelled { .. } => "cancelled",
         }
     }
 
@@ -138,7 +150,7 @@ impl TaskState {
     pub const fn is_terminal(&self) -> bool {
         match self {
             Self::Pending { .. } | Self::Offered { .. } | Self::Running { .. } => false,
-            Self::Succeeded { .. } | Self::Failed { .. } | Self::Cancelled => true,
+            Self::Succeeded { .. } | Self::Failed { .. } | Self::Cancelled { .. } => true,
         }
     }
 
@@ -149,7 +161,7 @@ impl TaskState {
             Self::Pending { .. }
             | Self::Succeeded { .. }
             | Self::Failed { .. }
-            | Self::Cancelled => None,
+            | Self::Cancelled { .. } => None,
         }
     }
 
@@ -161,8 +173,8 @@ impl TaskState {
                 Ok(Self::Pending { reason: Some(reason.clone()) })
             }
             (Self::Offered { cell }, TaskEvent::Claim) => Ok(Self::Running { cell: *cell }),
-            (Self::Running { .. }, TaskEvent::Succeed { result }) => {
-                Ok(Self::Succeeded { result: result.clone() })
+            (Self::Running { .. }, TaskEvent::Succeed { result, artifact }) => {
+                Ok(Self::Succeeded { result: result.clone(), artifact: *artifact })
             }
             (
                 Self::Pending { .. } | Self::Offered { .. } | Self::Running { .. },
@@ -170,15 +182,15 @@ impl TaskState {
             ) => Ok(Self::Failed { reason: reason.clone(), detail: detail.clone() }),
             (
                 Self::Pending { .. } | Self::Offered { .. } | Self::Running { .. },
-                TaskEvent::Cancel,
-            ) => Ok(Self::Cancelled),
+                TaskEvent::Cancel { reason },
+            ) => Ok(Self::Cancelled { reason: reason.clone() }),
             (
                 Self::Pending { .. }
                 | Self::Offered { .. }
                 | Self::Running { .. }
                 | Self::Succeeded { .. }
                 | Self::Failed { .. }
-                | Self::Cancelled,
+                | Self::Cancelled { .. },
                 _,
             ) => Err(Refused { what: "task", state: self.name(), event: event.name() }),
         }
@@ -194,7 +206,7 @@ impl TaskEvent {
             Self::Claim => "claim",
             Self::Succeed { .. } => "succeed",
             Self::Fail { .. } => "fail",
-            Self::Cancel => "cancel",
+            Self::Cancel { .. } => "cancel",
         }
     }
 }
@@ -217,23 +229,31 @@ mod tests {
     }
 
     #[test]
+    fn rows_of_earlier_versions_are_read() {
+        let read = |text: &str| serde_json::from_str::<TaskState>(text).expect("reads");
+        let done = read(r#"{"state":"succeeded","result":"x"}"#);
+        assert_eq!(done, TaskState::Succeeded { result: Some("x".into()), artifact: None });
+        assert_eq!(read(r#"{"state":"cancelled"}"#), TaskState::Cancelled { reason: None });
+    }
+
+    #[test]
     fn transition_table() {
         let cell = CellId(1);
         let states = [
             TaskState::Pending { reason: None },
             TaskState::Offered { cell },
             TaskState::Running { cell },
-            TaskState::Succeeded { result: None },
+            TaskState::Succeeded { result: None, artifact: None },
             TaskState::Failed { reason: "because".into(), detail: None },
-            TaskState::Cancelled,
+            TaskState::Cancelled { reason: None },
         ];
         let events = [
             TaskEvent::Offer { cell },
             TaskEvent::Reject { reason: "full".into() },
             TaskEvent::Claim,
-            TaskEvent::Succeed { result: None },
+            TaskEvent::Succeed { result: None, artifact: None },
             TaskEvent::Fail { reason: "exit 1".into(), detail: None },
-            TaskEvent::Cancel,
+            TaskEvent::Cancel { reason: None },
         ];
         insta::assert_snapshot!(crate::tests::table(
             &states,

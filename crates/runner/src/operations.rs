@@ -141,9 +141,9 @@ async fn start_build(
     context.call(|client| client.post("/v1/tasks", &create).boxed()).await
 }
 
-/// Shows a task's log until it ends.
+/// Shows a task's log until it ends, and the logs of the attempts that follow it.
 async fn follow_task(context: &Context, task: TaskView) -> Result<TaskView, JobError> {
-    let id = task.id;
+    let mut id = task.id;
     let mut resume: Option<String> = None;
     let mut said = None;
     let mut told = Told::default();
@@ -165,11 +165,20 @@ async fn follow_task(context: &Context, task: TaskView) -> Result<TaskView, JobE
         }
         let path = format!("/v1/tasks/{id}?wait_ms={WAIT_MS}");
         let task: TaskView = context.call(|client| client.get(&path).boxed()).await?;
-        match task.reason {
-            _ if task.state == "succeeded" => return Ok(task),
-            Some(reason) if task.ended => return Err(JobError::Failed(told.with(&reason))),
-            None if task.ended => return Err(JobError::Cancelled),
-            Some(_) | None => {}
+        if let Some(next) = task.followed_by {
+            let (attempt, attempts) = (task.attempt + 1, task.attempts);
+            let reason = told.with(&task.reason.unwrap_or_default());
+            context.say(format!("{reason}: attempt {attempt} of {attempts} follows")).await;
+            (id, resume, said, told) = (next, None, None, Told::default());
+            continue;
+        }
+        match task.state.as_str() {
+            "succeeded" => return Ok(task),
+            "failed" => {
+                return Err(JobError::Failed(told.with(&task.reason.unwrap_or_default())));
+            }
+            "cancelled" => return Err(JobError::Cancelled),
+            _ => {}
         }
     }
 }

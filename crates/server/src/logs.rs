@@ -24,6 +24,8 @@ pub(crate) fn ended(state: &State, rows: &[RowKey]) -> Vec<String> {
         | RowKey::Cell(_)
         | RowKey::Build(_)
         | RowKey::Process(_)
+        | RowKey::Delivery(_)
+        | RowKey::Signing(_)
         | RowKey::Deployment(_)
         | RowKey::Instance(_) => None,
     };

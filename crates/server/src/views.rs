@@ -6,8 +6,8 @@ use api::http_types::{
 };
 use model::{DeploymentState, InstanceState, JobState, Name, ProjectId, TaskState};
 use state::{
-    App, Build, Cell, Deployment, DrainProgress, Instance, Job, Key, Process, Project, Runner,
-    State, Task, Token,
+    App, Build, Callback, Cell, Deployment, DrainProgress, Instance, Job, Key, Process, Project,
+    Runner, State, Task, Token,
 };
 
 fn project_name(state: &State, id: ProjectId) -> Name {
@@ -161,24 +161,64 @@ pub fn build(row: &Build) -> BuildView {
 }
 
 /// A task.
-pub fn task(row: &Task) -> TaskView {
-    let (reason, result) = match &row.state {
-        TaskState::Pending { reason } => (reason.clone(), None),
-        TaskState::Failed { reason, .. } => (Some(reason.clone()), None),
-        TaskState::Succeeded { result } => (None, result.clone()),
-        TaskState::Offered { .. } | TaskState::Running { .. } | TaskState::Cancelled => {
-            (None, None)
-        }
-    };
-    TaskView {
+pub fn task(state: &State, row: &Task) -> TaskView {
+    let mut view = TaskView {
         id: row.id,
         job: row.job,
+        project: row.project.map(|id| project_name(state, id)),
         state: row.state.name().to_owned(),
         ended: row.state.is_terminal(),
-        reason,
-        result,
+        reason: None,
+        result: None,
+        artifact: None,
+        action: None,
+        exit: None,
+        tail: Vec::new(),
         cell: row.state.cell(),
+        cancelling: row.cancelling && !row.state.is_terminal(),
+        attempt: row.attempt,
+        attempts: row.spec.retry.map_or(1, |retry| retry.attempts),
+        retry_of: row.retry_of,
+        followed_by: row.followed_by,
+        not_before: row.paused_until,
+        callback: callback(row.callback.as_ref()),
+        annotation: row.spec.annotation.clone(),
+        created_at: row.created_at,
+        ended_at: row.ended_at,
+    };
+    match &row.state {
+        TaskState::Pending { reason } => {
+            let pauses = || {
+                let (attempt, attempts) = (view.attempt, view.attempts);
+                format!("attempt {attempt} of {attempts} begins after a pause")
+            };
+            view.reason = reason.clone().or_else(|| row.paused_until.map(|_| pauses()));
+        }
+        TaskState::Failed { reason, detail } => {
+            view.reason = Some(reason.clone());
+            if let Some(detail) = detail {
+                view.action.clone_from(&detail.action);
+                view.exit = detail.exit;
+                view.tail.clone_from(&detail.tail);
+            }
+        }
+        TaskState::Succeeded { result, artifact } => {
+            view.result.clone_from(result);
+            view.artifact = *artifact;
+        }
+        TaskState::Cancelled { reason } => view.reason.clone_from(reason),
+        TaskState::Offered { .. } | TaskState::Running { .. } => {}
     }
+    view
+}
+
+/// How far the message about the end of a task is, in a sentence.
+fn callback(row: Option<&Callback>) -> Option<String> {
+    Some(match row? {
+        Callback::Waiting => "waiting".to_owned(),
+        Callback::Delivered { .. } => "delivered".to_owned(),
+        Callback::GivenUp { reason, .. } => format!("given up: {reason}"),
+    })
 }
 
 /// A token.

@@ -410,7 +410,7 @@ impl World {
                 let report = if self.rng.chance(80) {
                     TaskReport::Failed { reason: "exit 1".to_owned(), detail: None }
                 } else {
-                    TaskReport::Succeeded { result: None }
+                    TaskReport::Succeeded { result: None, artifact: None }
                 };
                 self.work_over(index, key, Some(Report::Task(report)));
             }

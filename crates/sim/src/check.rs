@@ -5,12 +5,12 @@ use std::sync::Arc;
 
 use auction::{DEFAULT_DISK_MB, DEFAULT_MEMORY_MB};
 use model::{
-    AppId, CellId, DeploymentId, DeploymentState, InstanceId, InstanceState, JobId, JobState,
-    Limits, Name, Outcome, ProcessId, TaskId,
+    AppId, CellId, DeliveryId, DeploymentId, DeploymentState, InstanceId, InstanceState, JobId,
+    JobState, Limits, Name, Outcome, ProcessId, TaskId,
 };
 use state::{
-    App, Attempt, Cell, CellInstance, Deployment, Instance, Job, PredecessorKind, Process, Runner,
-    State, Task,
+    App, Attempt, Cell, CellInstance, Delivery, Deployment, Instance, Job, PredecessorKind,
+    Process, Runner, State, Task, delivery_id,
 };
 use store::{Batch, Record, Store as _};
 
@@ -25,6 +25,12 @@ pub(crate) struct Checker {
     archived: BTreeSet<JobId>,
     keys: BTreeMap<String, JobId>,
     tasks: BTreeMap<TaskId, Task>,
+    /// Which task the words of a client gave.
+    task_keys: BTreeMap<String, TaskId>,
+    /// Messages that wait to be taken.
+    pub(crate) outbox: BTreeSet<DeliveryId>,
+    /// Messages that arrived.
+    pub(crate) received: BTreeSet<DeliveryId>,
     pub(crate) deployments: BTreeMap<DeploymentId, Deployment>,
     processes: BTreeMap<ProcessId, Process>,
     instances: BTreeMap<InstanceId, Instance>,
@@ -75,6 +81,7 @@ impl Checker {
             self.job(now, &Record::put(entry.kind, id, entry.body.clone()))?;
         }
         let (mut jobs, mut places) = (false, false);
+        let mut ended = Vec::new();
         for record in &batch.records {
             let id = record.id;
             match record.kind.as_str() {
@@ -83,9 +90,10 @@ impl Checker {
                     jobs = true;
                 }
                 "task" => {
-                    self.task(record)?;
+                    ended.extend(self.task(record)?);
                     places = true;
                 }
+                "delivery" => self.delivery(record)?,
                 "instance" => {
                     self.instance(record)?;
                     places = true;
@@ -95,6 +103,9 @@ impl Checker {
                 "cell" => keep(&mut self.cells, CellId(id), record)?,
                 _ => {}
             }
+        }
+        if let Some(task) = ended.iter().find(|id| !self.outbox.contains(&delivery_id(**id))) {
+            return Err(("I12", format!("{task} ended and its message is not in the outbox")));
         }
         if jobs {
             self.scopes()?;
@@ -140,9 +151,15 @@ impl Checker {
         Ok(())
     }
 
-    fn task(&mut self, record: &Record) -> Result<(), Violation> {
+    /// Keeps a task; its id when it ended and somebody is to be told.
+    fn task(&mut self, record: &Record) -> Result<Option<TaskId>, Violation> {
         let id = TaskId(record.id);
-        if let (Some(new), Some(old)) = (read::<Task>(record)?, self.tasks.get(&id)) {
+        let Some(new) = read::<Task>(record)? else {
+            self.tasks.remove(&id);
+            return Ok(None);
+        };
+        let old = self.tasks.get(&id);
+        if let Some(old) = old {
             if new.epoch < old.epoch {
                 return Err(("I2", format!("the epoch of {id} went back")));
             }
@@ -150,7 +167,30 @@ impl Checker {
                 return Err(("I3", format!("{id} was {:?} and is {:?}", old.state, new.state)));
             }
         }
-        keep(&mut self.tasks, id, record)
+        let most = new.spec.retry.map_or(1, |retry| retry.attempts);
+        if new.attempt > most {
+            return Err(("I5", format!("{id} is attempt {} of {most}", new.attempt)));
+        }
+        if let Some(key) = &new.key {
+            let first = *self.task_keys.entry(key.clone()).or_insert(id);
+            if first != id {
+                return Err(("idempotency", format!("{first} and {id} have the key {key}")));
+            }
+        }
+        let told = new.spec.callback.is_some() && new.followed_by.is_none();
+        let over = new.state.is_terminal() && old.is_none_or(|old| !old.state.is_terminal());
+        self.tasks.insert(id, new);
+        Ok((told && over).then_some(id))
+    }
+
+    fn delivery(&mut self, record: &Record) -> Result<(), Violation> {
+        let id = DeliveryId(record.id);
+        if read::<Delivery>(record)?.is_some() {
+            self.outbox.insert(id);
+        } else if self.outbox.remove(&id) && !self.received.contains(&id) {
+            return Err(("I12", format!("{id} left the outbox and never arrived")));
+        }
+        Ok(())
     }
 
     fn instance(&mut self, record: &Record) -> Result<(), Violation> {
@@ -286,6 +326,13 @@ impl World {
         }
     }
 
+    /// A client was told that its task is made.
+    pub(crate) fn check_made(&mut self, id: TaskId) {
+        if !self.check.tasks.contains_key(&id) {
+            self.fail("I4", format!("{id} was acknowledged and is not in the store"));
+        }
+    }
+
     /// A client was told that its cancellation is accepted.
     pub(crate) fn check_cancelled(&mut self, id: JobId, force: bool) {
         let over = self.check.jobs.get(&id).is_none_or(|job| job.state.is_terminal());
@@ -380,6 +427,9 @@ impl World {
     }
 
     fn work_unrest(&self, state: &State) -> Option<Violation> {
+        if let Some(id) = self.undelivered() {
+            return Some(("I12", format!("{id} has not been taken")));
+        }
         if let Some(task) = state.all::<Task>().find(|task| !task.state.is_terminal()) {
             return Some(("I8", format!("{} has not ended: {:?}", task.id, task.state)));
         }
@@ -521,6 +571,7 @@ fn unlike(
     }
     let known = live.all::<Job>().filter(|job| !job.state.is_terminal()).count()
         + live.all::<Task>().count()
+        + live.all::<Delivery>().count()
         + live.all::<Instance>().count()
         + live.all::<Process>().count()
         + live.all::<Deployment>().count()

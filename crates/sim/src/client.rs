@@ -4,8 +4,10 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use model::{AppId, Digest, JobId, Name, Operation, ProjectId, Target};
-use state::{Command, JobCommand, JobSpec, NewJob, Reply};
+use model::{
+    Action, AppId, Digest, JobId, Name, Operation, ProjectId, RetryPolicy, Target, TaskId, TaskSpec,
+};
+use state::{Command, JobCommand, JobSpec, NewJob, Reply, WorkCommand};
 
 use crate::message::{Answer, Ask, Caller, Event};
 use crate::rng::Rng;
@@ -26,6 +28,8 @@ enum What {
         force: bool,
     },
     Follow(JobId),
+    /// A task of a client's own, with the words that name it.
+    Task(String, Arc<TaskSpec>),
     /// One try is enough.
     Once(Box<Command>),
 }
@@ -109,6 +113,11 @@ impl World {
                 Ask::Apply(Box::new(Command::Job(JobCommand::Cancel { job, force, reason })))
             }
             What::Follow(job) => Ask::Follow(job),
+            What::Task(key, spec) => {
+                let (id, project) = (TaskId(self.rng.id(self.now)), self.clients.project);
+                let new = WorkCommand::NewTask { id, project, key: Some(key), spec };
+                Ask::Apply(Box::new(Command::Work(new)))
+            }
             What::Once(command) => Ask::Apply(command),
         };
         self.call(Caller::Client(id), ask);
@@ -126,6 +135,14 @@ impl World {
             (What::Queue { spec, .. }, Answer::Done(Reply::Job(job))) => {
                 let key = spec.idempotency_key.clone();
                 self.queued(job.id, key);
+                false
+            }
+            (What::Task(..), Answer::Done(Reply::Task(task))) => {
+                self.check_made(task.id);
+                if self.rng.chance(250) {
+                    let cancel = Command::Work(WorkCommand::CancelTask(task.id));
+                    self.errand(What::Once(Box::new(cancel)));
+                }
                 false
             }
             (What::Cancel { job, force }, Answer::Done(_)) => {
@@ -179,8 +196,9 @@ impl World {
         if self.clients.ready.iter().any(|ready| !ready) {
             return;
         }
-        match self.rng.below(20) {
+        match self.rng.below(23) {
             0..14 => self.queue_something(),
+            20.. => self.make_task(),
             14..18 => self.cancel_something(),
             18 => self.scale_something(),
             _ => {
@@ -191,6 +209,20 @@ impl World {
                 self.errand(What::Once(Box::new(Command::SetConfig { app, workspace, vars })));
             }
         }
+    }
+
+    fn make_task(&mut self) {
+        self.clients.number += 1;
+        let key = format!("task-{}", self.clients.number);
+        let mut spec = TaskSpec::new(Action::run(["once"]), 60_000);
+        spec.container.limits.memory_mb = Some(self.rng.between(64, 512));
+        spec.start_timeout_ms = Some(self.rng.between(5_000, 60_000));
+        spec.callback = self.rng.chance(700).then(|| "https://example.com/".to_owned());
+        spec.retry = self.rng.chance(400).then(|| RetryPolicy {
+            attempts: u32::try_from(self.rng.between(2, 4)).unwrap_or(2),
+            pause_ms: self.rng.between(100, 3_000),
+        });
+        self.errand(What::Task(key, Arc::new(spec)));
     }
 
     fn some_app(&self) -> AppId {

@@ -12,6 +12,7 @@
 mod cell;
 mod check;
 mod client;
+mod courier;
 mod fault;
 mod message;
 mod planted;

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use model::{
-    CellId, DeploymentId, DeploymentState, InstanceReport, JobId, Outcome, ProcessSpec, RouteTable,
-    TaskId, TaskReport, TaskState,
+    CellId, DeliveryId, DeploymentId, DeploymentState, InstanceReport, JobId, Outcome, ProcessSpec,
+    RouteTable, TaskId, TaskReport, TaskState,
 };
 use state::{Attempt, Command, Held, Job, Refusal, Reply, RouteChange, RowKey};
 
@@ -118,6 +118,8 @@ pub(crate) enum Read {
     Task(TaskId),
     Deployment(DeploymentId),
     IsOver(JobId),
+    /// Messages that are to be tried.
+    Due(model::Time),
 }
 
 /// What a cell is to run: epoch, whether to stop, and the spec of an instance.
@@ -134,6 +136,7 @@ pub(crate) enum Found {
     Task(Option<TaskState>),
     Deployment(Option<DeploymentState>),
     IsOver(bool),
+    Due(Vec<(DeliveryId, u32)>),
 }
 
 /// What the apply loop hands back.
@@ -154,6 +157,8 @@ pub(crate) enum Origin {
     Boot,
     /// Somebody who does not wait for the answer.
     Operator,
+    /// Who sends messages.
+    Courier,
 }
 
 /// What a commit changed.
@@ -216,6 +221,9 @@ pub(crate) enum Event {
         life: u64,
     },
     Tick {
+        life: u64,
+    },
+    Courier {
         life: u64,
     },
     ServerStart,

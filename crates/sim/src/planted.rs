@@ -17,7 +17,7 @@ pub fn plant(name: &str) -> Result<(), String> {
 }
 
 /// The bugs that can be planted.
-pub const NAMES: [&str; 9] = ["M1", "M4", "M5", "M6", "M10", "M14", "M17", "M18", "M19"];
+pub const NAMES: [&str; 10] = ["M1", "M4", "M5", "M6", "M10", "M14", "M15", "M17", "M18", "M19"];
 
 #[cfg(feature = "planted")]
 pub(crate) fn is(name: &str) -> bool {

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use model::{
     Action, BuildId, Check, CrashPolicy, DeploymentId, DeploymentState, Digest, JobId, Name,
-    Operation, Outcome, ProcessSpec, RunnerId, TaskId, TaskSpec, TaskState,
+    Operation, Outcome, ProcessSpec, RetryPolicy, RunnerId, TaskId, TaskSpec, TaskState,
 };
 use state::{Attempt, Command, ProcessTemplate, Reply, WorkCommand};
 
@@ -398,7 +398,7 @@ fn next(work: &Work, answer: Answer) -> Result<Option<Stage>, String> {
         (Stage::WaitTask(id), Answer::Task(Some(state))) => match state {
             TaskState::Succeeded { .. } => Ok(Some(Stage::Record)),
             TaskState::Failed { reason, .. } => Err(reason),
-            TaskState::Cancelled => Err("its task was cancelled".to_owned()),
+            TaskState::Cancelled { .. } => Err("its task was cancelled".to_owned()),
             TaskState::Pending { .. } | TaskState::Offered { .. } | TaskState::Running { .. } => {
                 Ok(Some(Stage::WaitTask(id)))
             }
@@ -423,6 +423,7 @@ fn next(work: &Work, answer: Answer) -> Result<Option<Stage>, String> {
 fn task_spec(rng: &Rng) -> TaskSpec {
     let mut spec = TaskSpec::new(Action::run(["build"]), 60_000);
     spec.container.limits.memory_mb = Some(rng.between(64, 512));
+    spec.retry = rng.chance(200).then_some(RetryPolicy { attempts: 2, pause_ms: 500 });
     spec
 }
 

@@ -183,6 +183,7 @@ impl World {
         self.rebuild();
         self.request(What::Apply(Box::new(Command::Boot)), Origin::Boot);
         self.later(TICK, Event::Tick { life });
+        self.later(TICK, Event::Courier { life });
     }
 
     /// The server is killed. What was being committed may or may not have been kept.
@@ -486,6 +487,7 @@ impl World {
                 }
             }
             Origin::Operator => {}
+            Origin::Courier => self.courier_hears(outcome),
             Origin::Boot => match outcome {
                 Outcomes::Applied(Ok(_)) => self.booted(),
                 Outcomes::Applied(Err(refusal)) => {
@@ -612,7 +614,17 @@ fn find(state: &State, read: Read) -> Found {
         }
         Read::Table => Found::Table(state.routes()),
         Read::Since(from) => Found::Since(state.routes_since(from), state.route_generation()),
-        Read::Task(id) => Found::Task(state.get::<Task>(id).map(|row| row.state.clone())),
+        Read::Task(id) => {
+            // What asks follows the attempts.
+            let mut row = state.get::<Task>(id);
+            while let Some(next) = row.and_then(|row| row.followed_by) {
+                row = state.get::<Task>(next);
+            }
+            Found::Task(row.map(|row| row.state.clone()))
+        }
+        Read::Due(now) => {
+            Found::Due(state.deliveries_due(now).map(|row| (row.id, row.attempts)).collect())
+        }
         Read::Deployment(id) => {
             Found::Deployment(state.get::<Deployment>(id).map(|row| row.state.clone()))
         }

@@ -277,6 +277,7 @@ impl World {
             Event::Batch { life } => self.batch(life),
             Event::Committed { life } => self.committed(life),
             Event::Tick { life } => self.tick(life),
+            Event::Courier { life } => self.courier_looks(life),
             Event::ServerStart => self.server_start(),
             Event::Subscribed { follow } => self.shell.subscribed(follow),
             Event::Call { id } => self.call_arrives(id),

@@ -100,6 +100,11 @@ mod planted {
     }
 
     #[test]
+    fn m15_a_message_is_not_in_the_transaction_of_the_end() {
+        is_found("M15");
+    }
+
+    #[test]
     fn m17_a_follower_misses_a_wakeup() {
         is_found("M17");
     }

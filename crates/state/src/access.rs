@@ -123,13 +123,18 @@ impl Core {
         Ok(Reply::Done)
     }
 
-    pub(crate) fn delete_project(&mut self, id: ProjectId) -> Result<Reply, Refusal> {
+    pub(crate) fn delete_project(&mut self, now: Time, id: ProjectId) -> Result<Reply, Refusal> {
         let name = self.project(id)?.name.clone();
         let first = self.tables.apps.values().find(|app| app.project == id);
         if let Some(app) = first {
             let message = format!("project {name} still has the app {}", app.name);
             return Err(Refusal::Conflict(message));
         }
+        if let Some(open) = self.indexes.open_tasks.get(&id) {
+            let message = format!("project {name} still has {open} tasks that run: cancel them");
+            return Err(Refusal::Conflict(message));
+        }
+        self.forget_deliveries(now, id);
         self.delete::<Project>(id);
         Ok(Reply::Done)
     }

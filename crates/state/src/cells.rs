@@ -144,19 +144,21 @@ impl Core {
                 let state = task.state.next(&TaskEvent::Reject { reason: cut(reason) })?;
                 self.put(Task { state, ..(*task).clone() });
             }
-            TaskReport::Succeeded { result } => {
+            TaskReport::Succeeded { result, artifact } => {
                 if result.as_ref().is_some_and(|text| text.len() > MAX_TASK_RESULT) {
                     let reason = format!("its result is larger than {MAX_TASK_RESULT} bytes");
                     self.end_task(now, &task, &TaskEvent::Fail { reason, detail: None })?;
                 } else {
-                    self.end_task(now, &task, &TaskEvent::Succeed { result })?;
+                    self.end_task(now, &task, &TaskEvent::Succeed { result, artifact })?;
                 }
             }
             TaskReport::Failed { reason, detail } => {
                 let fail = TaskEvent::Fail { reason: cut(reason), detail: bounded(detail) };
                 self.end_task(now, &task, &fail)?;
             }
-            TaskReport::Cancelled => self.end_task(now, &task, &TaskEvent::Cancel)?,
+            TaskReport::Cancelled => {
+                self.end_task(now, &task, &TaskEvent::Cancel { reason: None })?;
+            }
         }
         Ok(Reply::Done)
     }

@@ -5,12 +5,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use model::{
-    AppId, BuildId, CellId, CellSpec, DeploymentId, Digest, InstanceId, InstanceReport, JobId,
-    KeyId, Name, Outcome, ProjectId, Role, RunnerId, TaskId, TaskReport, TaskSpec, Time, TokenId,
+    AppId, BuildId, CellId, CellSpec, DeliveryId, DeploymentId, Digest, InstanceId, InstanceReport,
+    JobId, KeyId, Name, Outcome, ProjectId, Role, RunnerId, TaskId, TaskReport, TaskSpec, Time,
+    TokenId,
 };
 use serde::{Deserialize, Serialize};
 
-use crate::records::{Build, Deployment, Job, JobSpec, ProcessTemplate, Task};
+use crate::records::{Build, Deployment, Job, JobSpec, ProcessTemplate, Secret, Signing, Task};
 
 /// One change. Identifiers come from outside, so that applying is deterministic.
 #[derive(Debug, Clone)]
@@ -194,8 +195,47 @@ pub enum WorkCommand {
         /// What runs where.
         spec: Arc<TaskSpec>,
     },
-    /// Asks a task to end.
+    /// Makes a task that belongs to a project only; the reply is the task.
+    NewTask {
+        /// Its id.
+        id: TaskId,
+        /// The project.
+        project: ProjectId,
+        /// The same words again name the same task, for as long as it is kept.
+        key: Option<String>,
+        /// What runs where.
+        spec: Arc<TaskSpec>,
+    },
+    /// Asks a task, or the attempt that followed it, to end.
     CancelTask(TaskId),
+    /// A message was taken.
+    Delivered {
+        /// Which.
+        id: DeliveryId,
+        /// How often it had been tried before.
+        attempts: u32,
+    },
+    /// A message was not taken.
+    NotDelivered {
+        /// Which.
+        id: DeliveryId,
+        /// How often it had been tried before.
+        attempts: u32,
+        /// Why, for people.
+        reason: String,
+        /// Whether whoever it is for wants no more of it.
+        give_up: bool,
+    },
+    /// Gives a project the secret that signs its messages unless it has one; the reply is what it
+    /// has then.
+    Sign {
+        /// The project.
+        project: ProjectId,
+        /// The secret when it is new.
+        secret: Secret,
+        /// Whether it replaces the one it has.
+        rotate: bool,
+    },
     /// Keeps the result of a build; the reply is the build with its number.
     RecordBuild {
         /// Its id.
@@ -357,6 +397,8 @@ pub enum Reply {
     Released(u64),
     /// The epoch of a cell's connection.
     Epoch(u32),
+    /// What signs the messages of a project.
+    Signing(Arc<Signing>),
 }
 
 /// Why a command was not carried out. Nothing was changed.

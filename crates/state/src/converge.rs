@@ -202,6 +202,8 @@ impl Core {
 
     /// Everything whose deadline has passed.
     pub(crate) fn tick(&mut self, now: Time) -> Result<(), Refusal> {
+        #[cfg(feature = "planted")]
+        self.planted_late(now);
         let due: Vec<(Time, RowKey)> =
             self.indexes.deadlines.iter().take_while(|(at, _)| *at <= now).copied().collect();
         for (at, key) in due {
@@ -216,8 +218,9 @@ impl Core {
     fn due(&mut self, now: Time, key: RowKey) -> Result<(), Refusal> {
         match key {
             RowKey::Job(id) => self.job_due(now, id),
-            RowKey::Task(id) => {
-                self.delete::<Task>(id);
+            RowKey::Task(id) => self.task_due(now, id),
+            RowKey::Signing(id) => {
+                self.signing_due(id);
                 Ok(())
             }
             RowKey::Cell(id) => {
@@ -235,6 +238,7 @@ impl Core {
             | RowKey::Key(_)
             | RowKey::Runner(_)
             | RowKey::Build(_)
+            | RowKey::Delivery(_)
             | RowKey::Process(_) => Ok(()),
         }
     }
@@ -281,6 +285,7 @@ impl Core {
     /// Leases and offers start afresh, and everything is looked at once.
     pub(crate) fn resume(&mut self, now: Time) -> Result<(), Refusal> {
         self.resume_jobs(now)?;
+        self.resume_tasks(now);
         let connected: Vec<Cell> = self
             .tables
             .cells

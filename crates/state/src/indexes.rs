@@ -3,8 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use model::{
-    AppId, BuildId, CellId, DeploymentId, InstanceId, InstanceState, JobId, KeyId, Name, ProcessId,
-    ProjectId, TaskId, TaskState, Time,
+    AppId, BuildId, CellId, DeliveryId, DeploymentId, InstanceId, InstanceState, JobId, KeyId,
+    Name, ProcessId, ProjectId, TaskId, TaskState, Time,
 };
 
 use crate::queue::Queue;
@@ -22,6 +22,12 @@ pub struct Indexes {
     pub(crate) tasks_by_job: BTreeSet<(JobId, TaskId)>,
     pub(crate) tasks_by_cell: BTreeSet<(CellId, TaskId)>,
     pub(crate) tasks_pending: BTreeSet<TaskId>,
+    /// Tasks by project and the words of whoever made them.
+    pub(crate) task_keys: BTreeMap<(ProjectId, String), TaskId>,
+    /// How many tasks of a project have not ended.
+    pub(crate) open_tasks: BTreeMap<ProjectId, usize>,
+    /// Messages by when they are tried next.
+    pub(crate) deliveries_due: BTreeSet<(Time, DeliveryId)>,
     pub(crate) builds: BTreeSet<(AppId, u64, BuildId)>,
     pub(crate) deployments: BTreeSet<(AppId, u64, DeploymentId)>,
     pub(crate) deployments_by_job: BTreeSet<(JobId, DeploymentId)>,
@@ -74,13 +80,20 @@ impl Indexes {
     }
 
     pub(crate) fn add_task(&mut self, row: &Task) {
+        if let (Some(project), Some(key)) = (row.project, &row.key) {
+            self.task_keys.insert((project, key.clone()), row.id);
+        }
         if row.state.is_terminal() {
             return;
+        }
+        if let Some(project) = row.project {
+            *self.open_tasks.entry(project).or_default() += 1;
         }
         if let Some(job) = row.job {
             self.tasks_by_job.insert((job, row.id));
         }
         match &row.state {
+            TaskState::Pending { .. } if row.paused_until.is_some() => {}
             TaskState::Pending { reason } => {
                 self.tasks_pending.insert(row.id);
                 self.auction_due |= reason.is_none();
@@ -89,11 +102,24 @@ impl Indexes {
                 self.tasks_by_cell.insert((*cell, row.id));
                 self.dirty_cells.insert(*cell);
             }
-            TaskState::Succeeded { .. } | TaskState::Failed { .. } | TaskState::Cancelled => {}
+            TaskState::Succeeded { .. }
+            | TaskState::Failed { .. }
+            | TaskState::Cancelled { .. } => {}
         }
     }
 
     pub(crate) fn remove_task(&mut self, row: &Task) {
+        if let (Some(project), Some(key)) = (row.project, &row.key) {
+            self.task_keys.remove(&(project, key.clone()));
+        }
+        if let Some(project) = row.project.filter(|_| !row.state.is_terminal())
+            && let Some(open) = self.open_tasks.get_mut(&project)
+        {
+            *open -= 1;
+            if *open == 0 {
+                self.open_tasks.remove(&project);
+            }
+        }
         if let Some(job) = row.job {
             self.tasks_by_job.remove(&(job, row.id));
         }

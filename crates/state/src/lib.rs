@@ -10,6 +10,7 @@ mod access;
 mod cells;
 mod command;
 mod converge;
+mod deliveries;
 mod drains;
 mod indexes;
 mod instances;
@@ -20,6 +21,7 @@ mod queue;
 mod records;
 mod routes;
 mod tables;
+mod tasks;
 mod view;
 mod work;
 
@@ -35,19 +37,26 @@ pub use command::{
     WorkCommand,
 };
 pub use converge::instance_id;
+pub use deliveries::{
+    DELIVERY_BASE, DELIVERY_CAP, DELIVERY_LIFE, MAX_DELIVERY_REASON, SECRET_OVERLAP, delivery_id,
+};
 pub use drains::{DRAIN_TIMEOUT, DrainProgress, MAX_DRAIN_TIMEOUT, Stays};
 pub use jobs::{
     ACK_TIMEOUT, JOB_LEASE, MAX_DEPENDENCIES, MAX_FINISHED_JOBS, MAX_QUEUED_JOBS,
     MAX_QUEUED_PER_PROJECT, MAX_TEXT,
 };
 pub use records::{
-    App, Build, Cell, Deployment, Drain, Instance, InstanceCopy, Job, JobSpec, Key, Predecessor,
-    PredecessorKind, Process, ProcessTemplate, Project, Runner, Task, Token,
+    App, Build, Callback, Cell, Delivery, Deployment, Drain, Instance, InstanceCopy, Job, JobSpec,
+    Key, Predecessor, PredecessorKind, Process, ProcessTemplate, Project, Retiring, Runner, Secret,
+    Signing, Task, Token,
 };
 pub use routes::{KEPT_CHANGES, PRODUCTION, RouteChange};
 pub use tables::{Row, RowKey, Tables};
+pub use tasks::{
+    CANCEL_FORCE, MAX_OPEN_TASKS, MAX_OPEN_TASKS_PER_PROJECT, MAX_TASK_KEY, TASK_KEPT,
+};
 pub use view::{CellInstance, CellLoad, CellWork};
-pub use work::{DEPLOY_SLACK, DRAIN, KEPT_BUILDS, KEPT_DEPLOYMENTS, MAX_PROCESSES, TASK_KEPT};
+pub use work::{DEPLOY_SLACK, DRAIN, KEPT_BUILDS, KEPT_DEPLOYMENTS, MAX_PROCESSES};
 
 use tables::Core;
 
@@ -148,7 +157,7 @@ impl State {
             Command::CreateProject { id, name } => core.create_project(now, id, name),
             Command::EnsureApp { id, project, name } => core.ensure_app(now, id, project, name),
             Command::DeleteApp(id) => core.delete_app(id),
-            Command::DeleteProject(id) => core.delete_project(id),
+            Command::DeleteProject(id) => core.delete_project(now, id),
             Command::SetConfig { app, workspace, vars } => core.set_config(app, workspace, vars),
             Command::Scale { app, workspace, process, instances } => {
                 core.scale(app, workspace, process, instances)

@@ -5,9 +5,9 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use model::{
-    AppId, BuildId, CellId, CellSpec, DeploymentId, DeploymentState, Digest, InstanceId,
-    InstanceState, JobId, JobState, KeyId, Name, Operation, ProcessId, ProcessSpec, ProjectId,
-    Role, RunnerId, Target, TaskId, TaskSpec, TaskState, Time, TokenId,
+    AppId, BuildId, CellId, CellSpec, DeliveryId, DeploymentId, DeploymentState, Digest,
+    InstanceId, InstanceState, JobId, JobState, KeyId, Name, Operation, ProcessId, ProcessSpec,
+    ProjectId, Role, RunnerId, Target, TaskId, TaskSpec, TaskState, Time, TokenId,
 };
 use serde::{Deserialize, Serialize};
 
@@ -183,6 +183,111 @@ pub struct Task {
     /// Somebody asked for an end while a cell had it.
     #[serde(default)]
     pub cancelling: bool,
+    /// When it counts as cancelled although its cell has not said so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cancel_by: Option<Time>,
+    /// When it fails unless a cell claimed it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub start_by: Option<Time>,
+    /// Until when it waits before a cell is looked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub paused_until: Option<Time>,
+    /// The same words of the same project again name this task.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key: Option<String>,
+    /// Which attempt at the same work it is, from 1.
+    #[serde(default = "first_attempt")]
+    pub attempt: u32,
+    /// The attempt before it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retry_of: Option<TaskId>,
+    /// The attempt after it, which its policy made when it failed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub followed_by: Option<TaskId>,
+    /// Whether whoever wants to be told of its end has been.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub callback: Option<Callback>,
+}
+
+const fn first_attempt() -> u32 {
+    1
+}
+
+/// How far the message about the end of something is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "callback", rename_all = "snake_case")]
+pub enum Callback {
+    /// It is on its way.
+    Waiting,
+    /// It was taken.
+    Delivered {
+        /// When.
+        at: Time,
+    },
+    /// It was not taken, and nobody tries again.
+    GivenUp {
+        /// When.
+        at: Time,
+        /// Why, for people.
+        reason: String,
+    },
+}
+
+/// A message about the end of a task that has not been taken yet. Made in the same command that ends
+/// the task, so it is durable when the end is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Delivery {
+    /// Identifier; the same however often it is tried.
+    pub id: DeliveryId,
+    /// What it is about.
+    pub task: TaskId,
+    /// Whose secret signs it.
+    pub project: ProjectId,
+    /// Where it goes.
+    pub url: String,
+    /// How often it was tried.
+    pub attempts: u32,
+    /// When it is tried next.
+    pub due: Time,
+    /// When it was made.
+    pub created_at: Time,
+    /// Why the last try failed, for people.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last: Option<String>,
+}
+
+/// What signs the messages of a project.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Signing {
+    /// The project.
+    pub id: ProjectId,
+    /// The secret.
+    pub secret: Secret,
+    /// The one before it, which signs too until receivers know the new one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub before: Option<Retiring>,
+    /// When it was made.
+    pub since: Time,
+}
+
+/// A secret that is about to be forgotten.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Retiring {
+    /// The secret.
+    pub secret: Secret,
+    /// Until when it is used.
+    pub until: Time,
+}
+
+/// A text that only its owners may see. `Debug` never shows it.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Secret(pub String);
+
+impl std::fmt::Debug for Secret {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Secret(…)")
+    }
 }
 
 /// An image made from source.

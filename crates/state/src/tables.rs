@@ -4,15 +4,16 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use model::{
-    AppId, BuildId, CellId, DeploymentId, InstanceId, JobId, KeyId, ProcessId, ProjectId, RunnerId,
-    TaskId, Time, TokenId,
+    AppId, BuildId, CellId, DeliveryId, DeploymentId, InstanceId, JobId, KeyId, ProcessId,
+    ProjectId, RunnerId, TaskId, Time, TokenId,
 };
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::indexes::Indexes;
 use crate::records::{
-    App, Build, Cell, Deployment, Instance, Job, Key, Process, Project, Runner, Task, Token,
+    App, Build, Cell, Delivery, Deployment, Instance, Job, Key, Process, Project, Runner, Signing,
+    Task, Token,
 };
 use crate::routes::Routes;
 
@@ -155,6 +156,13 @@ tables! {
         fn index(&self, indexes: &mut Indexes) { indexes.add_task(self); }
         fn unindex(&self, indexes: &mut Indexes) { indexes.remove_task(self); }
     }
+    deliveries "delivery" Delivery DeliveryId {
+        fn index(&self, indexes: &mut Indexes) { indexes.deliveries_due.insert((self.due, self.id)); }
+        fn unindex(&self, indexes: &mut Indexes) { indexes.deliveries_due.remove(&(self.due, self.id)); }
+    }
+    signings "signing" Signing ProjectId {
+        fn deadline(&self) -> Option<Time> { self.before.as_ref().map(|it| it.until) }
+    }
     builds "build" Build BuildId {
         fn index(&self, indexes: &mut Indexes) { indexes.add_build(self); }
         fn unindex(&self, indexes: &mut Indexes) { indexes.remove_build(self); }
@@ -183,6 +191,9 @@ pub(crate) struct Core {
     pub(crate) routes: Routes,
     journal: Vec<Before>,
     changed: Vec<RowKey>,
+    /// Tasks whose messages come too late.
+    #[cfg(feature = "planted")]
+    pub(crate) late: Vec<TaskId>,
 }
 
 impl Core {

@@ -1,15 +1,17 @@
 //! Reading: what the API, the component streams and people ask for.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use model::{
-    AppId, CellId, HostName, InstanceId, JobId, JobState, Name, ProjectId, RouteTable, Target,
-    TaskId, Time, WEB,
+    AppId, CellId, DeliveryId, HostName, InstanceId, JobId, JobState, Name, ProjectId, RouteTable,
+    Target, TaskId, Time, WEB,
 };
 
 use crate::queue::accepts;
 use crate::records::{
-    App, Build, Deployment, Instance, InstanceCopy, Job, Key, Process, Project, Runner, Task,
+    App, Build, Delivery, Deployment, Instance, InstanceCopy, Job, Key, Process, Project, Runner,
+    Task,
 };
 use crate::routes::RouteChange;
 use crate::tables::Row;
@@ -117,6 +119,27 @@ impl State {
     pub fn tasks_of_job(&self, job: JobId) -> Vec<TaskId> {
         let range = (job, TaskId(0))..=(job, TaskId(u128::MAX));
         self.core.indexes.tasks_by_job.range(range).map(|(_, id)| *id).collect()
+    }
+
+    /// The ids of all attempts at the same work, from the first up to this one.
+    pub fn attempts_up_to(&self, task: &Task) -> Vec<TaskId> {
+        self.core.attempts_up_to(task)
+    }
+
+    /// Messages that are to be tried by now, those that wait longest first.
+    pub fn deliveries_due(&self, now: Time) -> impl Iterator<Item = &Arc<Delivery>> {
+        let due = self.core.indexes.deliveries_due.iter().take_while(move |(at, _)| *at <= now);
+        due.filter_map(|(_, id)| self.get::<Delivery>(*id))
+    }
+
+    /// When the first message after `now` is to be tried.
+    pub fn next_delivery(&self, now: Time) -> Option<Time> {
+        let mut later = self
+            .core
+            .indexes
+            .deliveries_due
+            .range((now.after(Duration::from_millis(1)), DeliveryId(0))..);
+        later.next().map(|(at, _)| *at)
     }
 
     /// The whole route table.

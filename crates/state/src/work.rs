@@ -6,13 +6,14 @@ use std::time::Duration;
 
 use model::{
     AppId, BuildId, DeploymentEvent, DeploymentId, DeploymentState, JobId, MAX_INSTANCES, Name,
-    ProcessId, ProjectId, TaskEvent, TaskId, TaskSpec, TaskState, Time,
+    ProcessId, TaskId, Time,
 };
 
 use crate::access::checked_workspace;
 use crate::command::{Attempt, Refusal, Reply, WorkCommand, earliest};
 use crate::records::{App, Build, Deployment, Job, Process, ProcessTemplate, Task};
 use crate::tables::Core;
+use crate::tasks::Maker;
 
 /// What a deployment gets beyond its longest health-check start time before it fails.
 pub const DEPLOY_SLACK: Duration = Duration::from_secs(30);
@@ -25,15 +26,6 @@ pub const MAX_PROCESSES: usize = 20;
 pub const KEPT_DEPLOYMENTS: usize = 20;
 /// How many builds of an app are kept.
 pub const KEPT_BUILDS: usize = 20;
-/// How long an ended task is kept for whoever asks how it ended.
-pub const TASK_KEPT: Duration = Duration::from_mins(10);
-
-impl Task {
-    /// When something has to happen to it.
-    pub(crate) fn next_deadline(&self) -> Option<Time> {
-        self.ended_at.map(|at| at.after(TASK_KEPT))
-    }
-}
 
 impl Deployment {
     /// When something has to happen to it.
@@ -61,11 +53,22 @@ impl Core {
                     return same(known.job == job.map(|job| job.id), Reply::Task(known));
                 }
                 let project = job.as_ref().map(|job| job.spec.project);
-                self.create_task(now, id, (job.map(|job| job.id), project), spec)
+                let job = job.map(|job| job.id);
+                self.create_task(now, id, Maker { job, project, key: None }, spec)
             }
             WorkCommand::RunOnce { id, app, spec } => {
-                let project = self.app(app)?.project;
-                self.create_task(now, id, (None, Some(project)), spec)
+                let project = Some(self.app(app)?.project);
+                self.create_task(now, id, Maker { project, ..Maker::default() }, spec)
+            }
+            WorkCommand::NewTask { id, project, key, spec } => {
+                self.new_task(now, id, (project, key), &spec)
+            }
+            WorkCommand::Delivered { id, attempts } => self.delivered(now, id, attempts),
+            WorkCommand::NotDelivered { id, attempts, reason, give_up } => {
+                self.not_delivered(now, (id, attempts), &reason, give_up)
+            }
+            WorkCommand::Sign { project, secret, rotate } => {
+                self.sign(now, project, secret, rotate)
             }
             WorkCommand::CancelTask(id) => {
                 self.cancel_task(now, id)?;
@@ -103,32 +106,6 @@ impl Core {
         }
     }
 
-    fn create_task(
-        &mut self,
-        now: Time,
-        id: TaskId,
-        (job, project): (Option<JobId>, Option<ProjectId>),
-        spec: Arc<TaskSpec>,
-    ) -> Result<Reply, Refusal> {
-        spec.validate().map_err(|error| Refusal::Invalid(error.to_string()))?;
-        self.put(Task {
-            id,
-            job,
-            project,
-            spec,
-            state: TaskState::Pending { reason: None },
-            epoch: 0,
-            created_at: now,
-            ended_at: None,
-            cancelling: false,
-        });
-        Ok(Reply::Task(self.task(id)?))
-    }
-
-    pub(crate) fn task(&self, id: TaskId) -> Result<Arc<Task>, Refusal> {
-        self.get::<Task>(id).cloned().ok_or_else(|| Refusal::not_found("task", id))
-    }
-
     pub(crate) fn deployment(&self, id: DeploymentId) -> Result<Arc<Deployment>, Refusal> {
         self.get::<Deployment>(id).cloned().ok_or_else(|| Refusal::not_found("deployment", id))
     }
@@ -149,31 +126,6 @@ impl Core {
             Refusal::Invalid(format!("job {} ({}) has no app", job.id, job.spec.operation.name()))
         })?;
         Ok((job, self.app(id)?.clone()))
-    }
-
-    pub(crate) fn cancel_task(&mut self, now: Time, id: TaskId) -> Result<(), Refusal> {
-        let task = self.task(id)?;
-        match task.state {
-            TaskState::Pending { .. } | TaskState::Offered { .. } => {
-                self.end_task(now, &task, &TaskEvent::Cancel)
-            }
-            TaskState::Running { .. } => {
-                self.put(Task { cancelling: true, ..(*task).clone() });
-                Ok(())
-            }
-            TaskState::Succeeded { .. } | TaskState::Failed { .. } | TaskState::Cancelled => Ok(()),
-        }
-    }
-
-    pub(crate) fn end_task(
-        &mut self,
-        now: Time,
-        task: &Task,
-        event: &TaskEvent,
-    ) -> Result<(), Refusal> {
-        let state = task.state.next(event)?;
-        self.put(Task { state, ended_at: Some(now), ..task.clone() });
-        Ok(())
     }
 
     /// What a job leaves behind when it ends: its tasks stop; a deployment it did not release goes.
@@ -396,7 +348,7 @@ impl Core {
 }
 
 /// The answer to a call that is repeated, unless its id belongs to somebody else's work.
-fn same(is: bool, reply: Reply) -> Result<Reply, Refusal> {
+pub(crate) fn same(is: bool, reply: Reply) -> Result<Reply, Refusal> {
     if is { Ok(reply) } else { Err(Refusal::Conflict("this id is taken".to_owned())) }
 }
 

@@ -191,7 +191,7 @@ pub(crate) async fn run(
     let Reply::Task(task) = server.apply(Command::Work(command)).await? else {
         return Err(ApiError::internal("a task was not answered with the task"));
     };
-    Ok(Json(views::task(&task)))
+    Ok(Json(server.read(move |state| views::task(state, &task)).await?))
 }
 
 fn one_off(state: &Control, app: &App, place: &Name, argv: Vec<String>) -> Option<TaskSpec> {

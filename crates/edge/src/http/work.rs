@@ -61,7 +61,7 @@ pub(crate) async fn create_task(
     let Reply::Task(task) = do_work(&server, caller, command).await? else {
         return Err(unexpected());
     };
-    Ok(Json(views::task(&task)))
+    Ok(Json(server.read(move |state| views::task(state, &task)).await?))
 }
 
 /// A task, if the caller may do `action` on its project.
@@ -99,7 +99,8 @@ pub(crate) async fn get_task(
     if let Some(waited) = runtime::timeout(wait.limit(), ended).await {
         waited?;
     }
-    let view = server.read(move |state| state.get::<Task>(id).map(|row| views::task(row))).await?;
+    let view =
+        server.read(move |state| state.get::<Task>(id).map(|row| views::task(state, row))).await?;
     view.map(Json).ok_or_else(|| ApiError::not_found("task", id))
 }
 

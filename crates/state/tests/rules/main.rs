@@ -10,4 +10,5 @@ mod predecessors;
 mod properties;
 mod queue;
 mod routes;
+mod task_ends;
 mod tasks;

@@ -6,13 +6,13 @@ use std::time::Duration;
 use std::sync::Arc;
 
 use model::{
-    AppId, BuildId, CellId, DeploymentId, Digest, InstanceReport, JobId, Outcome, RunnerId, Target,
-    TaskId, TaskReport, Time,
+    AppId, BuildId, CellId, DeploymentId, Digest, InstanceReport, JobId, Outcome, RetryPolicy,
+    RunnerId, Target, TaskId, TaskReport, Time,
 };
 use proptest::prelude::{Strategy, any, prop, prop_oneof, proptest};
 use state::{
-    Attempt, CellCommand, Command, Held, Instance, Job, JobCommand, JobSpec, NewJob,
-    PredecessorKind, ProcessTemplate, RowKey, State, Task, WorkCommand,
+    Attempt, CellCommand, Command, Delivery, Held, Instance, Job, JobCommand, JobSpec, NewJob,
+    PredecessorKind, ProcessTemplate, RowKey, Secret, State, Task, WorkCommand,
 };
 
 use crate::bench::{
@@ -100,8 +100,16 @@ fn work_command(state: &State, seed: Seed, fresh: u128) -> WorkCommand {
     let deployment = deployment.copied().unwrap_or(DeploymentId(1));
     match kind {
         12 => {
-            let attempt = (any % 2 == 0).then_some(attempt);
-            WorkCommand::CreateTask { id: TaskId(fresh), attempt, spec: Arc::new(task_spec()) }
+            let mut spec = task_spec();
+            spec.callback = (any % 3 == 0).then(|| "https://example.com/".to_owned());
+            spec.retry = (any % 4 == 0).then_some(RetryPolicy { attempts: 3, pause_ms: 500 });
+            spec.start_timeout_ms = (any % 5 == 0).then_some(2_000);
+            let (id, spec) = (TaskId(fresh), Arc::new(spec));
+            if any % 2 == 0 {
+                return WorkCommand::CreateTask { id, attempt: Some(attempt), spec };
+            }
+            let key = (small == 3).then(|| format!("key-{}", pick % 3));
+            WorkCommand::NewTask { id, project: PROJECT, key, spec }
         }
         13 => WorkCommand::RecordBuild {
             id: BuildId(fresh),
@@ -120,7 +128,31 @@ fn work_command(state: &State, seed: Seed, fresh: u128) -> WorkCommand {
         14 | 15 => WorkCommand::Deploy { id: DeploymentId(fresh), attempt, build: None },
         16 => WorkCommand::Restart { attempt, deployment },
         17 => WorkCommand::Release { attempt, deployment },
-        _ => WorkCommand::Destroy(attempt),
+        18 if small == 0 => WorkCommand::Destroy(attempt),
+        _ => task_command(state, seed),
+    }
+}
+
+fn task_command(state: &State, (_, pick, small, any): Seed) -> WorkCommand {
+    let messages: Vec<_> = state.all::<Delivery>().collect();
+    let message = messages.get(usize::from(any) % messages.len().max(1));
+    match (small, message) {
+        (1, Some(row)) => WorkCommand::Delivered { id: row.id, attempts: row.attempts },
+        (2 | 3, Some(row)) => WorkCommand::NotDelivered {
+            id: row.id,
+            attempts: row.attempts + u32::from(pick == 0),
+            reason: "x".to_owned(),
+            give_up: any % 5 == 0,
+        },
+        (4, _) => {
+            let secret = Secret(pick.to_string());
+            WorkCommand::Sign { project: PROJECT, secret, rotate: any % 2 == 0 }
+        }
+        _ => {
+            let tasks: Vec<_> = state.all::<Task>().map(|row| row.id).collect();
+            let id = tasks.get(usize::from(any) % tasks.len().max(1));
+            WorkCommand::CancelTask(id.copied().unwrap_or(TaskId(1)))
+        }
     }
 }
 
@@ -163,7 +195,7 @@ fn cell_command(state: &State, (kind, pick, small, any): Seed) -> CellCommand {
         (25 | 26, _, Some(row)) => {
             let report = match small {
                 0 | 1 => TaskReport::Claim,
-                2 => TaskReport::Succeeded { result: None },
+                2 => TaskReport::Succeeded { result: None, artifact: None },
                 3 => TaskReport::Failed { reason: "x".to_owned(), detail: None },
                 _ => TaskReport::Reject { reason: "full".to_owned() },
             };
@@ -243,11 +275,13 @@ fn picture(state: &State) -> String {
         state.all::<state::App>().collect::<Vec<_>>(),
         state.all::<state::Cell>().collect::<Vec<_>>(),
         state.all::<state::Runner>().collect::<Vec<_>>(),
+        state.all::<Delivery>().collect::<Vec<_>>(),
     );
     let cells: Vec<_> = (0..2).map(|id| state.cell_work(CellId(id))).collect();
     let drains: Vec<_> = (0..2).map(|id| state.drain_progress(CellId(id))).collect();
     let why: Vec<_> = state.all::<Job>().map(|job| state.why_queued(job)).collect();
-    let asked = (state.next_deadline(), state.ready_jobs(), cells, drains, why);
+    let message = state.next_delivery(Time(0));
+    let asked = (state.next_deadline(), state.ready_jobs(), cells, drains, why, message);
     format!("{rows:#?}\n{asked:#?}")
 }
 

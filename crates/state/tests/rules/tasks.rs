@@ -15,9 +15,12 @@ fn offered_claimed_succeeded_kept_forgotten() {
     bench.task_report(&row, TaskReport::Claim).expect("it was offered");
     assert!(bench.task_report(&row, TaskReport::Claim).is_err(), "only once");
     bench
-        .task_report(&row, TaskReport::Succeeded { result: Some("x".to_owned()) })
+        .task_report(&row, TaskReport::Succeeded { result: Some("x".to_owned()), artifact: None })
         .expect("it runs");
-    assert_eq!(bench.task_state(id), TaskState::Succeeded { result: Some("x".to_owned()) });
+    assert_eq!(
+        bench.task_state(id),
+        TaskState::Succeeded { result: Some("x".to_owned()), artifact: None }
+    );
     assert!(bench.state.cell_work(CellId(1)).tasks.is_empty());
     bench.pass(TASK_KEPT);
     assert!(bench.state.get::<Task>(id).is_none());
@@ -45,7 +48,9 @@ fn a_cell_that_restarts_fails_what_ran_and_gets_its_offers_again() {
     let TaskState::Failed { reason, .. } = bench.task_state(ran) else { panic!("it failed") };
     assert!(reason.contains("restarted"), "{reason}");
     assert_eq!(bench.task_state(offered), TaskState::Offered { cell: CellId(1) });
-    assert!(bench.task_report(&row, TaskReport::Succeeded { result: None }).is_err());
+    assert!(
+        bench.task_report(&row, TaskReport::Succeeded { result: None, artifact: None }).is_err()
+    );
 }
 
 #[test]
@@ -55,7 +60,9 @@ fn a_cell_that_reconnects_goes_on_with_what_it_holds() {
     let row = bench.task_row(id);
     bench.task_report(&row, TaskReport::Claim).expect("it was offered");
     bench.cell(1, 4_000, &[Held::Task { id, epoch: row.epoch }]);
-    bench.task_report(&row, TaskReport::Succeeded { result: None }).expect("it runs");
+    bench
+        .task_report(&row, TaskReport::Succeeded { result: None, artifact: None })
+        .expect("it runs");
 }
 
 #[test]
@@ -81,10 +88,10 @@ fn tasks_end_with_their_job() {
         let row = bench.task_row(ran);
         bench.task_report(&row, TaskReport::Claim).expect("it was offered");
         bench.complete(at, outcome);
-        assert_eq!(bench.task_state(offered), TaskState::Cancelled);
+        assert_eq!(bench.task_state(offered), TaskState::Cancelled { reason: None });
         assert!(bench.task_row(ran).cancelling, "its cell is asked to stop it");
         bench.task_report(&row, TaskReport::Cancelled).expect("it was asked");
-        assert_eq!(bench.task_state(ran), TaskState::Cancelled);
+        assert_eq!(bench.task_state(ran), TaskState::Cancelled { reason: None });
     }
 }
 
@@ -94,10 +101,14 @@ fn cancelling_a_task() {
     let pending = bench.task(None);
     assert!(matches!(bench.task_state(pending), TaskState::Pending { reason: Some(_) }));
     bench.ok(Command::Work(WorkCommand::CancelTask(pending)));
-    assert_eq!(bench.task_state(pending), TaskState::Cancelled);
+    assert_eq!(bench.task_state(pending), TaskState::Cancelled { reason: None });
     bench.ok(Command::Work(WorkCommand::CancelTask(pending)));
     bench.cell(1, 4_000, &[]);
-    assert_eq!(bench.task_state(pending), TaskState::Cancelled, "it is not offered any more");
+    assert_eq!(
+        bench.task_state(pending),
+        TaskState::Cancelled { reason: None },
+        "it is not offered any more"
+    );
 }
 
 #[test]
@@ -107,7 +118,7 @@ fn a_result_that_is_too_large_is_a_failure() {
     let row = bench.task_row(id);
     bench.task_report(&row, TaskReport::Claim).expect("it was offered");
     let result = Some("x".repeat(model::MAX_TASK_RESULT + 1));
-    bench.task_report(&row, TaskReport::Succeeded { result }).expect("it runs");
+    bench.task_report(&row, TaskReport::Succeeded { result, artifact: None }).expect("it runs");
     assert!(matches!(bench.task_state(id), TaskState::Failed { .. }));
 }
 
