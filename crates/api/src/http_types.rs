@@ -474,6 +474,40 @@ pub struct NewTask {
     pub spec: TaskSpec,
 }
 
+/// What a task's callback is told, in the body of a `POST`. The header `shore-delivery` names the
+/// message, the same however often it is sent; `shore-signature` proves who sent it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct TaskEnded {
+    /// The task; of several attempts the last.
+    #[schema(value_type = String)]
+    pub task: TaskId,
+    /// The ids of all attempts, the first first: that is the task that was asked for.
+    #[schema(value_type = Vec<String>)]
+    pub attempts: Vec<TaskId>,
+    /// The project's name.
+    #[schema(value_type = String)]
+    pub project: Name,
+    /// `succeeded`, `failed` or `cancelled`.
+    pub state: String,
+    /// Whether it did not succeed.
+    pub failed: bool,
+    /// Why.
+    pub reason: Option<String>,
+    /// What it left in its result file.
+    pub result: Option<String>,
+    /// The blob that holds it instead.
+    #[schema(value_type = Option<String>)]
+    pub artifact: Option<Digest>,
+    /// Words of whoever made it.
+    pub annotation: Option<String>,
+    /// When it was made.
+    #[schema(value_type = u64)]
+    pub created_at: Time,
+    /// When it ended.
+    #[schema(value_type = Option<u64>)]
+    pub ended_at: Option<Time>,
+}
+
 /// What signs the messages of a project.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct CallbackSecret {

@@ -87,6 +87,12 @@ impl fmt::Display for Failure {
     }
 }
 
+impl From<egress::Failure> for Failure {
+    fn from(failure: egress::Failure) -> Self {
+        Self { transient: failure.transient, ..Self::new(failure.reason) }
+    }
+}
+
 impl From<DriverError> for Failure {
     fn from(error: DriverError) -> Self {
         Self::new(error)

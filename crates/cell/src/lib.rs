@@ -45,12 +45,12 @@ mod web;
 mod work;
 
 pub use agent::Cell;
+pub use egress::{MAX_REDIRECTS, Network};
 pub use error::CellError;
 pub use limits::{
     CACHED_BUILD_BYTES, CACHED_LAYER_BYTES, LOG_BURST_SECONDS, LOG_BYTES, MAX_CREATES,
-    MAX_DOWNLOADS, MAX_FETCHES, MAX_LINE, MAX_NAMED_UPLOADS, MAX_REDIRECTS, MAX_UPLOADS,
-    TASK_GRACE, UNREACHABLE_LIMIT,
+    MAX_DOWNLOADS, MAX_FETCHES, MAX_LINE, MAX_NAMED_UPLOADS, MAX_UPLOADS, TASK_GRACE,
+    UNREACHABLE_LIMIT,
 };
 pub use metrics::Metrics;
 pub use options::{Capacity, Options};
-pub use web::Network;

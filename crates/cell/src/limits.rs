@@ -12,8 +12,6 @@ pub const MAX_FETCHES: usize = 5;
 pub const MAX_UPLOADS: usize = 5;
 /// How many files named by their digests one upload sends at once.
 pub const MAX_NAMED_UPLOADS: usize = 4;
-/// How many redirects are followed.
-pub const MAX_REDIRECTS: usize = 5;
 /// How many bytes of unpacked image layers are kept for later.
 pub const CACHED_LAYER_BYTES: u64 = 10 << 30;
 /// How many bytes of caches of builds are kept for later.
@@ -89,11 +87,5 @@ pub(crate) const LEFTOVER_LIMIT: Duration = Duration::from_secs(10);
 /// How long a port that was given back belongs to nobody, so that no router takes another instance
 /// for the one that had it.
 pub(crate) const PORT_QUARANTINE: Duration = Duration::from_mins(1);
-/// How many addresses of one name are looked at.
-pub(crate) const MAX_ADDRESSES: usize = 16;
-/// How long connecting to a server on the Internet may take, and TLS after that.
-pub(crate) const DIAL_LIMIT: Duration = Duration::from_secs(10);
-/// How long such a server may take to begin its answer.
-pub(crate) const ANSWER_LIMIT: Duration = Duration::from_mins(1);
 /// How long it may send nothing in the middle of it.
 pub(crate) const IDLE_LIMIT: Duration = Duration::from_mins(1);

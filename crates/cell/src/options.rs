@@ -10,9 +10,10 @@ use drivers::{Driver, Isolation};
 use model::Name;
 use runtime::Stop;
 
+use egress::Network;
+
 use crate::machine;
 use crate::metrics::Metrics;
-use crate::web::Network;
 
 /// The ports instances get on a shared network unless told otherwise.
 const PORTS: RangeInclusive<u16> = 20_000..=29_999;

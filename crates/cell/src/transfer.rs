@@ -200,7 +200,8 @@ async fn put(actor: &Actor, url: &Url, file: &File) -> Result<(), Failure> {
     let again = || Ok(body(content(file)?));
     let headers = vec![(CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"))];
     let ask = Ask { method: Method::PUT, headers, body: &again, length };
-    blob::retry(|| async { actor.shared.web.ask(url, &ask).await.map(drop) }).await
+    let sent = || async { Ok(actor.shared.web.ask(url, &ask).await.map(drop)?) };
+    blob::retry(sent).await
 }
 
 /// Sends what can be made only once; a redirect fails.
@@ -214,7 +215,7 @@ async fn put_once(actor: &Actor, url: &Url, pieces: Pieces) -> Result<(), Failur
     let headers = vec![(CONTENT_TYPE, HeaderValue::from_static("application/gzip"))];
     let ask = Ask { method: Method::PUT, headers, body: &once, length: None };
     let sent = actor.shared.web.ask(url, &ask).await;
-    sent.map(drop).map_err(|failure| own_fault(&fault).unwrap_or(failure))
+    sent.map(drop).map_err(|failure| own_fault(&fault).unwrap_or_else(|| failure.into()))
 }
 
 /// The files of a directory, all of which must be named by a digest.

@@ -1,217 +1,140 @@
-//! Asks servers on the Internet for its users: over HTTP/1.1, with or without TLS, through the
-//! guard. A connection serves one request. hyper speaks the protocol; resolving, connecting and
-//! following redirects are done here, because that is where the guard has to stand.
-
-mod fetch;
-mod guard;
-mod url;
+//! Reads what a URL answers with. When the connection breaks, reading goes on where it was, unless
+//! the server cannot do that or has something else there by now.
 
 use std::io;
-use std::path::Path;
-use std::sync::{Arc, OnceLock};
-use std::time::Duration;
+use std::sync::Arc;
 
 use bytes::Bytes;
-use http::header::{ACCEPT, ACCEPT_ENCODING, USER_AGENT};
-use http::header::{AUTHORIZATION, CONTENT_LENGTH, HOST, HeaderName, HeaderValue, LOCATION};
-use http::{Method, Request, Response, StatusCode};
-use http_body_util::combinators::UnsyncBoxBody;
-use hyper::body::Incoming;
-use hyper::client::conn::http1;
-use hyper_util::rt::TokioIo;
-use runtime::Tasks;
-use rustls::pki_types::pem::PemObject as _;
-use rustls::pki_types::{CertificateDer, ServerName};
-use rustls::{ClientConfig, RootCertStore};
-use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::TcpStream;
-use tokio_rustls::TlsConnector;
+use futures_util::StreamExt as _;
+use http::header::{
+    ACCEPT_RANGES, CONTENT_RANGE, ETAG, HeaderMap, HeaderName, HeaderValue, IF_RANGE,
+    LAST_MODIFIED, RANGE,
+};
+use http::{Method, Response, StatusCode};
+use http_body_util::{BodyExt as _, Empty};
+use hyper::body::{Body as _, Incoming};
+use runtime::{Backoff, Random};
 
-use crate::error::{Context as _, Failure};
+pub(crate) use egress::{Ask, Body, Guard, Url, Web};
+
+use crate::blob::Pieces;
+use crate::error::Failure;
 use crate::health::Length;
-use crate::limits::{ANSWER_LIMIT, DIAL_LIMIT, MAX_REDIRECTS};
+use crate::limits::{FETCH_ATTEMPTS, IDLE_LIMIT, RECONNECT};
 
-pub(crate) use fetch::fetch;
-pub(crate) use guard::Guard;
-pub use guard::Network;
-pub(crate) use url::Url;
-
-/// Where systems keep the certificate authorities they trust.
-const ROOTS: [&str; 5] = [
-    "/etc/ssl/certs/ca-certificates.crt",
-    "/etc/pki/tls/certs/ca-bundle.crt",
-    "/etc/pki/ca-trust/extracted/pem/tls-ca-bundle.pem",
-    "/etc/ssl/ca-bundle.pem",
-    "/etc/ssl/cert.pem",
-];
-
-/// What is sent along with a request.
-pub(crate) type Body = UnsyncBoxBody<Bytes, io::Error>;
-
-/// Asks servers on the Internet.
-#[derive(Debug)]
-pub(crate) struct Web {
-    guard: Guard,
-    tasks: Tasks,
-    tls: OnceLock<Result<Arc<ClientConfig>, String>>,
+fn nothing() -> Body {
+    Empty::new().map_err(|never| match never {}).boxed_unsync()
 }
 
-/// What is asked for. The body is made anew for every server that is asked.
-pub(crate) struct Ask<'a> {
-    pub(crate) method: Method,
-    pub(crate) headers: Vec<(HeaderName, HeaderValue)>,
-    pub(crate) body: &'a (dyn Fn() -> io::Result<Body> + Sync),
-    /// How large the body is, if that is known.
-    pub(crate) length: Option<u64>,
+async fn get(
+    web: &Web,
+    url: &Url,
+    headers: Vec<(HeaderName, HeaderValue)>,
+) -> Result<(Url, Response<Incoming>), Failure> {
+    let body = || Ok(nothing());
+    let ask = Ask { method: Method::GET, headers, body: &body, length: None };
+    Ok(web.ask(url, &ask).await?)
 }
 
-impl Web {
-    pub(crate) fn new(guard: Guard, tasks: Tasks) -> Self {
-        Self { guard, tasks, tls: OnceLock::new() }
+struct Fetch {
+    web: Arc<Web>,
+    url: Url,
+    body: Incoming,
+    /// How many bytes came.
+    done: u64,
+    /// What the server calls the version that is being read, if it can go on in the middle of it.
+    version: Option<HeaderValue>,
+    /// How often it may still break without a byte in between.
+    left: u32,
+    backoff: Backoff,
+}
+
+/// Begins to read; also says how many bytes will come, if the server does.
+pub(crate) async fn fetch(web: &Arc<Web>, url: &Url) -> Result<(Pieces, Option<u64>), Failure> {
+    let (_, answer) = get(web, url, Vec::new()).await?;
+    if answer.status() != StatusCode::OK {
+        return Err(Failure::new(format!("{url} answered {}", answer.status().as_u16())));
+    }
+    let length = answer.body().size_hint().exact();
+    let version = version(answer.headers());
+    let fetch = Fetch {
+        web: Arc::clone(web),
+        url: url.clone(),
+        body: answer.into_body(),
+        done: 0,
+        version,
+        left: FETCH_ATTEMPTS,
+        backoff: Backoff::new(RECONNECT.0, RECONNECT.1),
+    };
+    let next = |fetch: Option<Fetch>| async move {
+        let mut fetch = fetch?;
+        match fetch.next().await.transpose()? {
+            Ok(piece) => Some((Ok(piece), Some(fetch))),
+            Err(error) => Some((Err(error), None)),
+        }
+    };
+    Ok((futures_util::stream::unfold(Some(fetch), next).boxed(), length))
+}
+
+/// A name of the version that changes whenever a byte does.
+fn version(headers: &HeaderMap) -> Option<HeaderValue> {
+    if headers.get(ACCEPT_RANGES).is_some_and(|value| value == "none") {
+        return None;
+    }
+    let strong = headers.get(ETAG).filter(|etag| etag.as_bytes().starts_with(b"\""));
+    strong.or_else(|| headers.get(LAST_MODIFIED)).cloned()
+}
+
+impl Fetch {
+    /// The next bytes; nothing at the end.
+    async fn next(&mut self) -> io::Result<Option<Bytes>> {
+        loop {
+            let error = match runtime::timeout(IDLE_LIMIT, self.body.frame()).await {
+                Some(None) => return Ok(None),
+                Some(Some(Ok(frame))) => match frame.into_data() {
+                    Ok(data) if !data.is_empty() => {
+                        self.done += data.len() as u64;
+                        self.left = FETCH_ATTEMPTS;
+                        return Ok(Some(data));
+                    }
+                    Ok(_) | Err(_) => continue,
+                },
+                Some(Some(Err(error))) => format!("the connection broke: {error}"),
+                None => format!("no bytes came for {}", Length(IDLE_LIMIT)),
+            };
+            self.go_on(&error).await?;
+        }
     }
 
-    /// Asks, follows redirects, and gives an answer that is a success.
-    pub(crate) async fn ask(
-        &self,
-        url: &Url,
-        ask: &Ask<'_>,
-    ) -> Result<(Url, Response<Incoming>), Failure> {
-        let mut at = url.clone();
-        for _ in 0..=MAX_REDIRECTS {
-            let answer = self.once(&at, ask).await.context(|| at.to_string())?;
-            if answer.status().is_success() {
-                return Ok((at, answer));
+    /// Asks for the rest.
+    async fn go_on(&mut self, broke: &str) -> io::Result<()> {
+        let Some(version) = self.version.clone() else { return Err(io::Error::other(broke)) };
+        while self.left > 0 {
+            self.left -= 1;
+            runtime::sleep(self.backoff.next_delay(&Random::system())).await;
+            let range = HeaderValue::try_from(format!("bytes={}-", self.done));
+            let range = range.map_err(io::Error::other)?;
+            let headers = vec![(RANGE, range), (IF_RANGE, version.clone())];
+            match get(&self.web, &self.url, headers).await {
+                Ok((_, answer)) => {
+                    if !self.continues(&answer) {
+                        return Err(io::Error::other("it changed while it was read"));
+                    }
+                    tracing::debug!(url = %self.url, from = self.done, "a download goes on");
+                    self.body = answer.into_body();
+                    return Ok(());
+                }
+                Err(failure) if failure.transient => {}
+                Err(failure) => return Err(io::Error::other(failure.reason)),
             }
-            // All others may mean that the body is to be left out.
-            let again = [StatusCode::TEMPORARY_REDIRECT, StatusCode::PERMANENT_REDIRECT];
-            let other = [StatusCode::MOVED_PERMANENTLY, StatusCode::FOUND, StatusCode::SEE_OTHER];
-            let status = answer.status();
-            let reads = ask.method == Method::GET;
-            let follows = again.contains(&status) || reads && other.contains(&status);
-            let location = answer.headers().get(LOCATION).filter(|_| follows);
-            let location = location.and_then(|location| location.to_str().ok());
-            let Some(location) = location else { return Err(refused(&at, answer.status())) };
-            at = at.follow(location).context(|| at.to_string())?;
         }
-        Err(Failure::new(format!("{url}: more than {MAX_REDIRECTS} redirects")))
+        Err(io::Error::other(broke))
     }
 
-    async fn once(&self, url: &Url, ask: &Ask<'_>) -> Result<Response<Incoming>, Failure> {
-        let tcp = runtime::timeout(DIAL_LIMIT, self.dial(url)).await;
-        let tcp = tcp.ok_or_else(|| late("no connection", DIAL_LIMIT))??;
-        if !url.tls {
-            return self.exchange(tcp, url, ask).await;
-        }
-        let name = url.host.trim_matches(['[', ']']).to_owned();
-        let name = ServerName::try_from(name).map_err(Failure::new)?;
-        let connect = TlsConnector::from(self.tls()?).connect(name, tcp);
-        let stream = runtime::timeout(DIAL_LIMIT, connect).await;
-        let stream = stream.ok_or_else(|| late("no TLS", DIAL_LIMIT))?;
-        let stream = stream.map_err(|error| Failure {
-            transient: error.get_ref().is_none_or(|inner| !inner.is::<rustls::Error>()),
-            ..Failure::new(format!("TLS failed: {error}"))
-        })?;
-        self.exchange(stream, url, ask).await
+    fn continues(&self, answer: &Response<Incoming>) -> bool {
+        let begins = format!("bytes {}-", self.done);
+        let range = answer.headers().get(CONTENT_RANGE);
+        answer.status() == StatusCode::PARTIAL_CONTENT
+            && range.is_some_and(|range| range.as_bytes().starts_with(begins.as_bytes()))
     }
-
-    async fn dial(&self, url: &Url) -> Result<TcpStream, Failure> {
-        let mut last = None;
-        for address in self.guard.resolve(&url.host, url.port).await? {
-            match TcpStream::connect(address).await {
-                Ok(stream) => return Ok(stream),
-                Err(error) => last = Some(error),
-            }
-        }
-        let reason = last.map_or_else(String::new, |error| error.to_string());
-        Err(Failure { transient: true, ..Failure::new(format!("cannot connect: {reason}")) })
-    }
-
-    async fn exchange<S>(
-        &self,
-        stream: S,
-        url: &Url,
-        ask: &Ask<'_>,
-    ) -> Result<Response<Incoming>, Failure>
-    where
-        S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
-    {
-        let (mut sender, connection) =
-            http1::handshake(TokioIo::new(stream)).await.map_err(|error| broken(&error))?;
-        let stop = self.tasks.stop().clone();
-        self.tasks.spawn_ok("transfer", async move {
-            // Whoever waits for the answer hears of an error, too.
-            drop(stop.or_stop(connection).await);
-        });
-        let request = request(url, ask)?;
-        let answer = sender.send_request(request);
-        // The answer to a large body comes after it.
-        let answer = if ask.method == Method::PUT {
-            Some(answer.await)
-        } else {
-            runtime::timeout(ANSWER_LIMIT, answer).await
-        };
-        answer.ok_or_else(|| late("no answer", ANSWER_LIMIT))?.map_err(|error| broken(&error))
-    }
-
-    fn tls(&self) -> Result<Arc<ClientConfig>, Failure> {
-        self.tls.get_or_init(config).clone().map_err(Failure::new)
-    }
-}
-
-fn request(url: &Url, ask: &Ask<'_>) -> Result<Request<Body>, Failure> {
-    let mut request = Request::builder()
-        .method(&ask.method)
-        .uri(&url.target)
-        .header(HOST, url.host_header())
-        .header(USER_AGENT, "longshore")
-        .header(ACCEPT, "*/*")
-        .header(ACCEPT_ENCODING, "identity");
-    if let Some(authorization) = &url.authorization {
-        request = request.header(AUTHORIZATION, authorization);
-    }
-    if let Some(length) = ask.length {
-        request = request.header(CONTENT_LENGTH, length);
-    }
-    for (name, value) in &ask.headers {
-        request = request.header(name, value);
-    }
-    request.body((ask.body)()?).map_err(Failure::new)
-}
-
-fn config() -> Result<Arc<ClientConfig>, String> {
-    let mut roots = RootCertStore::empty();
-    if let Some(file) = ROOTS.iter().find(|file| Path::new(file).is_file()) {
-        let certificates = CertificateDer::pem_file_iter(file);
-        let certificates = certificates.map_err(|error| format!("{file}: {error}"))?;
-        roots.add_parsable_certificates(certificates.filter_map(Result::ok));
-    }
-    if roots.is_empty() {
-        return Err("this machine trusts no certificate authority: install ca-certificates".into());
-    }
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let config = ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .map_err(|error| error.to_string())?;
-    Ok(Arc::new(config.with_root_certificates(roots).with_no_client_auth()))
-}
-
-fn refused(url: &Url, status: StatusCode) -> Failure {
-    let later = status.is_server_error()
-        || matches!(status, StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_MANY_REQUESTS);
-    Failure { transient: later, ..Failure::new(format!("{url} answered {}", status.as_u16())) }
-}
-
-fn late(what: &str, limit: Duration) -> Failure {
-    let limit = Length(limit);
-    Failure { transient: true, ..Failure::new(format!("{what} within {limit}")) }
-}
-
-fn broken(error: &hyper::Error) -> Failure {
-    // hyper names the cause, such as an error of the body, below its own words.
-    let cause = std::error::Error::source(error).map(|cause| format!(": {cause}"));
-    let permanent = std::error::Error::source(error)
-        .and_then(|cause| cause.downcast_ref::<io::Error>())
-        .is_some_and(|cause| cause.kind() == io::ErrorKind::InvalidData);
-    let reason = format!("the connection broke: {error}{}", cause.unwrap_or_default());
-    Failure { transient: !permanent, ..Failure::new(reason) }
 }

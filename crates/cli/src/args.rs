@@ -92,6 +92,9 @@ pub(crate) enum Command {
     /// List, show, follow and cancel jobs
     #[command(subcommand)]
     Job(JobCommand),
+    /// Run, list, show and cancel tasks: work that runs once
+    #[command(subcommand)]
+    Task(TaskCommand),
     /// Show what an app says
     Logs(LogsArgs),
     /// Show what an app runs
@@ -183,6 +186,9 @@ pub(crate) struct ServerArgs {
     #[arg(long, value_name = "MIB", default_value_t = MAX_BLOB_BYTES >> 20,
         value_parser = clap::value_parser!(u64).range(1..=MAX_BLOB_MB))]
     pub(crate) max_blob_mb: u64,
+    /// A network that callbacks of tasks may reach although it is not public, as in `10.0.0.0/8`
+    #[arg(long = "callback-allow", value_name = "NETWORK")]
+    pub(crate) callback_networks: Vec<server::Network>,
 }
 
 /// How a component joins.
@@ -395,6 +401,87 @@ pub(crate) enum JobCommand {
     },
 }
 
+#[derive(Debug, Subcommand)]
+pub(crate) enum TaskCommand {
+    /// Run a command once in a container of its own
+    Run(Box<TaskRunArgs>),
+    /// List tasks, newest first; those that ended are kept for ten minutes
+    List {
+        /// Only this project's
+        #[arg(long, short)]
+        project: Option<Name>,
+        /// Only those in this state
+        #[arg(long)]
+        state: Option<String>,
+        /// How many at most
+        #[arg(long, default_value_t = 20)]
+        limit: usize,
+    },
+    /// Show a task, with what it left
+    Show {
+        /// Its id
+        task: model::TaskId,
+    },
+    /// Ask a task to end
+    Cancel {
+        /// Its id
+        task: model::TaskId,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct TaskRunArgs {
+    /// The project
+    #[arg(long, short, env = "SHORE_PROJECT")]
+    pub(crate) project: Name,
+    /// A task's spec as JSON instead of a command; `-` is standard input
+    #[arg(long, short, value_name = "FILE", conflicts_with = "argv")]
+    pub(crate) file: Option<PathBuf>,
+    /// The OCI image manifest in the blob store, as in `sha256:…`; an empty root when absent
+    #[arg(long, value_name = "DIGEST")]
+    pub(crate) image: Option<model::Digest>,
+    /// The driver it must run on
+    #[arg(long)]
+    pub(crate) driver: Option<Name>,
+    /// Memory in MiB
+    #[arg(long, value_name = "MIB")]
+    pub(crate) memory: Option<u64>,
+    /// A variable of its environment
+    #[arg(long, short, value_name = "NAME=VALUE", value_parser = key_value)]
+    pub(crate) env: Vec<(String, String)>,
+    /// How long it may take, in seconds
+    #[arg(long, value_name = "SECS", default_value_t = 3_600,
+        value_parser = clap::value_parser!(u64).range(1..=MAX_SECS))]
+    pub(crate) timeout: u64,
+    /// How long it may wait for a cell, in seconds; 30 minutes when absent
+    #[arg(long, value_name = "SECS", value_parser = clap::value_parser!(u64).range(1..=MAX_SECS))]
+    pub(crate) start_timeout: Option<u64>,
+    /// A file whose content is its result
+    #[arg(long, value_name = "PATH")]
+    pub(crate) result_file: Option<String>,
+    /// Try it so often while it fails
+    #[arg(long, value_name = "TIMES")]
+    pub(crate) attempts: Option<u32>,
+    /// The pause before the second attempt, in seconds; it doubles
+    #[arg(long, value_name = "SECS", default_value_t = 5)]
+    pub(crate) retry_pause: u64,
+    /// Who is told how it ended, with a signed `POST`
+    #[arg(long, value_name = "URL")]
+    pub(crate) callback: Option<String>,
+    /// Words that are handed back with its end
+    #[arg(long)]
+    pub(crate) annotation: Option<String>,
+    /// The same words again are the same task
+    #[arg(long, value_name = "WORDS")]
+    pub(crate) key: Option<String>,
+    /// Print its id and do not wait for its end
+    #[arg(long, short)]
+    pub(crate) detach: bool,
+    /// The command and its arguments
+    #[arg(last = true, required_unless_present = "file")]
+    pub(crate) argv: Vec<String>,
+}
+
 #[derive(Debug, Args)]
 pub(crate) struct LogsArgs {
     #[command(flatten)]
@@ -572,6 +659,8 @@ pub(crate) enum ContextCommand {
     },
 }
 
+/// The longest a task may take or wait: a day.
+const MAX_SECS: u64 = 86_400;
 /// Most MiB that `--max-blob-mb` takes: 1 TiB.
 const MAX_BLOB_MB: u64 = 1 << 20;
 

@@ -5,6 +5,7 @@ mod apps;
 mod cells;
 mod contexts;
 mod jobs;
+mod tasks;
 mod up;
 
 use api::Client;
@@ -97,6 +98,7 @@ pub(crate) async fn run(cli: Cli) -> Result<()> {
         Command::Project(command) => access::project(&shell, command).await,
         Command::App(command) => apps::app(&shell, command).await,
         Command::Job(command) => jobs::job(&shell, command).await,
+        Command::Task(command) => tasks::task(&shell, command).await,
         Command::Logs(args) => apps::logs(&shell, args).await,
         Command::Status(args) => apps::status(&shell, args).await,
         Command::Deploy(args) => jobs::deploy(&shell, args).await,

@@ -14,7 +14,7 @@ use std::time::Duration;
 use api::Endpoint;
 use model::{HostName, JoinToken, Name, Role};
 use runtime::{Ids, Kind, Random, SteadyClock, Stop, Tasks};
-use server::{Authority, Parts, Server};
+use server::{Authority, Network, Parts, Server};
 use store::Store;
 use store::blobs::BlobLimits;
 use store::sqlite::SqliteStore;
@@ -80,6 +80,8 @@ pub(crate) struct ServerOptions {
     /// The flags that choose the address of the server and of its SSH.
     pub(crate) flags: [&'static str; 2],
     pub(crate) blobs: BlobLimits,
+    /// Networks that callbacks may reach besides public addresses.
+    pub(crate) callback_networks: Vec<Network>,
 }
 
 /// A server that listens.
@@ -92,7 +94,8 @@ pub(crate) struct RunningServer {
 
 /// Opens the store and starts listening.
 pub(crate) async fn start_server(options: ServerOptions, tasks: &Tasks) -> Result<RunningServer> {
-    let ServerOptions { listen, ssh, dir, domain, names, flags, blobs } = options;
+    let ServerOptions { listen, ssh, dir, domain, names, flags, blobs, callback_networks } =
+        options;
     private_dir(&dir)?;
     let listener = port::bind("server", listen, flags[0]).await?;
     let listen = listener.local_addr().map_err(CliError::internal)?;
@@ -100,7 +103,7 @@ pub(crate) async fn start_server(options: ServerOptions, tasks: &Tasks) -> Resul
         Some(address) => Some(port::bind("SSH server", address, flags[1]).await?),
         None => None,
     };
-    let (server, authority) = open_server(&dir, domain, blobs, tasks).await?;
+    let (server, authority) = open_server(&dir, domain, (blobs, callback_networks), tasks).await?;
     let first = server.first_token().await.map_err(CliError::internal)?;
     let tls = if listen.ip().is_loopback() {
         None
@@ -122,7 +125,7 @@ pub(crate) async fn start_server(options: ServerOptions, tasks: &Tasks) -> Resul
 async fn open_server(
     dir: &Path,
     domain: HostName,
-    blobs: BlobLimits,
+    (blobs, callback_networks): (BlobLimits, Vec<Network>),
     tasks: &Tasks,
 ) -> Result<(Server, Authority)> {
     let store = open_store(dir)?;
@@ -140,6 +143,7 @@ async fn open_server(
         domain: domain.to_string(),
         authority: Some(authority.fingerprint()),
         blobs,
+        callback_networks,
     };
     let server = Server::start(parts, dir).await.map_err(start_error)?;
     Ok((server, authority))
@@ -156,7 +160,7 @@ pub(crate) async fn token_in(dir: &Path, role: Role, label: String) -> Result<Jo
     }
     let tasks = Tasks::new(Stop::new());
     let domain = LOCALHOST.parse().map_err(CliError::internal)?;
-    let (server, _) = open_server(dir, domain, BlobLimits::default(), &tasks).await?;
+    let (server, _) = open_server(dir, domain, (BlobLimits::default(), Vec::new()), &tasks).await?;
     let made = server.create_token(role, None, label, None).await.map_err(CliError::invalid);
     tasks.shutdown(STOP_GRACE).await;
     made
@@ -231,6 +235,7 @@ pub(crate) async fn server(shell: &Shell, args: ServerArgs) -> Result<()> {
         names: args.names,
         flags: ["--listen", "--ssh"],
         blobs: BlobLimits { max_blob_bytes: args.max_blob_mb << 20, ..BlobLimits::default() },
+        callback_networks: args.callback_networks,
     };
     let running = start_server(options, &tasks).await?;
     let ready = serde_json::json!({

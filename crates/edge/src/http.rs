@@ -9,6 +9,7 @@ mod error;
 mod events;
 mod jobs;
 mod protocol;
+mod tasks;
 mod work;
 
 use axum::Router;
@@ -60,8 +61,10 @@ fn described() -> OpenApiRouter<Server> {
         .routes(routes!(events::deployment_logs))
         .routes(routes!(blobs::create_blob))
         .routes(routes!(blobs::get_blob, blobs::put_blob))
-        .routes(routes!(work::create_task))
-        .routes(routes!(work::get_task))
+        .routes(routes!(work::create_task, tasks::list_tasks))
+        .routes(routes!(tasks::new_task))
+        .routes(routes!(work::get_task, tasks::delete_task))
+        .routes(routes!(tasks::callback_secret, tasks::rotate_callback_secret))
         .routes(routes!(work::cancel_task))
         .routes(routes!(events::task_events))
         .routes(routes!(work::record_build))

@@ -556,6 +556,8 @@ mod tests {
         assert!(volume.contains("volume path"), "{volume}");
     }
 
+    type Change = fn(&mut TaskSpec);
+
     #[test]
     fn each_bad_field_of_a_task_is_named() {
         let refused = |change: fn(&mut TaskSpec)| {
@@ -563,7 +565,6 @@ mod tests {
             change(&mut spec);
             spec.validate().expect_err("refused").to_string()
         };
-        type Change = fn(&mut TaskSpec);
         let cases: [(&str, Change); 8] = [
             ("timeout_ms", |s| s.timeout_ms = 0),
             ("start_timeout_ms", |s| s.start_timeout_ms = Some(u64::MAX)),

@@ -1,10 +1,12 @@
 //! The control plane's shell: the apply loop around the deterministic state, the streams that
 //! components dial, log buffers, blobs and tokens.
 //!
-//! It never runs a job, never parses a project file, and dials nobody.
+//! It never runs a job, never parses a project file, and dials nobody but the callbacks that users
+//! name, through a guard that keeps private networks out.
 
 mod apply;
 mod auth;
+mod callbacks;
 mod components;
 mod followers;
 mod logs;
@@ -14,7 +16,9 @@ pub mod views;
 
 pub use apply::{ApplyError, Loop, MAX_BATCH, MAX_EVENTS, MAX_IN_FLIGHT, MAX_WAITING, Published};
 pub use auth::{Action, Principal, TokenFault, allows};
+pub use callbacks::{MAX_SENDING, SEND_LIMIT, signature};
 pub use components::Service;
+pub use egress::Network;
 pub use followers::{Following, MAX_FOLLOWED};
 pub use server::{Parts, Ports, ROUTER_WAIT, Server, ServerError, StartError, not_found};
 pub use store::blobs::{BlobError, Stored, Upload};

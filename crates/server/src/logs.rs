@@ -100,6 +100,7 @@ mod tests {
             domain: "localhost".to_owned(),
             authority: None,
             blobs: store::blobs::BlobLimits::default(),
+            callback_networks: Vec::new(),
         };
         Server::start(parts, dir).await.expect("starts")
     }

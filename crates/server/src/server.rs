@@ -5,10 +5,13 @@ use std::path::Path;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
+use egress::{Guard, Network, Web};
 use logbuf::{LogError, LogStore, StoreLimits};
 use model::{Digest, JobId, JoinToken, ProjectId, Role, Time, TokenId};
 use runtime::{Clock, Ids, Kind, Tasks};
-use state::{Command, Job, NewToken, Refusal, Reply, RowKey, State, Token};
+use state::{
+    Command, Job, NewToken, Refusal, Reply, RowKey, Secret, Signing, State, Token, WorkCommand,
+};
 use store::blobs::{BlobLimits, Blobs};
 use store::{HistoryQuery, HistoryRow, Store, StoreError};
 use tokio::sync::{broadcast, watch};
@@ -50,6 +53,8 @@ pub struct Parts {
     pub authority: Option<Digest>,
     /// What its blob directory takes.
     pub blobs: BlobLimits,
+    /// Networks that callbacks may reach besides public addresses.
+    pub callback_networks: Vec<Network>,
 }
 
 /// Why the server did not start.
@@ -130,6 +135,8 @@ struct Inner {
     /// The connected routers.
     routers: watch::Sender<BTreeMap<u128, Connected>>,
     ssh_port: OnceLock<u16>,
+    /// Asks the callbacks of users.
+    web: Web,
 }
 
 impl Server {
@@ -139,7 +146,9 @@ impl Server {
         let blobs = Blobs::open(&dir.join("blobs"), parts.blobs)?;
         let store = Arc::clone(&parts.store);
         let apply = Loop::start(parts.store, Arc::clone(&parts.clock), &parts.domain)?;
+        let web = Web::new(Guard::new(parts.callback_networks), parts.tasks.clone());
         let inner = Inner {
+            web,
             apply,
             clock: parts.clock,
             ids: parts.ids,
@@ -159,6 +168,7 @@ impl Server {
         tasks.spawn(Kind::Critical, "ticker", server.clone().tick());
         tasks.spawn_ok("log-flusher", server.clone().flush_logs());
         tasks.spawn_ok("log-closer", server.clone().close_logs());
+        tasks.spawn_ok("callbacks", crate::callbacks::run(server.clone()));
         Ok(server)
     }
 
@@ -228,6 +238,31 @@ impl Server {
     /// Source archives, images, caches.
     pub fn blobs(&self) -> &Blobs {
         &self.inner.blobs
+    }
+
+    /// Asks the callbacks of users.
+    pub(crate) fn web(&self) -> &Web {
+        &self.inner.web
+    }
+
+    /// What signs the messages of a project; made when there is none, or anew.
+    pub async fn signing(
+        &self,
+        project: ProjectId,
+        rotate: bool,
+    ) -> Result<Arc<Signing>, ApplyError> {
+        let known = move |state: &State| state.get::<Signing>(project).cloned();
+        if let Some(known) = self.read(known).await?.filter(|_| !rotate) {
+            return Ok(known);
+        }
+        let mut secret = [0; 32];
+        self.inner.ids.random().fill(&mut secret);
+        let secret = Secret(Digest(secret).hex());
+        let sign = WorkCommand::Sign { project, secret, rotate };
+        match self.apply(Command::Work(sign)).await? {
+            Reply::Signing(row) => Ok(row),
+            other => Err(ApplyError::Unavailable(format!("a secret was answered with {other:?}"))),
+        }
     }
 
     /// The parent of every app's host.

@@ -1,6 +1,6 @@
 //! The shell around the state, as the server has it: batches, commits, then answers and events.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use model::Time;
 use state::{Change, Changes, Command, Deployment, Job, JobCommand, RowKey, State, Task};
@@ -623,7 +623,8 @@ fn find(state: &State, read: Read) -> Found {
             Found::Task(row.map(|row| row.state.clone()))
         }
         Read::Due(now) => {
-            Found::Due(state.deliveries_due(now).map(|row| (row.id, row.attempts)).collect())
+            let due = state.deliveries_due(now, 4, &BTreeSet::new());
+            Found::Due(due.iter().map(|row| (row.id, row.attempts)).collect())
         }
         Read::Deployment(id) => {
             Found::Deployment(state.get::<Deployment>(id).map(|row| row.state.clone()))

@@ -8,7 +8,7 @@ use model::{
 };
 
 use crate::queue::Queue;
-use crate::records::{App, Build, Cell, Deployment, Instance, Key, Project, Task};
+use crate::records::{App, Build, Cell, Delivery, Deployment, Instance, Key, Project, Task};
 use crate::tables::RowKey;
 
 /// Everything that can be looked up other than by identifier.
@@ -26,8 +26,8 @@ pub struct Indexes {
     pub(crate) task_keys: BTreeMap<(ProjectId, String), TaskId>,
     /// How many tasks of a project have not ended.
     pub(crate) open_tasks: BTreeMap<ProjectId, usize>,
-    /// Messages by when they are tried next.
-    pub(crate) deliveries_due: BTreeSet<(Time, DeliveryId)>,
+    /// Messages of each project by when they are tried next.
+    pub(crate) deliveries: BTreeMap<ProjectId, BTreeSet<(Time, DeliveryId)>>,
     pub(crate) builds: BTreeSet<(AppId, u64, BuildId)>,
     pub(crate) deployments: BTreeSet<(AppId, u64, DeploymentId)>,
     pub(crate) deployments_by_job: BTreeSet<(JobId, DeploymentId)>,
@@ -128,6 +128,19 @@ impl Indexes {
             self.tasks_by_cell.remove(&(cell, row.id));
             self.dirty_cells.insert(cell);
             self.auction_due = true;
+        }
+    }
+
+    pub(crate) fn add_delivery(&mut self, row: &Delivery) {
+        self.deliveries.entry(row.project).or_default().insert((row.due, row.id));
+    }
+
+    pub(crate) fn remove_delivery(&mut self, row: &Delivery) {
+        if let Some(own) = self.deliveries.get_mut(&row.project) {
+            own.remove(&(row.due, row.id));
+            if own.is_empty() {
+                self.deliveries.remove(&row.project);
+            }
         }
     }
 

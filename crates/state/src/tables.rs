@@ -157,8 +157,8 @@ tables! {
         fn unindex(&self, indexes: &mut Indexes) { indexes.remove_task(self); }
     }
     deliveries "delivery" Delivery DeliveryId {
-        fn index(&self, indexes: &mut Indexes) { indexes.deliveries_due.insert((self.due, self.id)); }
-        fn unindex(&self, indexes: &mut Indexes) { indexes.deliveries_due.remove(&(self.due, self.id)); }
+        fn index(&self, indexes: &mut Indexes) { indexes.add_delivery(self); }
+        fn unindex(&self, indexes: &mut Indexes) { indexes.remove_delivery(self); }
     }
     signings "signing" Signing ProjectId {
         fn deadline(&self) -> Option<Time> { self.before.as_ref().map(|it| it.until) }

@@ -1,5 +1,6 @@
 //! Reading: what the API, the component streams and people ask for.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -126,20 +127,32 @@ impl State {
         self.core.attempts_up_to(task)
     }
 
-    /// Messages that are to be tried by now, those that wait longest first.
-    pub fn deliveries_due(&self, now: Time) -> impl Iterator<Item = &Arc<Delivery>> {
-        let due = self.core.indexes.deliveries_due.iter().take_while(move |(at, _)| *at <= now);
-        due.filter_map(|(_, id)| self.get::<Delivery>(*id))
+    /// Messages that are to be tried by now: of each project those that wait longest, without those
+    /// that are `busy`, and with them at most `most`.
+    pub fn deliveries_due(
+        &self,
+        now: Time,
+        most: usize,
+        busy: &BTreeSet<DeliveryId>,
+    ) -> Vec<Arc<Delivery>> {
+        let mut found = Vec::new();
+        for own in self.core.indexes.deliveries.values() {
+            let is_busy = |id: &DeliveryId| busy.contains(id);
+            let due = own.iter().take_while(|(at, _)| *at <= now).map(|(_, id)| *id);
+            // A message that is being tried is due, too: it comes first, or nearly.
+            let due: Vec<_> = due.take(2 * most).collect();
+            let free = most.saturating_sub(due.iter().filter(|id| is_busy(id)).count());
+            let next = due.into_iter().filter(|id| !is_busy(id)).take(free);
+            found.extend(next.filter_map(|id| self.get::<Delivery>(id).cloned()));
+        }
+        found
     }
 
     /// When the first message after `now` is to be tried.
     pub fn next_delivery(&self, now: Time) -> Option<Time> {
-        let mut later = self
-            .core
-            .indexes
-            .deliveries_due
-            .range((now.after(Duration::from_millis(1)), DeliveryId(0))..);
-        later.next().map(|(at, _)| *at)
+        let later = (now.after(Duration::from_millis(1)), DeliveryId(0));
+        let own = self.core.indexes.deliveries.values();
+        own.filter_map(|own| own.range(later..).next()).map(|(at, _)| *at).min()
     }
 
     /// The whole route table.

@@ -83,6 +83,7 @@ impl AllInOne {
             names: Vec::new(),
             flags: ["--port", "--ssh-port"],
             blobs: BlobLimits::default(),
+            callback_networks: Vec::new(),
         };
         let running = start_server(options, &server).await?;
         for part in ["runner", "cell", "router"] {

@@ -153,6 +153,10 @@ impl<T: DeserializeOwned> FromRequest<Server> for Body<T> {
         let Json(body) = Json::<T>::from_request(request, server).await.map_err(|error| {
             let text = error.body_text();
             let reason = reason_of(&text);
+            if reason.contains("recursion limit") {
+                // It reads as JSON, so this is no matter of syntax.
+                return ApiError::invalid("the JSON body nests deeper than anything it may hold");
+            }
             ApiError::unreadable("JSON body", error.status(), reason)
         })?;
         Ok(Self(body))

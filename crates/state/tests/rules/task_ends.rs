@@ -1,5 +1,6 @@
 //! How tasks end: expiry, retries, cancellation that is not confirmed, and who is told.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -267,7 +268,7 @@ fn a_message_is_tried_less_and_less_often_for_a_day() {
     while let Some(row) = bench.state.get::<Delivery>(message).cloned() {
         pauses.push(row.due.0.saturating_sub(bench.now) / 1_000);
         bench.now = row.due.0;
-        assert_eq!(bench.state.deliveries_due(Time(bench.now)).count(), 1);
+        assert_eq!(bench.state.deliveries_due(Time(bench.now), 4, &BTreeSet::new()).len(), 1);
         let attempts = row.attempts;
         let not = |attempts, reason: &str| WorkCommand::NotDelivered {
             id: message,
@@ -287,6 +288,29 @@ fn a_message_is_tried_less_and_less_often_for_a_day() {
     );
     let callback = bench.task_row(id).callback.clone();
     assert!(matches!(callback, Some(Callback::GivenUp { reason, .. }) if reason.contains("500")));
+}
+
+#[test]
+fn a_project_with_many_messages_leaves_room_for_others() {
+    let mut bench = Bench::new();
+    let other = model::ProjectId(2);
+    bench.ok(Command::CreateProject { id: other, name: name("other") });
+    let end = |bench: &mut Bench, project| {
+        let (id, key, spec) = (TaskId(bench.fresh()), None, Arc::new(called_back()));
+        bench.ok(Command::Work(WorkCommand::NewTask { id, project, key, spec }));
+        bench.ok(Command::Work(WorkCommand::CancelTask(id)));
+        delivery_id(id)
+    };
+    let many: Vec<_> = (0..10).map(|_| end(&mut bench, PROJECT)).collect();
+    let one = end(&mut bench, other);
+    let due = |bench: &Bench, busy: &[model::DeliveryId]| {
+        let busy = busy.iter().copied().collect();
+        let due = bench.state.deliveries_due(Time(bench.now), 4, &busy);
+        due.iter().map(|row| row.id).collect::<Vec<_>>()
+    };
+    assert_eq!(due(&bench, &[]), [many[0], many[1], many[2], many[3], one]);
+    assert_eq!(due(&bench, &many[..3]), [many[3], one]);
+    assert_eq!(due(&bench, &[one, many[0]]), [many[1], many[2], many[3]]);
 }
 
 #[test]

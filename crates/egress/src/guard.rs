@@ -1,6 +1,6 @@
-//! Which addresses the cell opens connections to for its users.
+//! Which addresses connections are opened to for users.
 //!
-//! A URL of a user must not lead into the network the cell stands in. Names are resolved here and
+//! A URL of a user must not lead into the network this machine stands in. Names are resolved here and
 //! the connection goes to the addresses that were checked, so a name cannot change its mind between
 //! the two. A name one of whose addresses is refused is refused as a whole.
 
@@ -8,8 +8,7 @@ use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::str::FromStr;
 
-use crate::error::Failure;
-use crate::limits::MAX_ADDRESSES;
+use crate::{Failure, MAX_ADDRESSES};
 
 /// Addresses with a common beginning, as in `10.0.0.0/8`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -123,16 +122,18 @@ fn is_own(address: IpAddr) -> bool {
 
 /// Decides about addresses.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Guard {
+pub struct Guard {
     allowed: Vec<Network>,
 }
 
 impl Guard {
-    pub(crate) const fn new(allowed: Vec<Network>) -> Self {
+    /// Lets these networks through besides public addresses.
+    pub const fn new(allowed: Vec<Network>) -> Self {
         Self { allowed }
     }
 
-    fn permits(&self, address: IpAddr) -> bool {
+    /// Whether an address may be connected to.
+    pub fn permits(&self, address: IpAddr) -> bool {
         let address = address.to_canonical();
         if self.allowed.iter().any(|network| network.contains(address)) {
             return true;
@@ -146,7 +147,7 @@ impl Guard {
     }
 
     /// The addresses of a host, all of which may be connected to.
-    pub(crate) async fn resolve(&self, host: &str, port: u16) -> Result<Vec<SocketAddr>, Failure> {
+    pub async fn resolve(&self, host: &str, port: u16) -> Result<Vec<SocketAddr>, Failure> {
         let bare = host.trim_matches(['[', ']']);
         let found = tokio::net::lookup_host((bare, port)).await;
         let found = found.map_err(|_| Failure {

@@ -8,18 +8,21 @@ use base64::engine::general_purpose::STANDARD;
 use http::Uri;
 use http::uri::{Authority, PathAndQuery, Scheme};
 
-use crate::error::Failure;
+use crate::Failure;
 
 /// An `http` or `https` URL. What is shown of it has no password and no query: those may be secret.
 #[derive(Clone, PartialEq, Eq)]
-pub(crate) struct Url {
-    pub(crate) tls: bool,
-    pub(crate) host: String,
-    pub(crate) port: u16,
+pub struct Url {
+    /// Whether it is `https`.
+    pub tls: bool,
+    /// The host, as it was written.
+    pub host: String,
+    /// The port.
+    pub port: u16,
     /// Path and query.
-    pub(crate) target: String,
+    pub target: String,
     /// What its user and password become.
-    pub(crate) authorization: Option<String>,
+    pub authorization: Option<String>,
 }
 
 impl fmt::Display for Url {
@@ -37,7 +40,8 @@ impl fmt::Debug for Url {
 }
 
 impl Url {
-    pub(crate) fn parse(text: &str) -> Result<Self, Failure> {
+    /// Takes a URL apart.
+    pub fn parse(text: &str) -> Result<Self, Failure> {
         let uri = Uri::from_str(text).map_err(|_| Failure::new("the URL makes no sense"))?;
         Self::of(&uri)
     }
@@ -61,7 +65,7 @@ impl Url {
     }
 
     /// What the `Host` header says.
-    pub(crate) fn host_header(&self) -> String {
+    pub fn host_header(&self) -> String {
         let usual = if self.tls { 443 } else { 80 };
         if self.port == usual { self.host.clone() } else { format!("{}:{}", self.host, self.port) }
     }
@@ -73,7 +77,7 @@ impl Url {
 
     /// Where a redirect leads. Passwords stay with the host they are for, and what was asked for
     /// over TLS is not asked for without.
-    pub(crate) fn follow(&self, location: &str) -> Result<Self, Failure> {
+    pub fn follow(&self, location: &str) -> Result<Self, Failure> {
         let senseless = || Failure::new("a redirect leads to a URL that makes no sense");
         let scheme = if self.tls { "https" } else { "http" };
         let has_scheme = location.split(['/', '?', '#']).next().is_some_and(|it| it.contains(':'));
