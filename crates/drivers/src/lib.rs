@@ -15,6 +15,7 @@ mod proc;
 pub mod process;
 pub mod shim;
 mod spec;
+mod supervised;
 
 pub use driver::{
     Ability, Capabilities, ContainerInfo, Driver, Exit, Input, Isolation, LimitKind, Network,

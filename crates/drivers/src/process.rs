@@ -8,40 +8,26 @@
 //! command are translated when they are below it. The network is the machine's.
 
 mod copy;
-mod dirs;
 mod kill;
-mod life;
 mod start;
-mod tail;
-mod tree;
 mod usage;
-mod watch;
 
-use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use runtime::Tasks;
-use tokio::sync::RwLock;
 
 use crate::archive;
 use crate::driver::{
-    Capabilities, ContainerInfo, Driver, Exit, Input, Isolation, LimitKind, Network, ProcessInfo,
-    ProcessState, Signal, Started, Stats, Target,
+    Capabilities, ContainerInfo, Driver, Exit, Input, Isolation, LimitKind, Network, Signal,
+    Started, Stats, Target,
 };
-use crate::error::{Context as _, DriverError, Result};
+use crate::error::{Context as _, Result};
 use crate::output::{OutputOffset, OutputStream};
 use crate::spec::{ContainerSpec, Handle, ProcessId, ProcessSpec};
-
-use dirs::Dirs;
-use life::Life;
-use usage::DiskCache;
-use watch::Watcher;
-
-/// This executable, even when its file was replaced since it was started.
-const OWN_EXECUTABLE: &str = "/proc/self/exe";
+use crate::supervised::{OWN_EXECUTABLE, Supervised, tree};
 
 /// Where containers live and what supervises their processes.
 #[derive(Debug, Clone)]
@@ -65,114 +51,25 @@ pub struct ProcessDriver(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
-    dirs: Dirs,
-    supervisor: PathBuf,
-    tasks: Tasks,
-    watcher: Watcher,
-    /// Operations on one container that must not overlap.
-    locks: Mutex<BTreeMap<Handle, Weak<RwLock<()>>>>,
-    /// Processes whose start is under way: not there yet, rather than lost.
-    starting: Mutex<BTreeSet<(Handle, ProcessId)>>,
-    disk: DiskCache,
+    kept: Arc<Supervised>,
 }
 
 impl ProcessDriver {
     /// Opens the base directory, with all containers an earlier agent left there. Must be called
     /// within a runtime.
     pub fn open(config: &Config, tasks: Tasks) -> Result<Self> {
-        let dirs = Dirs::open(&config.base)?;
-        let trash = dirs.trash();
-        let inner = Inner {
-            dirs,
-            supervisor: config.supervisor.clone(),
-            watcher: Watcher::new(&tasks),
-            locks: Mutex::default(),
-            starting: Mutex::default(),
-            disk: DiskCache::default(),
-            tasks: tasks.clone(),
-        };
-        tasks.clone().spawn(runtime::Kind::Ordinary, "empty driver trash", async move {
-            tasks.blocking(move || tree::remove_contents(&trash)).await
-        });
-        Ok(Self(Arc::new(inner)))
+        let kept = Supervised::open(&config.base, &config.supervisor, tasks)?;
+        kept.empty_trash();
+        Ok(Self(Arc::new(Inner { kept: Arc::new(kept) })))
     }
-}
-
-fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Inner {
-    fn lock_of(&self, handle: &Handle) -> Arc<RwLock<()>> {
-        let mut locks = locked(&self.locks);
-        if let Some(lock) = locks.get(handle).and_then(Weak::upgrade) {
-            return lock;
-        }
-        locks.retain(|_, lock| lock.strong_count() > 0);
-        let lock = Arc::new(RwLock::new(()));
-        locks.insert(handle.clone(), Arc::downgrade(&lock));
-        lock
-    }
-
     async fn create(&self, spec: ContainerSpec) -> Result<()> {
         spec.check()?;
-        let lock = self.lock_of(&spec.handle);
+        let lock = self.kept.lock_of(&spec.handle);
         let _alone = lock.write().await;
-        self.dirs.create(&spec)
-    }
-
-    fn inspect(&self, handle: &Handle) -> Result<ContainerInfo> {
-        if !self.dirs.container(handle).is_dir() {
-            return Err(DriverError::NotFound { what: "container", name: handle.to_string() });
-        }
-        let starting = locked(&self.starting).clone();
-        let mut info = self.dirs.container_info(handle);
-        info.processes.retain(|process| !starting.contains(&(handle.clone(), process.id.clone())));
-        Ok(info)
-    }
-
-    async fn list(self: &Arc<Self>) -> Result<Vec<ContainerInfo>> {
-        let inner = Arc::clone(self);
-        let look = move || {
-            let found = inner.dirs.handles()?.into_iter().map(|handle| inner.inspect(&handle));
-            // One that is removed while it is listed is not there.
-            Ok(found.filter_map(Result::ok).collect())
-        };
-        self.tasks.blocking(look).await
-    }
-
-    fn life(&self, handle: &Handle, process: &ProcessId) -> Result<(PathBuf, Life)> {
-        let dir = self.dirs.existing(handle, process)?;
-        let started = self.dirs.started(&dir);
-        let life = Life::watch(&self.watcher, &dir, started.as_ref())
-            .context(|| format!("watch process {process}"))?;
-        Ok((dir, life))
-    }
-
-    async fn wait(&self, handle: &Handle, process: &ProcessId) -> Result<Exit> {
-        let (_, life) = self.life(handle, process)?;
-        Ok(life.exit().await)
-    }
-
-    fn signal(&self, handle: &Handle, process: &ProcessId, signal: Signal) -> Result<()> {
-        let dir = self.dirs.existing(handle, process)?;
-        let started = self.dirs.started(&dir);
-        let running = started.filter(|_| dirs::ended(&dir).is_none());
-        match running.map(|started| kill::signal_group(started.command, signal)) {
-            Some(Ok(true)) => Ok(()),
-            Some(Err(error)) => Err(DriverError::io(format!("signal process {process}"), error)),
-            Some(Ok(false)) | None => Err(DriverError::NotRunning { process: process.to_string() }),
-        }
-    }
-
-    /// The processes of a target, with their state.
-    fn targets(&self, handle: &Handle, target: &Target) -> Result<Vec<ProcessInfo>> {
-        let mut info = self.inspect(handle)?;
-        if let Target::One(id) = target {
-            self.dirs.existing(handle, id)?;
-            info.processes.retain(|process| process.id == *id);
-        }
-        Ok(info.processes)
+        self.kept.dirs.create(&spec)
     }
 
     async fn stop(
@@ -181,42 +78,26 @@ impl Inner {
         target: Target,
         grace: Duration,
     ) -> Result<()> {
-        let mut running = Vec::new();
-        for process in self.targets(handle, &target)? {
-            if process.state != ProcessState::Running || grace.is_zero() {
-                continue;
-            }
-            match self.signal(handle, &process.id, Signal::Term) {
-                Ok(()) => running.push(self.life(handle, &process.id)?.1.exit()),
-                Err(DriverError::NotRunning { .. }) => {}
-                Err(error) => return Err(error),
-            }
-        }
-        if !running.is_empty() {
-            let all = futures_util::future::join_all(running);
-            if runtime::timeout(grace, all).await.is_none() {
-                tracing::info!(%handle, ?grace, "exceeded the grace period: killing");
-            }
-        }
+        self.kept.ask_to_end(handle, &target, grace).await?;
         self.kill(handle, target).await
     }
 
     async fn remove(self: &Arc<Self>, handle: &Handle) -> Result<()> {
-        let lock = self.lock_of(handle);
+        let lock = self.kept.lock_of(handle);
         let _alone = lock.write().await;
-        let at = self.dirs.container(handle);
+        let at = self.kept.dirs.container(handle);
         if !at.exists() {
             return Ok(());
         }
         self.kill(handle, Target::All).await?;
-        self.disk.forget(handle);
-        let trash = self.dirs.trash();
+        self.kept.disk.forget(handle);
+        let trash = self.kept.dirs.trash();
         let context = format!("remove container {handle}");
         let remove = move || {
             let last = tree::move_into(&at, &trash)?;
             tree::remove(&last)
         };
-        self.tasks.blocking(remove).await.context(|| context)
+        self.kept.tasks.blocking(remove).await.context(|| context)
     }
 }
 
@@ -233,7 +114,7 @@ impl Driver for ProcessDriver {
                 LimitKind::FileSize,
             ],
             abilities: Vec::new(),
-            unavailable: start::unavailable(&self.0.supervisor),
+            unavailable: self.0.kept.unavailable(),
         }
     }
 
@@ -242,11 +123,11 @@ impl Driver for ProcessDriver {
     }
 
     fn list(&self) -> BoxFuture<'_, Result<Vec<ContainerInfo>>> {
-        Box::pin(self.0.list())
+        Box::pin(self.0.kept.list())
     }
 
     fn inspect<'a>(&'a self, handle: &'a Handle) -> BoxFuture<'a, Result<ContainerInfo>> {
-        Box::pin(async { self.0.inspect(handle) })
+        Box::pin(async { self.0.kept.inspect(handle) })
     }
 
     fn start<'a>(
@@ -263,10 +144,7 @@ impl Driver for ProcessDriver {
         process: &'a ProcessId,
         from: OutputOffset,
     ) -> BoxFuture<'a, Result<OutputStream>> {
-        Box::pin(async move {
-            let (dir, life) = self.0.life(handle, process)?;
-            Ok(tail::stream(dir, life, from))
-        })
+        Box::pin(async move { self.0.kept.attach(handle, process, from) })
     }
 
     fn wait<'a>(
@@ -274,7 +152,7 @@ impl Driver for ProcessDriver {
         handle: &'a Handle,
         process: &'a ProcessId,
     ) -> BoxFuture<'a, Result<Exit>> {
-        Box::pin(self.0.wait(handle, process))
+        Box::pin(self.0.kept.wait(handle, process))
     }
 
     fn signal<'a>(
@@ -283,7 +161,7 @@ impl Driver for ProcessDriver {
         process: &'a ProcessId,
         signal: Signal,
     ) -> BoxFuture<'a, Result<()>> {
-        Box::pin(async move { self.0.signal(handle, process, signal) })
+        Box::pin(async move { self.0.kept.signal(handle, process, signal) })
     }
 
     fn stop<'a>(
@@ -318,7 +196,7 @@ impl Driver for ProcessDriver {
     }
 
     fn host_path(&self, handle: &Handle, path: &str) -> Option<PathBuf> {
-        Some(self.0.dirs.host_path(handle, path))
+        Some(self.0.kept.dirs.host_path(handle, path))
     }
 
     fn network(&self, _handle: &Handle) -> Network {

@@ -10,11 +10,10 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use rustix::io::Errno;
-use rustix::process::{Pid, Signal as Raw, kill_process_group};
+use rustix::process::Signal as Raw;
 
-use super::{Inner, Life, start};
-use crate::driver::{Signal, Target};
+use super::{Inner, start};
+use crate::driver::Target;
 use crate::error::{Context as _, DriverError, Result};
 use crate::proc::{self, Id, Table};
 use crate::shim::Processes;
@@ -22,38 +21,10 @@ use crate::spec::Handle;
 
 /// How long killed processes may take to go away.
 const KILL_LIMIT: Duration = Duration::from_secs(10);
-/// How long a supervisor with nothing to do may stay.
-const SUPERVISOR_LIMIT: Duration = Duration::from_secs(2);
 const FIRST_PAUSE: Duration = Duration::from_millis(1);
 const LONGEST_PAUSE: Duration = Duration::from_millis(50);
 /// How often to look for processes that were made while others were being stopped.
 const FREEZE_ROUNDS: usize = 64;
-
-/// Sends a signal to the group that `leader` leads; false when it has ended.
-pub(super) fn signal_group(leader: Id, signal: Signal) -> io::Result<bool> {
-    let Some(group) = Pid::from_raw(leader.pid).filter(|_| leader.runs()) else {
-        return Ok(false);
-    };
-    match kill_process_group(group, raw(signal)) {
-        Ok(()) => Ok(true),
-        Err(Errno::SRCH) => Ok(false),
-        Err(error) => Err(error.into()),
-    }
-}
-
-const fn raw(signal: Signal) -> Raw {
-    match signal {
-        Signal::Term => Raw::TERM,
-        Signal::Kill => Raw::KILL,
-        Signal::Int => Raw::INT,
-        Signal::Hup => Raw::HUP,
-        Signal::Quit => Raw::QUIT,
-        Signal::Usr1 => Raw::USR1,
-        Signal::Usr2 => Raw::USR2,
-        Signal::Stop => Raw::STOP,
-        Signal::Cont => Raw::CONT,
-    }
-}
 
 /// What tells the processes of a container, or of one of its processes, from all others.
 #[derive(Debug, Clone)]
@@ -114,17 +85,18 @@ impl Scope {
 impl Inner {
     fn scope(&self, handle: &Handle, target: &Target) -> (Scope, Vec<(PathBuf, Processes)>) {
         let (ids, one) = match target {
-            Target::All => (self.dirs.process_ids(handle), None),
+            Target::All => (self.kept.dirs.process_ids(handle), None),
             Target::One(id) => (vec![id.clone()], Some(id)),
         };
-        let dirs = ids.iter().map(|id| self.dirs.process(handle, id));
-        let started: Vec<_> =
-            dirs.filter_map(|dir| self.dirs.started(&dir).map(|started| (dir, started))).collect();
+        let dirs = ids.iter().map(|id| self.kept.dirs.process(handle, id));
+        let started: Vec<_> = dirs
+            .filter_map(|dir| self.kept.dirs.started(&dir).map(|started| (dir, started)))
+            .collect();
         let markers = start::markers(self, handle, one);
         let scope = Scope {
             supervisors: started.iter().map(|(_, started)| started.supervisor).collect(),
             markers: markers.into_iter().map(|(key, value)| format!("{key}={value}")).collect(),
-            root: self.dirs.root(handle),
+            root: self.kept.dirs.root(handle),
         };
         (scope, started)
     }
@@ -136,7 +108,7 @@ impl Inner {
         let mut pause = FIRST_PAUSE;
         loop {
             let round = scope.clone();
-            let killed = self.tasks.blocking(move || round.kill()).await;
+            let killed = self.kept.tasks.blocking(move || round.kill()).await;
             if !killed.context(|| format!("kill the processes of {handle}"))? {
                 break;
             }
@@ -148,19 +120,10 @@ impl Inner {
             pause = LONGEST_PAUSE.min(pause * 2);
         }
         for (dir, processes) in started {
-            self.end_supervisor(&dir, &processes)
+            self.kept
+                .end_supervisor(&dir, &processes)
                 .await
                 .context(|| format!("end a supervisor of {handle}"))?;
-        }
-        Ok(())
-    }
-
-    /// Waits for a supervisor that has nothing left; one that hangs is killed.
-    async fn end_supervisor(&self, dir: &std::path::Path, processes: &Processes) -> io::Result<()> {
-        let life = Life::watch(&self.watcher, dir, Some(processes))?;
-        if runtime::timeout(SUPERVISOR_LIMIT, life.supervisor_gone()).await.is_none() {
-            tracing::warn!(dir = %dir.display(), "a supervisor hangs: killing it");
-            processes.supervisor.send(Raw::KILL)?;
         }
         Ok(())
     }

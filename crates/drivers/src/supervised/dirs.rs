@@ -31,14 +31,14 @@ const ROOT_DIRS: [&str; 2] = ["home", "tmp"];
 
 /// The base directory of a driver.
 #[derive(Debug, Clone)]
-pub(super) struct Dirs {
+pub(crate) struct Dirs {
     base: PathBuf,
     boot: String,
 }
 
 impl Dirs {
     /// Opens a base directory, made when missing and private to the agent's user.
-    pub(super) fn open(base: &Path) -> Result<Self> {
+    pub(crate) fn open(base: &Path) -> Result<Self> {
         let make = || {
             make_private(base, true)?;
             let base = base.canonicalize()?;
@@ -52,24 +52,24 @@ impl Dirs {
         make().context(|| format!("open {}", base.display()))
     }
 
-    pub(super) fn container(&self, handle: &Handle) -> PathBuf {
+    pub(crate) fn container(&self, handle: &Handle) -> PathBuf {
         self.base.join(handle.as_str())
     }
 
-    pub(super) fn root(&self, handle: &Handle) -> PathBuf {
+    pub(crate) fn root(&self, handle: &Handle) -> PathBuf {
         self.container(handle).join("root")
     }
 
-    pub(super) fn process(&self, handle: &Handle, id: &ProcessId) -> PathBuf {
+    pub(crate) fn process(&self, handle: &Handle, id: &ProcessId) -> PathBuf {
         self.container(handle).join("processes").join(id.as_str())
     }
 
-    pub(super) fn trash(&self) -> PathBuf {
+    pub(crate) fn trash(&self) -> PathBuf {
         self.base.join(TRASH)
     }
 
     /// A container's path on the machine. `..` stops at the root.
-    pub(super) fn host_path(&self, handle: &Handle, path: &str) -> PathBuf {
+    pub(crate) fn host_path(&self, handle: &Handle, path: &str) -> PathBuf {
         let mut parts = Vec::new();
         for part in Path::new(path).components() {
             match part {
@@ -84,7 +84,7 @@ impl Dirs {
     }
 
     /// Makes a container in one step: it is there with all its parts, or not at all.
-    pub(super) fn create(&self, spec: &ContainerSpec) -> Result<()> {
+    pub(crate) fn create(&self, spec: &ContainerSpec) -> Result<()> {
         let at = self.container(&spec.handle);
         let context = || format!("create container {}", spec.handle);
         let exists = || DriverError::Exists { what: "container", name: spec.handle.to_string() };
@@ -101,7 +101,7 @@ impl Dirs {
     }
 
     /// What a container was made from; `NotFound` when there is none.
-    pub(super) fn meta(&self, handle: &Handle) -> Result<ContainerSpec> {
+    pub(crate) fn meta(&self, handle: &Handle) -> Result<ContainerSpec> {
         match read_json(&self.container(handle).join(META_FILE)) {
             Ok(Some(spec)) => Ok(spec),
             Ok(None) => Err(DriverError::NotFound { what: "container", name: handle.to_string() }),
@@ -110,7 +110,7 @@ impl Dirs {
     }
 
     /// Takes the name of a new process.
-    pub(super) fn create_process(&self, handle: &Handle, id: &ProcessId) -> Result<PathBuf> {
+    pub(crate) fn create_process(&self, handle: &Handle, id: &ProcessId) -> Result<PathBuf> {
         let dir = self.process(handle, id);
         match make_private(&dir, false) {
             Ok(()) => Ok(dir),
@@ -122,13 +122,13 @@ impl Dirs {
     }
 
     /// The processes behind a started command that belong to this run of the machine.
-    pub(super) fn started(&self, dir: &Path) -> Option<Processes> {
+    pub(crate) fn started(&self, dir: &Path) -> Option<Processes> {
         let processes: Processes = read_json(&dir.join(STARTED_FILE)).ok()??;
         (processes.boot == self.boot).then_some(processes)
     }
 
     /// Checks that a process was made.
-    pub(super) fn existing(&self, handle: &Handle, id: &ProcessId) -> Result<PathBuf> {
+    pub(crate) fn existing(&self, handle: &Handle, id: &ProcessId) -> Result<PathBuf> {
         let dir = self.process(handle, id);
         if dir.is_dir() {
             return Ok(dir);
@@ -138,18 +138,18 @@ impl Dirs {
     }
 
     /// All handles there are.
-    pub(super) fn handles(&self) -> Result<Vec<Handle>> {
+    pub(crate) fn handles(&self) -> Result<Vec<Handle>> {
         let names = names(&self.base).context(|| format!("list {}", self.base.display()))?;
         Ok(names.into_iter().filter_map(|name| Handle::new(name).ok()).collect())
     }
 
     /// All processes of a container.
-    pub(super) fn process_ids(&self, handle: &Handle) -> Vec<ProcessId> {
+    pub(crate) fn process_ids(&self, handle: &Handle) -> Vec<ProcessId> {
         let names = names(&self.container(handle).join("processes")).unwrap_or_default();
         names.into_iter().filter_map(|name| ProcessId::new(name).ok()).collect()
     }
 
-    pub(super) fn container_info(&self, handle: &Handle) -> ContainerInfo {
+    pub(crate) fn container_info(&self, handle: &Handle) -> ContainerInfo {
         let properties = self.meta(handle).map(|spec| spec.properties).unwrap_or_default();
         let ids = self.process_ids(handle);
         let processes = ids.into_iter().map(|id| self.process_info(handle, id)).collect();
@@ -180,7 +180,7 @@ impl Dirs {
 }
 
 /// How a process ended, if its supervisor wrote that down.
-pub(super) fn ended(dir: &Path) -> Option<Ended> {
+pub(crate) fn ended(dir: &Path) -> Option<Ended> {
     read_json(&dir.join(EXIT_FILE)).ok()?
 }
 

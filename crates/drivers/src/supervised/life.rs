@@ -13,7 +13,7 @@ use crate::shim::{EXIT_FILE, Processes};
 
 /// The life of one process, seen through its directory and its supervisor.
 #[derive(Debug)]
-pub(super) struct Life {
+pub(crate) struct Life {
     dir: PathBuf,
     changes: Subscription,
     /// The supervisor, while it runs.
@@ -21,7 +21,7 @@ pub(super) struct Life {
 }
 
 impl Life {
-    pub(super) fn watch(
+    pub(crate) fn watch(
         watcher: &Watcher,
         dir: &Path,
         started: Option<&Processes>,
@@ -36,12 +36,12 @@ impl Life {
     }
 
     /// Whether nothing will be written any more.
-    pub(super) fn is_over(&self) -> bool {
+    pub(crate) fn is_over(&self) -> bool {
         self.supervisor.is_none() || self.dir.join(EXIT_FILE).exists()
     }
 
     /// Waits until something may have changed.
-    pub(super) async fn changed(&mut self) {
+    pub(crate) async fn changed(&mut self) {
         let Some(supervisor) = &self.supervisor else { return };
         tokio::select! {
             () = self.changes.changed() => {}
@@ -50,7 +50,7 @@ impl Life {
     }
 
     /// Waits for the end.
-    pub(super) async fn exit(mut self) -> Exit {
+    pub(crate) async fn exit(mut self) -> Exit {
         loop {
             // A supervisor that is gone writes nothing after this look.
             let gone = self.supervisor.is_none();
@@ -65,7 +65,7 @@ impl Life {
     }
 
     /// Waits until the supervisor itself is gone.
-    pub(super) async fn supervisor_gone(self) {
+    pub(crate) async fn supervisor_gone(self) {
         if let Some(supervisor) = self.supervisor {
             drop(supervisor.readable().await);
         }

@@ -23,7 +23,7 @@ const EVENT_BUFFER_BYTES: usize = 4096;
 
 /// Reports changes in directories.
 #[derive(Debug)]
-pub(super) struct Watcher {
+pub(crate) struct Watcher {
     shared: Option<Arc<Shared>>,
     stop: Stop,
 }
@@ -36,13 +36,13 @@ struct Shared {
 
 /// Changes in one directory, from when it was made.
 #[derive(Debug)]
-pub(super) struct Subscription {
+pub(crate) struct Subscription {
     source: Option<(Arc<Shared>, i32, watch::Receiver<()>)>,
 }
 
 impl Watcher {
     /// Starts watching. Without inotify, subscriptions fall back to looking now and then.
-    pub(super) fn new(tasks: &Tasks) -> Self {
+    pub(crate) fn new(tasks: &Tasks) -> Self {
         let stop = tasks.stop().child();
         let shared = match open() {
             Ok(fd) => Some(Arc::new(Shared { fd, watches: Mutex::default() })),
@@ -62,7 +62,7 @@ impl Watcher {
     }
 
     /// Watches a directory.
-    pub(super) fn subscribe(&self, dir: &Path) -> Subscription {
+    pub(crate) fn subscribe(&self, dir: &Path) -> Subscription {
         let source = self.shared.as_ref().and_then(|shared| {
             let flags = WatchFlags::MODIFY | WatchFlags::CREATE | WatchFlags::MOVED_TO;
             let mut watches = shared.lock();
@@ -86,7 +86,7 @@ fn open() -> io::Result<AsyncFd<OwnedFd>> {
 
 /// Lets a task wait until a descriptor can be read.
 #[expect(unsafe_code, reason = "the runtime has no safe way to watch a descriptor")]
-pub(super) fn until_readable(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+pub(crate) fn until_readable(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
     // SAFETY: an `OwnedFd` stays open, and the same, for as long as the `AsyncFd` owns it.
     let registered = unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) };
     Ok(registered?)
@@ -134,7 +134,7 @@ impl Shared {
 
 impl Subscription {
     /// Waits for a change since the last call, or for the time to look anyway.
-    pub(super) async fn changed(&mut self) {
+    pub(crate) async fn changed(&mut self) {
         let Some((_, _, receiver)) = &mut self.source else {
             return runtime::sleep(FALLBACK).await;
         };

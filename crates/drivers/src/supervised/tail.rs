@@ -48,7 +48,7 @@ enum Look {
 }
 
 /// The output of a process from `from` on.
-pub(super) fn stream(dir: PathBuf, life: Life, from: OutputOffset) -> OutputStream {
+pub(crate) fn stream(dir: PathBuf, life: Life, from: OutputOffset) -> OutputStream {
     let tail = Tail { dir, wanted: from.0, current: None };
     stream::unfold(Some((tail, life)), |state| async move {
         let (mut tail, mut life) = state?;

@@ -11,7 +11,7 @@ const BLOCK_BYTES: u64 = 512;
 const MAX_NAMESAKES: u32 = 1_000;
 
 /// Moves a directory into `trash` under a name that is free there.
-pub(super) fn move_into(dir: &Path, trash: &Path) -> io::Result<PathBuf> {
+pub(crate) fn move_into(dir: &Path, trash: &Path) -> io::Result<PathBuf> {
     let name = dir.file_name().unwrap_or_default().to_string_lossy();
     for number in 0..MAX_NAMESAKES {
         let to = trash.join(format!("{name}.{number}"));
@@ -25,7 +25,7 @@ pub(super) fn move_into(dir: &Path, trash: &Path) -> io::Result<PathBuf> {
 }
 
 /// Deletes everything in a directory.
-pub(super) fn remove_contents(dir: &Path) -> io::Result<()> {
+pub(crate) fn remove_contents(dir: &Path) -> io::Result<()> {
     for entry in fs::read_dir(dir)? {
         remove(&entry?.path())?;
     }
@@ -33,7 +33,7 @@ pub(super) fn remove_contents(dir: &Path) -> io::Result<()> {
 }
 
 /// Deletes a tree, including directories that are closed to their owner.
-pub(super) fn remove(dir: &Path) -> io::Result<()> {
+pub(crate) fn remove(dir: &Path) -> io::Result<()> {
     match fs::remove_dir_all(dir) {
         Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
             open_up(dir)?;
@@ -60,7 +60,7 @@ fn open_up(dir: &Path) -> io::Result<()> {
 }
 
 /// Bytes a tree takes on disk. What goes away or cannot be read meanwhile does not count.
-pub(super) fn disk_bytes(dir: &Path) -> u64 {
+pub(crate) fn disk_bytes(dir: &Path) -> u64 {
     let mut bytes = 0;
     let mut next = vec![dir.to_owned()];
     while let Some(dir) = next.pop() {
