@@ -9,6 +9,7 @@ pub mod archive;
 pub mod conformance;
 mod driver;
 mod error;
+pub mod oci;
 mod open_files;
 mod output;
 mod proc;

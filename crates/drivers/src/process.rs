@@ -12,7 +12,8 @@ mod kill;
 mod start;
 mod usage;
 
-use std::path::PathBuf;
+use std::io;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -27,7 +28,10 @@ use crate::driver::{
 use crate::error::{Context as _, Result};
 use crate::output::{OutputOffset, OutputStream};
 use crate::spec::{ContainerSpec, Handle, ProcessId, ProcessSpec};
-use crate::supervised::{OWN_EXECUTABLE, Supervised, tree};
+use crate::supervised::{OWN_EXECUTABLE, Supervised, make_private, tree};
+
+/// Directories every root starts with.
+const ROOT_DIRS: [&str; 2] = ["home", "tmp"];
 
 /// Where containers live and what supervises their processes.
 #[derive(Debug, Clone)]
@@ -59,9 +63,18 @@ impl ProcessDriver {
     /// within a runtime.
     pub fn open(config: &Config, tasks: Tasks) -> Result<Self> {
         let kept = Supervised::open(&config.base, &config.supervisor, tasks)?;
+        for draft in kept.dirs.abandoned()? {
+            draft.remove().context(|| format!("remove {}", draft.dir.display()))?;
+        }
         kept.empty_trash();
         Ok(Self(Arc::new(Inner { kept: Arc::new(kept) })))
     }
+}
+
+/// Makes the directories every root starts with.
+fn make_root(container: &Path) -> io::Result<()> {
+    make_private(&container.join("root"), false)?;
+    ROOT_DIRS.iter().try_for_each(|dir| make_private(&container.join("root").join(dir), false))
 }
 
 impl Inner {
@@ -69,7 +82,9 @@ impl Inner {
         spec.check()?;
         let lock = self.kept.lock_of(&spec.handle);
         let _alone = lock.write().await;
-        self.kept.dirs.create(&spec)
+        let draft = self.kept.dirs.draft(&spec)?;
+        make_root(&draft.dir).context(|| format!("create container {}", spec.handle))?;
+        self.kept.dirs.keep(&draft)
     }
 
     async fn stop(

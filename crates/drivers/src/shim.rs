@@ -11,11 +11,12 @@
 mod command;
 mod keep;
 mod record;
+mod through;
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{self, PipeReader, Read as _, Write as _};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -27,16 +28,21 @@ use serde::{Deserialize, Serialize};
 
 use crate::driver::{Exit, Outcome};
 use crate::error::StartFault;
+use crate::oci::stage;
 use crate::output::Source;
 use crate::proc::{self, Id};
 use crate::spec::Limits;
 
+pub(crate) use command::usual_signals;
 use keep::Keeper;
 pub(crate) use record::{FILE_HEADER_BYTES, Record, file_start};
 pub use record::{KEPT_BYTES_PER_FILE, KEPT_FILES};
+pub(crate) use through::usual_mortality;
 
 /// The argument that makes an executable a supervisor.
 pub(crate) const ARGUMENT: &str = "__longshore_supervisor";
+/// The file that says that the driver killed the process.
+pub(crate) const KILLED_FILE: &str = "killed";
 /// The file that says which processes were started.
 pub(crate) const STARTED_FILE: &str = "started.json";
 /// The file that says how the process ended.
@@ -52,12 +58,40 @@ const DRAIN_LIMIT: Duration = Duration::from_millis(100);
 pub(crate) struct Request {
     /// Where output and exit status go.
     pub(crate) state_dir: PathBuf,
+    pub(crate) launch: Launch,
+}
+
+/// How to start it.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) enum Launch {
+    /// As a child, on this machine.
+    Direct(Direct),
+    /// In a container, by a program that starts it there and then ends.
+    Through(Through),
+}
+
+/// A command of this machine.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Direct {
     pub(crate) argv: Vec<String>,
     pub(crate) dir: PathBuf,
     pub(crate) env: BTreeMap<String, String>,
     pub(crate) limits: Limits,
     /// The soft limit of open files where `limits` has none; the agent may have raised its own.
     pub(crate) usual_open_files: Option<u64>,
+}
+
+/// A command that a container runtime starts: `before... --process FILE --pid-file FILE after...`.
+/// What it starts must become a child of the supervisor when the runtime ends.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Through {
+    pub(crate) before: Vec<String>,
+    pub(crate) after: Vec<String>,
+    /// What to start, in the runtime's own form. It may hold secrets and never touches a disk.
+    pub(crate) process: String,
+    /// A file with the line `oom_kill N`: how many processes of the container were killed because
+    /// memory ran out.
+    pub(crate) oom_file: Option<PathBuf>,
 }
 
 /// What became of it.
@@ -84,13 +118,18 @@ pub(crate) struct Ended {
     pub(crate) ticks: u64,
 }
 
-/// Becomes a supervisor if this executable was started as one; the caller then returns the code
-/// at once. Call it first in `main`, before threads, arguments, logging or a runtime exist.
+/// Becomes a supervisor, or another helper of a driver, if this executable was started as one; the
+/// caller then returns the code at once. Call it first in `main`, before threads, arguments, logging or a runtime exist.
 pub fn maybe_run() -> Option<ExitCode> {
-    if std::env::args_os().nth(1).is_none_or(|argument| argument != ARGUMENT) {
+    let argument = std::env::args_os().nth(1)?;
+    let ended = if argument == ARGUMENT {
+        run()
+    } else if argument == stage::ARGUMENT {
+        Err(stage::run())
+    } else {
         return None;
-    }
-    Some(match run() {
+    };
+    Some(match ended {
         Ok(()) => ExitCode::SUCCESS,
         Err(_) => ExitCode::FAILURE,
     })
@@ -155,13 +194,38 @@ fn reply(reply: &Reply) -> io::Result<()> {
     Ok(())
 }
 
+/// The command that was started.
+struct Command {
+    pid: i32,
+    stdout: Option<OwnedFd>,
+    stderr: Option<OwnedFd>,
+}
+
+impl Command {
+    fn of(child: std::process::Child) -> Self {
+        let pid = child.id().cast_signed();
+        let (stdout, stderr) = (child.stdout.map(OwnedFd::from), child.stderr.map(OwnedFd::from));
+        Self { pid, stdout, stderr }
+    }
+
+    fn kill(&self) {
+        if let Some(pid) = rustix::process::Pid::from_raw(self.pid) {
+            let gone = rustix::process::kill_process(pid, rustix::process::Signal::KILL).is_err();
+            tracing::debug!(gone, "killed what was started");
+        }
+    }
+}
+
 struct Supervisor {
     state_dir: PathBuf,
-    stdout: Option<std::process::ChildStdout>,
-    stderr: Option<std::process::ChildStderr>,
+    stdout: Option<OwnedFd>,
+    stderr: Option<OwnedFd>,
     /// Gives the wait status of the command, then ends when no child is left.
-    reaped: PipeReader,
+    reaped: Option<PipeReader>,
     keeper: Keeper,
+    oom: Option<through::OomCount>,
+    /// The command runs in a container.
+    elsewhere: bool,
 }
 
 impl Supervisor {
@@ -174,24 +238,32 @@ impl Supervisor {
             .map_err(|error| failed("cannot write", &error))?;
         let boot = proc::boot_id().map_err(|error| failed("cannot read boot id", &error))?;
         let own = rustix::process::getpid().as_raw_nonzero().get();
-        let mut child = command::spawn(request)?;
-        let ids = Id::of(own).zip(Id::of(child.id().cast_signed()));
+        let (mut command, oom) = match &request.launch {
+            Launch::Direct(direct) => (Command::of(command::spawn(direct)?), None),
+            Launch::Through(through) => {
+                let oom = through.oom_file.clone().map(through::OomCount::new);
+                (through::spawn(dir, through)?, oom)
+            }
+        };
+        let ids = Id::of(own).zip(Id::of(command.pid));
         let started = ids.map(|(supervisor, command)| Processes { boot, supervisor, command });
         let kept = started
             .ok_or_else(|| io::Error::other("/proc cannot be read"))
             .and_then(|started| write_whole(dir, STARTED_FILE, &started).map(|()| started));
-        let reaped = kept.and_then(|started| Ok((start_reaper(child.id())?, started)));
+        let reaped = kept.and_then(|started| Ok((start_reaper(command.pid)?, started)));
         let (reaped, started) = reaped.map_err(|error| {
             // Nobody would find it again, so it must not run.
-            drop(child.kill());
+            command.kill();
             failed("cannot write", &error)
         })?;
         let supervisor = Self {
             state_dir: dir.clone(),
-            stdout: child.stdout.take(),
-            stderr: child.stderr.take(),
-            reaped,
+            stdout: command.stdout.take(),
+            stderr: command.stderr.take(),
+            reaped: Some(reaped),
             keeper: Keeper::new(dir.clone()),
+            oom,
+            elsewhere: matches!(request.launch, Launch::Through(_)),
         };
         Ok((supervisor, started))
     }
@@ -200,7 +272,8 @@ impl Supervisor {
         let mut buffer = vec![0; record::MAX_RECORD_BYTES];
         let outcome = self.until_the_command_ends(&mut buffer)?;
         self.drain(&mut buffer)?;
-        let exit = Exit { outcome, oom: false, at_ms: Some(SystemClock.now_ms()) };
+        let oom = self.oom.as_ref().is_some_and(|oom| oom.explains(outcome, &self.state_dir));
+        let exit = Exit { outcome, oom, at_ms: Some(SystemClock.now_ms()) };
         let own = rustix::process::getpid().as_raw_nonzero().get();
         let ticks = proc::Entry::read(own).map_or(0, |entry| entry.child_ticks);
         self.write_exit(&Ended { exit, ticks })?;
@@ -209,9 +282,10 @@ impl Supervisor {
 
     fn until_the_command_ends(&mut self, buffer: &mut [u8]) -> io::Result<Outcome> {
         loop {
-            if self.turn(buffer, None, Keep::Yes)?.reaper {
+            let turn = self.turn(buffer, None, Keep::Yes)?;
+            if let Some(reaped) = self.reaped.as_mut().filter(|_| turn.reaper) {
                 let mut status = [0; 4];
-                self.reaped.read_exact(&mut status)?;
+                reaped.read_exact(&mut status)?;
                 return Ok(decode(i32::from_ne_bytes(status)));
             }
         }
@@ -230,10 +304,18 @@ impl Supervisor {
         Ok(())
     }
 
-    /// Stays the parent of what the command left behind, and lets it write without blocking.
+    /// Stays the parent of what the command left behind, and lets it write without blocking. What
+    /// is left in a container has another parent, so there the open pipes tell.
     fn until_nothing_is_left(&mut self, buffer: &mut [u8]) -> io::Result<()> {
         loop {
-            if self.turn(buffer, None, Keep::No)?.reaper && self.reaped.read(&mut [0; 4])? == 0 {
+            let turn = self.turn(buffer, None, Keep::No)?;
+            if let Some(reaped) = self.reaped.as_mut().filter(|_| turn.reaper)
+                && reaped.read(&mut [0; 4])? == 0
+            {
+                self.reaped = None;
+            }
+            let open = self.elsewhere && (self.stdout.is_some() || self.stderr.is_some());
+            if self.reaped.is_none() && !open {
                 return Ok(());
             }
         }
@@ -244,7 +326,7 @@ impl Supervisor {
         let limit = limit.map(Timespec::try_from).transpose().map_err(io::Error::other)?;
         let ready = {
             let mut fds = Vec::with_capacity(3);
-            fds.push(PollFd::new(&self.reaped, PollFlags::IN));
+            fds.extend(self.reaped.as_ref().map(|fd| PollFd::new(fd, PollFlags::IN)));
             fds.extend(self.stdout.as_ref().map(|fd| PollFd::new(fd, PollFlags::IN)));
             fds.extend(self.stderr.as_ref().map(|fd| PollFd::new(fd, PollFlags::IN)));
             match poll(&mut fds, limit.as_ref()) {
@@ -252,7 +334,7 @@ impl Supervisor {
                 Err(error) => return Err(error.into()),
             }
             let mut ready = fds.iter().map(|fd| !fd.revents().is_empty());
-            let reaper = ready.next().unwrap_or(false);
+            let reaper = self.reaped.is_some() && ready.next().unwrap_or(false);
             let stdout = self.stdout.is_some() && ready.next().unwrap_or(false);
             let stderr = self.stderr.is_some() && ready.next().unwrap_or(false);
             (reaper, stdout, stderr)
@@ -318,13 +400,13 @@ fn pass<F: AsFd>(
 
 /// Reaps every child. The only second thread: waiting for children and for output at once would
 /// otherwise need a signal handler, which is global and unsafe.
-fn start_reaper(command: u32) -> io::Result<PipeReader> {
+fn start_reaper(command: i32) -> io::Result<PipeReader> {
     let (reader, mut writer) = io::pipe()?;
     runtime::spawn_thread("reaper", move || {
         loop {
             match rustix::process::wait(WaitOptions::empty()) {
                 Ok(Some((pid, status))) => {
-                    if pid.as_raw_nonzero().get().cast_unsigned() == command
+                    if pid.as_raw_nonzero().get() == command
                         && writer.write_all(&encode(status).to_ne_bytes()).is_err()
                     {
                         return;

@@ -32,7 +32,7 @@ use crate::shim::Processes;
 use crate::spec::{Handle, ProcessId};
 
 pub(crate) use copy::stream_out;
-pub(crate) use dirs::{Dirs, ended};
+pub(crate) use dirs::{Dirs, Draft, ended, join_below, make_private};
 pub(crate) use disk::DiskCache;
 pub(crate) use life::Life;
 pub(crate) use start::Starting;
@@ -83,6 +83,11 @@ impl Supervised {
         self.tasks.spawn(runtime::Kind::Ordinary, "empty driver trash", async move {
             tasks.blocking(move || tree::remove_contents(&trash)).await
         });
+    }
+
+    /// The executable that supervises processes.
+    pub(crate) fn supervisor(&self) -> &Path {
+        &self.supervisor
     }
 
     /// Held for reading by what may happen at once in a container, for writing by what may not.

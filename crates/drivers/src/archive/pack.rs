@@ -15,7 +15,8 @@ use super::{DIRECTORY, Leading, MAX_DEPTH, descend, names};
 use crate::error::{DriverError, Result};
 
 /// Packs `path` below `root`: the contents of a directory, or one file under its own name.
-/// Symbolic links are packed as links; sockets, pipes and devices are left out.
+/// Symbolic links are packed as links; sockets, pipes, devices and what other file systems that are
+/// mounted there hold are left out.
 pub fn pack(out: impl Write, root: BorrowedFd<'_>, path: &str) -> Result<()> {
     let packed = Source::open(root, path)?.pack_into(out);
     packed.map_err(|error| DriverError::io(format!("pack {path}"), error))
@@ -101,6 +102,9 @@ fn entry<W: Write>(
             let dir = openat(parent, name, DIRECTORY, Mode::empty())?;
             let mut header = header(&stat, EntryType::Directory, 0);
             builder.append_data(&mut header, path, io::empty())?;
+            if fstat(&dir)?.st_dev != fstat(parent)?.st_dev {
+                return Ok(());
+            }
             directory(builder, &dir, path, depth + 1)
         }
         FileType::RegularFile => {

@@ -9,7 +9,7 @@ use super::Inner;
 use crate::driver::{Started, Target};
 use crate::error::{Context as _, DriverError, Result, StartFault};
 use crate::open_files;
-use crate::shim::Request;
+use crate::shim::{Direct, Launch, Request};
 use crate::spec::{ContainerSpec, Handle, ProcessId, ProcessSpec, User};
 use crate::supervised::Starting;
 
@@ -90,7 +90,8 @@ impl Inner {
         }
         let limits = spec.limits.or(container.limits);
         let usual_open_files = open_files::found();
-        Ok(Request { state_dir: state_dir.to_owned(), argv, dir, env, limits, usual_open_files })
+        let launch = Launch::Direct(Direct { argv, dir, env, limits, usual_open_files });
+        Ok(Request { state_dir: state_dir.to_owned(), launch })
     }
 }
 

@@ -10,7 +10,7 @@ use rustix::fs::{Access, access};
 use rustix::io::Errno;
 use rustix::process::{Resource, Rlimit, Signal, getrlimit, setrlimit};
 
-use super::Request;
+use super::Direct;
 use crate::error::StartFault;
 use crate::spec::Limits;
 
@@ -19,7 +19,7 @@ const SIGNALS: std::ops::Range<i32> = 1..32;
 
 /// Starts the command in its own process group, with exactly the environment and limits asked for.
 #[expect(unsafe_code, reason = "limits must be set between fork and exec")]
-pub(super) fn spawn(request: &Request) -> Result<Child, StartFault> {
+pub(super) fn spawn(request: &Direct) -> Result<Child, StartFault> {
     let name = request.argv.first().ok_or(StartFault::Missing)?;
     if !request.dir.is_dir() {
         return Err(StartFault::Directory(request.dir.display().to_string()));
@@ -43,11 +43,7 @@ pub(super) fn spawn(request: &Request) -> Result<Child, StartFault> {
         command.pre_exec(move || {
             // If the supervisor is killed, its command must not run on unseen.
             rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
-            for signal in SIGNALS {
-                // What an ancestor ignored (`nohup`, a background job) must not stay ignored.
-                // The two signals that cannot be set always have their default.
-                libc::signal(signal, libc::SIG_DFL);
-            }
+            usual_signals();
             for (resource, limit) in &limits {
                 setrlimit(*resource, *limit)?;
             }
@@ -55,6 +51,16 @@ pub(super) fn spawn(request: &Request) -> Result<Child, StartFault> {
         });
     }
     command.spawn().map_err(|error| fault(&error))
+}
+
+/// Resets what signals do: what an ancestor ignored (`nohup`, a background job) must not stay
+/// ignored. The two signals that cannot be set always have their default.
+#[expect(unsafe_code, reason = "there is no safe way to reset a signal")]
+pub(crate) fn usual_signals() {
+    for signal in SIGNALS {
+        // SAFETY: no handler is installed, so none is lost.
+        unsafe { libc::signal(signal, libc::SIG_DFL) };
+    }
 }
 
 fn fault(error: &io::Error) -> StartFault {
@@ -68,7 +74,7 @@ fn fault(error: &io::Error) -> StartFault {
 }
 
 /// Finds the program the way a shell would, but in the command's own `PATH`.
-fn find(name: &str, request: &Request) -> Result<PathBuf, StartFault> {
+fn find(name: &str, request: &Direct) -> Result<PathBuf, StartFault> {
     if name.contains('/') {
         let path = request.dir.join(name);
         return executable(&path).map(|()| path);

@@ -9,25 +9,27 @@
 //! ```
 //! Nothing is kept in memory: whoever opens the base directory knows all there is to know.
 
-use std::fs::{self, DirBuilder};
+use std::fs::{self, DirBuilder, File};
 use std::io;
-use std::os::unix::fs::DirBuilderExt as _;
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
 use std::path::{Component, Path, PathBuf};
 
+use rustix::fs::{FlockOperation, flock};
+use rustix::io::Errno;
 use serde::de::DeserializeOwned;
 
+use super::tree;
 use crate::driver::{ContainerInfo, Exit, ProcessInfo, ProcessState};
 use crate::error::{Context as _, DriverError, Result};
 use crate::proc;
 use crate::shim::{EXIT_FILE, Ended, Processes, STARTED_FILE, write_whole};
-use crate::spec::{ContainerSpec, Handle, ProcessId};
+use crate::spec::{ContainerSpec, EgressRule, Handle, ProcessId};
 
 const META_FILE: &str = "meta.json";
 const TRASH: &str = ".trash";
 /// How names of containers begin that are being made.
 const DRAFT: &str = ".new-";
-/// Directories every root starts with.
-const ROOT_DIRS: [&str; 2] = ["home", "tmp"];
+const PROCESSES: &str = "processes";
 
 /// The base directory of a driver.
 #[derive(Debug, Clone)]
@@ -46,7 +48,6 @@ impl Dirs {
             if base.to_str().is_none() {
                 return Err(io::Error::other("the path is not UTF-8"));
             }
-            remove_drafts(&base)?;
             Ok::<_, io::Error>(Self { base, boot: proc::boot_id()? })
         };
         make().context(|| format!("open {}", base.display()))
@@ -61,43 +62,60 @@ impl Dirs {
     }
 
     pub(crate) fn process(&self, handle: &Handle, id: &ProcessId) -> PathBuf {
-        self.container(handle).join("processes").join(id.as_str())
+        self.container(handle).join(PROCESSES).join(id.as_str())
     }
 
     pub(crate) fn trash(&self) -> PathBuf {
         self.base.join(TRASH)
     }
 
-    /// A container's path on the machine. `..` stops at the root.
-    pub(crate) fn host_path(&self, handle: &Handle, path: &str) -> PathBuf {
-        let mut parts = Vec::new();
-        for part in Path::new(path).components() {
-            match part {
-                Component::Normal(name) => parts.push(name),
-                Component::ParentDir => drop(parts.pop()),
-                Component::CurDir | Component::RootDir | Component::Prefix(_) => {}
-            }
-        }
-        let mut host = self.root(handle);
-        host.extend(parts);
-        host
+    /// The run of the machine this is.
+    pub(crate) fn boot(&self) -> &str {
+        &self.boot
     }
 
-    /// Makes a container in one step: it is there with all its parts, or not at all.
-    pub(crate) fn create(&self, spec: &ContainerSpec) -> Result<()> {
-        let at = self.container(&spec.handle);
+    /// A container's path on the machine. `..` stops at the root.
+    pub(crate) fn host_path(&self, handle: &Handle, path: &str) -> PathBuf {
+        join_below(self.root(handle), path)
+    }
+
+    /// Begins to make a container. It is there with all its parts once the draft is kept, or not at
+    /// all.
+    pub(crate) fn draft(&self, spec: &ContainerSpec) -> Result<Draft> {
         let context = || format!("create container {}", spec.handle);
-        let exists = || DriverError::Exists { what: "container", name: spec.handle.to_string() };
+        let at = self.container(&spec.handle);
         if at.exists() {
-            return Err(exists());
+            return Err(exists(&spec.handle));
         }
-        let draft = self.base.join(format!("{DRAFT}{}", spec.handle));
-        make_draft(&draft, spec).context(context)?;
-        match fs::rename(&draft, &at) {
+        let dir = self.base.join(format!("{DRAFT}{}", spec.handle));
+        let draft = Draft::make(dir, spec).context(context)?;
+        draft.ok_or_else(|| exists(&spec.handle))
+    }
+
+    /// Makes a draft a container.
+    pub(crate) fn keep(&self, draft: &Draft) -> Result<()> {
+        let handle = &draft.handle;
+        match fs::rename(&draft.dir, self.container(handle)) {
             Ok(()) => Ok(()),
-            Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => Err(exists()),
-            Err(error) => Err(DriverError::io(context(), error)),
+            Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => Err(exists(handle)),
+            Err(error) => Err(DriverError::io(format!("create container {handle}"), error)),
         }
+    }
+
+    /// What agents that died were making: nobody may ask for the same container again.
+    pub(crate) fn abandoned(&self) -> Result<Vec<Draft>> {
+        let names = names(&self.base).context(|| format!("list {}", self.base.display()))?;
+        let drafts = names.iter().filter_map(|name| {
+            let handle = Handle::new(name.strip_prefix(DRAFT)?).ok()?;
+            Draft::abandoned(self.base.join(name), handle)
+        });
+        Ok(drafts.collect())
+    }
+
+    /// Whether there is a container, or somebody makes one.
+    pub(crate) fn any(&self) -> io::Result<bool> {
+        let inside = |name: &String| name.starts_with(DRAFT) || !name.starts_with('.');
+        Ok(names(&self.base)?.iter().any(inside))
     }
 
     /// What a container was made from; `NotFound` when there is none.
@@ -145,7 +163,7 @@ impl Dirs {
 
     /// All processes of a container.
     pub(crate) fn process_ids(&self, handle: &Handle) -> Vec<ProcessId> {
-        let names = names(&self.container(handle).join("processes")).unwrap_or_default();
+        let names = names(&self.container(handle).join(PROCESSES)).unwrap_or_default();
         names.into_iter().filter_map(|name| ProcessId::new(name).ok()).collect()
     }
 
@@ -179,34 +197,104 @@ impl Dirs {
     }
 }
 
+/// A path below a root. `..` stops at it.
+pub(crate) fn join_below(mut root: PathBuf, path: &str) -> PathBuf {
+    let mut parts = Vec::new();
+    for part in Path::new(path).components() {
+        match part {
+            Component::Normal(name) => parts.push(name),
+            Component::ParentDir => drop(parts.pop()),
+            Component::CurDir | Component::RootDir | Component::Prefix(_) => {}
+        }
+    }
+    root.extend(parts);
+    root
+}
+
 /// How a process ended, if its supervisor wrote that down.
 pub(crate) fn ended(dir: &Path) -> Option<Ended> {
     read_json(&dir.join(EXIT_FILE)).ok()?
 }
 
-/// Removes what agents that died were making: nobody may ask for the same container again.
-fn remove_drafts(base: &Path) -> io::Result<()> {
-    for name in names(base)?.iter().filter(|name| name.starts_with(DRAFT)) {
-        fs::remove_dir_all(base.join(name))?;
-    }
-    Ok(())
+fn exists(handle: &Handle) -> DriverError {
+    DriverError::Exists { what: "container", name: handle.to_string() }
 }
 
-fn make_draft(draft: &Path, spec: &ContainerSpec) -> io::Result<()> {
-    if draft.exists() {
-        // Making it failed half-way.
-        fs::remove_dir_all(draft)?;
-    }
-    make_private(draft, false)?;
-    make_private(&draft.join("processes"), false)?;
-    make_private(&draft.join("root"), false)?;
-    for dir in ROOT_DIRS {
-        make_private(&draft.join("root").join(dir), false)?;
-    }
-    write_whole(draft, META_FILE, spec)
+/// A container that is being made. While this lives no other agent takes it for abandoned.
+#[derive(Debug)]
+pub(crate) struct Draft {
+    pub(crate) dir: PathBuf,
+    pub(crate) handle: Handle,
+    /// The directory itself, locked.
+    _lock: File,
 }
 
-fn make_private(dir: &Path, with_parents: bool) -> io::Result<()> {
+impl Draft {
+    /// Makes the directory; `None` when somebody else is doing that.
+    fn make(dir: PathBuf, spec: &ContainerSpec) -> io::Result<Option<Self>> {
+        let lock = loop {
+            match make_private(&dir, false) {
+                Ok(()) => {}
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+                Err(error) => return Err(error),
+            }
+            match lock(&dir)? {
+                Taken::Here(lock) => break lock,
+                Taken::Elsewhere => return Ok(None),
+                // Another agent removed it meanwhile.
+                Taken::Gone => {}
+            }
+        };
+        // Making it may have failed half-way.
+        tree::remove_contents(&dir)?;
+        make_private(&dir.join(PROCESSES), false)?;
+        write_whole(&dir, META_FILE, spec)?;
+        Ok(Some(Self { dir, handle: spec.handle.clone(), _lock: lock }))
+    }
+
+    fn abandoned(dir: PathBuf, handle: Handle) -> Option<Self> {
+        match lock(&dir) {
+            Ok(Taken::Here(lock)) => Some(Self { dir, handle, _lock: lock }),
+            Ok(Taken::Elsewhere | Taken::Gone) | Err(_) => None,
+        }
+    }
+
+    /// Which egress it was to have.
+    pub(crate) fn egress(&self) -> Vec<EgressRule> {
+        let spec = read_json::<ContainerSpec>(&self.dir.join(META_FILE));
+        spec.ok().flatten().map(|spec| spec.egress).unwrap_or_default()
+    }
+
+    /// Gives up making it.
+    pub(crate) fn remove(&self) -> io::Result<()> {
+        tree::remove(&self.dir)
+    }
+}
+
+/// What became of locking a directory.
+enum Taken {
+    Here(File),
+    Elsewhere,
+    Gone,
+}
+
+fn lock(dir: &Path) -> io::Result<Taken> {
+    let file = match File::open(dir) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Taken::Gone),
+        Err(error) => return Err(error),
+    };
+    match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => {}
+        Err(Errno::AGAIN) => return Ok(Taken::Elsewhere),
+        Err(error) => return Err(error.into()),
+    }
+    let same = |now: fs::Metadata| file.metadata().is_ok_and(|old| old.ino() == now.ino());
+    let there = fs::metadata(dir).is_ok_and(same);
+    Ok(if there { Taken::Here(file) } else { Taken::Gone })
+}
+
+pub(crate) fn make_private(dir: &Path, with_parents: bool) -> io::Result<()> {
     DirBuilder::new().mode(0o700).recursive(with_parents).create(dir)
 }
 
@@ -236,12 +324,18 @@ mod tests {
     fn what_a_dead_agent_was_making_is_removed() {
         let base = tempfile::tempdir().expect("makes a directory");
         let dirs = Dirs::open(base.path()).expect("opens");
-        let handle = |name| Handle::new(name).expect("a good handle");
-        dirs.create(&ContainerSpec::new(handle("whole"))).expect("makes");
-        let draft = base.path().join(".new-half");
-        make_draft(&draft, &ContainerSpec::new(handle("half"))).expect("makes");
-        let dirs = Dirs::open(base.path()).expect("opens again");
-        assert!(!draft.exists(), "the draft is still there");
-        assert_eq!(dirs.handles().expect("lists"), [handle("whole")]);
+        let spec = |name| ContainerSpec::new(Handle::new(name).expect("a good handle"));
+        let whole = dirs.draft(&spec("whole")).expect("makes");
+        dirs.keep(&whole).expect("keeps");
+        let half = dirs.draft(&spec("half")).expect("makes");
+        let again = dirs.draft(&spec("half"));
+        assert!(matches!(again, Err(DriverError::Exists { .. })), "{again:?}");
+        assert!(dirs.abandoned().expect("looks").is_empty(), "it is being made");
+        drop(half);
+        let abandoned = dirs.abandoned().expect("looks");
+        assert_eq!(abandoned.len(), 1);
+        assert!(abandoned.iter().all(|draft| draft.remove().is_ok()));
+        assert!(!base.path().join(".new-half").exists(), "the draft is still there");
+        assert_eq!(dirs.handles().expect("lists"), [spec("whole").handle]);
     }
 }

@@ -1,0 +1,242 @@
+//! What a runtime is told about a container and about a process in it.
+
+use std::collections::BTreeMap;
+
+use rustix::process::{Resource, getrlimit};
+use serde_json::{Value, json};
+
+use super::seccomp;
+use super::slots::USERS;
+use crate::driver::Terminal;
+use crate::spec::{ContainerSpec, Limits, Root, User};
+
+/// What the container's own root may do: manage its files and users, and listen on low ports.
+pub(super) const CAPABILITIES: [&str; 8] = [
+    "CAP_CHOWN",
+    "CAP_DAC_OVERRIDE",
+    "CAP_FOWNER",
+    "CAP_FSETID",
+    "CAP_KILL",
+    "CAP_NET_BIND_SERVICE",
+    "CAP_SETGID",
+    "CAP_SETUID",
+];
+/// Where the first process of a container is in it.
+pub(super) const IDLE: &str = "/dev/.shore-idle";
+/// Processes and threads of a container that has no other limit.
+const PROCESSES: u64 = 2048;
+/// Open files of a process that has no other limit: soft and hard.
+const OPEN_FILES: (u64, u64) = (1024, 1 << 19);
+/// Where programs are looked for.
+pub(super) const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+const SHARED_MEMORY_BYTES: u64 = 64 << 20;
+/// Processor time is handed out in periods of this many microseconds.
+const PERIOD: u64 = 100_000;
+const SMALLEST_QUOTA: u64 = 1_000;
+const FEWEST_SHARES: u64 = 2;
+/// What the memory of a container without a first process could be; runtimes refuse less.
+const LEAST_MEMORY: u64 = 4 << 20;
+
+/// Paths of `/proc` and `/sys` that tell about the machine.
+const MASKED: [&str; 14] = [
+    "/proc/acpi",
+    "/proc/asound",
+    "/proc/interrupts",
+    "/proc/kallsyms",
+    "/proc/kcore",
+    "/proc/keys",
+    "/proc/kmsg",
+    "/proc/latency_stats",
+    "/proc/sched_debug",
+    "/proc/scsi",
+    "/proc/timer_list",
+    "/proc/timer_stats",
+    "/sys/devices/virtual/powercap",
+    "/sys/firmware",
+];
+/// Paths of `/proc` that change the machine.
+const READ_ONLY: [&str; 5] =
+    ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
+
+/// Where things are that a runtime must know.
+#[derive(Debug)]
+pub(super) struct Places<'a> {
+    /// The root, with every mount in it.
+    pub(super) root: &'a str,
+    /// The first process.
+    pub(super) idle: &'a str,
+    /// The control group.
+    pub(super) group: &'a str,
+    pub(super) hostname: &'a str,
+    /// The user of the machine that user 0 is, in a user namespace.
+    pub(super) first_user: Option<u32>,
+    pub(super) limits_swap: bool,
+    /// Whether the machine knows IPv6.
+    pub(super) has_ipv6: bool,
+}
+
+/// The whole configuration of a container.
+pub(super) fn container(spec: &ContainerSpec, places: &Places<'_>) -> Value {
+    let mut namespaces: Vec<Value> = ["pid", "mount", "ipc", "uts", "network", "cgroup"]
+        .iter()
+        .map(|kind| json!({"type": kind}))
+        .collect();
+    let mut linux = json!({
+        "cgroupsPath": format!("/{}", places.group),
+        "resources": resources(&spec.limits, places.limits_swap),
+        "maskedPaths": MASKED,
+        "readonlyPaths": READ_ONLY,
+        "rootfsPropagation": "private",
+        "seccomp": seccomp::profile(),
+        "sysctl": sysctl(places.has_ipv6),
+    });
+    if let Some(first) = places.first_user {
+        namespaces.push(json!({"type": "user"}));
+        let all = json!([{"containerID": 0, "hostID": first, "size": USERS}]);
+        linux["uidMappings"] = all.clone();
+        linux["gidMappings"] = all;
+    }
+    linux["namespaces"] = namespaces.into();
+    json!({
+        "ociVersion": "1.0.2",
+        "root": {"path": places.root, "readonly": spec.root.read_only},
+        "hostname": places.hostname,
+        "process": idle(),
+        "mounts": mounts(&spec.root, places.idle),
+        "linux": linux,
+    })
+}
+
+/// The first process. It has no rights.
+fn idle() -> Value {
+    json!({
+        "terminal": false,
+        "user": {"uid": 0, "gid": 0},
+        "args": [IDLE],
+        "env": [],
+        "cwd": "/",
+        "capabilities": capabilities(&[]),
+        "noNewPrivileges": true,
+    })
+}
+
+fn capabilities(names: &[&str]) -> Value {
+    json!({
+        "bounding": names,
+        "effective": names,
+        "permitted": names,
+        "inheritable": [],
+        "ambient": [],
+    })
+}
+
+fn mounts(root: &Root, idle: &str) -> Vec<Value> {
+    let mount = |target: &str, kind: &str, options: &[&str]| json!({"destination": target, "type": kind, "source": kind, "options": options});
+    let size = format!("size={SHARED_MEMORY_BYTES}");
+    let mut mounts = vec![
+        mount("/proc", "proc", &["nosuid", "noexec", "nodev"]),
+        mount("/dev", "tmpfs", &["nosuid", "strictatime", "mode=755", "size=64k"]),
+        mount(
+            "/dev/pts",
+            "devpts",
+            &["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"],
+        ),
+        mount("/dev/shm", "tmpfs", &["nosuid", "noexec", "nodev", "mode=1777", &size]),
+        mount("/dev/mqueue", "mqueue", &["nosuid", "noexec", "nodev"]),
+        mount("/sys", "sysfs", &["nosuid", "noexec", "nodev", "ro"]),
+        mount("/sys/fs/cgroup", "cgroup", &["nosuid", "noexec", "nodev", "relatime", "ro"]),
+        json!({
+            "destination": IDLE, "type": "bind", "source": idle,
+            "options": ["bind", "ro", "nosuid", "nodev"],
+        }),
+    ];
+    if let Some(bytes) = root.tmp_bytes {
+        let size = format!("size={bytes}");
+        mounts.push(mount("/tmp", "tmpfs", &["nosuid", "nodev", "mode=1777", &size]));
+    }
+    mounts
+}
+
+fn sysctl(has_ipv6: bool) -> Value {
+    let mut settings = json!({"net.ipv4.ip_unprivileged_port_start": "0"});
+    if has_ipv6 {
+        settings["net.ipv6.conf.all.disable_ipv6"] = "1".into();
+        settings["net.ipv6.conf.default.disable_ipv6"] = "1".into();
+    }
+    settings
+}
+
+fn resources(limits: &Limits, limits_swap: bool) -> Value {
+    // The first process is one more.
+    let processes = limits.processes.unwrap_or(PROCESSES).saturating_add(1);
+    let mut resources = json!({
+        "devices": [{"allow": false, "access": "rwm"}],
+        "pids": {"limit": i64::try_from(processes).unwrap_or(i64::MAX)},
+    });
+    if let Some(bytes) = limits.memory_bytes {
+        let bytes = bytes.max(LEAST_MEMORY);
+        resources["memory"] = json!({"limit": bytes});
+        if limits_swap {
+            resources["memory"]["swap"] = bytes.into();
+        }
+    }
+    if let Some(millis) = limits.cpu_millis {
+        let quota = (millis.saturating_mul(PERIOD) / 1000).max(SMALLEST_QUOTA);
+        let shares = (millis.saturating_mul(1024) / 1000).max(FEWEST_SHARES);
+        resources["cpu"] = json!({"quota": quota, "period": PERIOD, "shares": shares});
+    }
+    resources
+}
+
+/// A process to be started.
+#[derive(Debug)]
+pub(super) struct Command<'a> {
+    pub(super) argv: &'a [String],
+    pub(super) dir: &'a str,
+    pub(super) env: &'a BTreeMap<String, String>,
+    pub(super) user: User,
+    pub(super) limits: &'a Limits,
+    /// The size of its terminal, if it has one.
+    pub(super) terminal: Option<Terminal>,
+}
+
+/// The configuration of a process.
+pub(super) fn process(command: &Command<'_>) -> Value {
+    let mut env = BTreeMap::from([("PATH", PATH), ("HOME", "/home"), ("TMPDIR", "/tmp")]);
+    if command.terminal.is_some() {
+        env.insert("TERM", "xterm-256color");
+    }
+    env.extend(command.env.iter().map(|(key, value)| (key.as_str(), value.as_str())));
+    let env: Vec<String> = env.into_iter().map(|(key, value)| format!("{key}={value}")).collect();
+    let size = command.terminal.map(|size| json!({"width": size.columns, "height": size.rows}));
+    json!({
+        "terminal": command.terminal.is_some(),
+        "consoleSize": size,
+        "user": {"uid": command.user.uid, "gid": command.user.gid, "umask": 0o022},
+        "args": command.argv,
+        "env": env,
+        "cwd": command.dir,
+        "capabilities": capabilities(&CAPABILITIES),
+        "rlimits": rlimits(command.limits),
+        "noNewPrivileges": true,
+    })
+}
+
+/// The limits the kernel keeps for single processes. None is raised above what the agent may.
+fn rlimits(limits: &Limits) -> Vec<Value> {
+    let files = limits.open_files.map_or(OPEN_FILES, |files| (files, files));
+    let same = |limit: Option<u64>| limit.map(|limit| (limit, limit));
+    let wanted = [
+        ("RLIMIT_CORE", Resource::Core, Some((0, 0))),
+        ("RLIMIT_NOFILE", Resource::Nofile, Some(files)),
+        ("RLIMIT_AS", Resource::As, same(limits.address_space_bytes)),
+        ("RLIMIT_FSIZE", Resource::Fsize, same(limits.file_bytes)),
+        ("RLIMIT_CPU", Resource::Cpu, same(limits.cpu_seconds)),
+    ];
+    let set = wanted.into_iter().filter_map(|(name, kind, limit)| Some((name, kind, limit?)));
+    let clamp = |(name, kind, (soft, hard)): (&str, Resource, (u64, u64))| {
+        let most = getrlimit(kind).maximum.unwrap_or(u64::MAX);
+        json!({"type": name, "soft": soft.min(most), "hard": hard.min(most)})
+    };
+    set.map(clamp).collect()
+}

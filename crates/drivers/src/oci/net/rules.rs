@@ -1,0 +1,146 @@
+//! The filter rules, as text.
+
+use std::net::{IpAddr, Ipv4Addr};
+
+use crate::spec::{EgressRule, Protocol};
+
+/// Where no container may connect to without a rule: private, shared, link-local, loopback,
+/// documentation, benchmark, multicast and reserved networks.
+const DENIED: &str = "0.0.0.0/8, 10.0.0.0/8, 100.64.0.0/10, 127.0.0.0/8, 169.254.0.0/16, \
+                      172.16.0.0/12, 192.0.0.0/24, 192.0.2.0/24, 192.88.99.0/24, 192.168.0.0/16, \
+                      198.18.0.0/15, 198.51.100.0/24, 203.0.113.0/24, 224.0.0.0/3";
+
+/// What the rules depend on.
+#[derive(Debug)]
+pub(crate) struct Facts {
+    /// How the names of links begin.
+    pub(crate) prefix: String,
+    pub(crate) network: Ipv4Addr,
+    pub(crate) resolvers: Vec<Ipv4Addr>,
+}
+
+/// The name of a driver's table.
+pub(super) fn name(prefix: &str) -> String {
+    format!("shore_{prefix}")
+}
+
+/// The rules of all containers. Applied again, they replace themselves; exceptions stay.
+pub(crate) fn table(facts: &Facts) -> String {
+    let table = name(&facts.prefix);
+    let links = format!("\"{}*\"", facts.prefix);
+    let network = facts.network;
+    let resolvers = if facts.resolvers.is_empty() {
+        String::new()
+    } else {
+        let list: Vec<String> = facts.resolvers.iter().map(ToString::to_string).collect();
+        format!("ip daddr {{ {} }} meta l4proto {{ tcp, udp }} th dport 53 accept", list.join(", "))
+    };
+    let refuse = "reject with icmpx admin-prohibited";
+    format!(
+        "table inet {table} {{
+  map exceptions {{ type ipv4_addr : verdict; }}
+  chain arriving {{ type filter hook prerouting priority raw; }}
+  chain egress {{ }}
+  chain passing {{ type filter hook forward priority filter - 5; }}
+  chain entering {{ type filter hook input priority filter - 5; }}
+  chain leaving {{ type nat hook postrouting priority srcnat; }}
+}}
+flush chain inet {table} arriving
+flush chain inet {table} egress
+flush chain inet {table} passing
+flush chain inet {table} entering
+flush chain inet {table} leaving
+table inet {table} {{
+  chain arriving {{
+    iifname {links} meta nfproto ipv6 drop
+    iifname {links} fib saddr . iif oif missing drop
+  }}
+  chain egress {{
+    {resolvers}
+    ip saddr vmap @exceptions
+    oifname {links} {refuse}
+    ip daddr {{ {DENIED} }} {refuse}
+  }}
+  chain passing {{
+    iifname {links} ct state established,related accept
+    iifname {links} ct state invalid drop
+    iifname {links} jump egress
+    oifname {links} ct state established,related accept
+    iifname != {links} oifname {links} {refuse}
+  }}
+  chain entering {{
+    iifname {links} ct state established,related accept
+    iifname {links} jump egress
+    iifname {links} {refuse}
+  }}
+  chain leaving {{
+    ip saddr {network}/16 oifname != {links} oifname != \"lo\" masquerade
+  }}
+}}
+"
+    )
+}
+
+fn chain(address: Ipv4Addr) -> String {
+    let [.., third, fourth] = address.octets();
+    format!("c{third:02x}{fourth:02x}")
+}
+
+/// The rules of one container; nothing when it has none.
+pub(crate) fn exception(facts: &Facts, address: Ipv4Addr, rules: &[EgressRule]) -> String {
+    if rules.is_empty() {
+        return String::new();
+    }
+    let (table, chain) = (name(&facts.prefix), chain(address));
+    let rules = rules.iter().filter_map(|rule| {
+        // A container has no IPv6.
+        let IpAddr::V4(network) = rule.network else { return None };
+        let matching = match (rule.protocol, rule.ports) {
+            (Protocol::All, _) => String::new(),
+            (Protocol::Icmp, _) => "ip protocol icmp ".to_owned(),
+            (Protocol::Tcp, None) => "meta l4proto tcp ".to_owned(),
+            (Protocol::Udp, None) => "meta l4proto udp ".to_owned(),
+            (Protocol::Tcp, Some((first, last))) => format!("tcp dport {first}-{last} "),
+            (Protocol::Udp, Some((first, last))) => format!("udp dport {first}-{last} "),
+        };
+        let to = format!("ip daddr {network}/{}", rule.prefix);
+        Some(format!("add rule inet {table} {chain} {to} {matching}accept\n"))
+    });
+    let rules: String = rules.collect();
+    format!(
+        "add chain inet {table} {chain}\nflush chain inet {table} {chain}\n{rules}\
+         add element inet {table} exceptions {{ {address} : jump {chain} }}\n"
+    )
+}
+
+/// Takes the rules of one container away.
+pub(crate) fn forget(facts: &Facts, address: Ipv4Addr) -> String {
+    let (table, chain) = (name(&facts.prefix), chain(address));
+    format!(
+        "delete element inet {table} exceptions {{ {address} }}\n\
+         delete chain inet {table} {chain}\n"
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_rule_says_what_it_allows() {
+        let network = Ipv4Addr::new(10, 208, 0, 0);
+        let facts = Facts { prefix: "shx".to_owned(), network, resolvers: Vec::new() };
+        let rule = |protocol, ports| {
+            let rule = EgressRule { network: [10, 1, 0, 0].into(), prefix: 16, protocol, ports };
+            exception(&facts, Ipv4Addr::new(10, 208, 1, 2), &[rule])
+        };
+        let web = rule(Protocol::Tcp, Some((80, 90)));
+        assert!(web.contains("c0102 ip daddr 10.1.0.0/16 tcp dport 80-90 accept"), "{web}");
+        assert!(web.ends_with("exceptions { 10.208.1.2 : jump c0102 }\n"), "{web}");
+        let ping = rule(Protocol::Icmp, None);
+        assert!(ping.contains("10.1.0.0/16 ip protocol icmp accept"), "{ping}");
+        assert!(rule(Protocol::All, None).contains("10.1.0.0/16 accept"));
+        let none = exception(&facts, Ipv4Addr::new(10, 208, 1, 2), &[]);
+        assert!(none.is_empty());
+    }
+}

@@ -1,0 +1,172 @@
+//! Starts the command of a supervisor through a container runtime.
+
+use std::fs::{self, File};
+use std::io::{self, Read as _, Write as _};
+use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
+use std::os::unix::process::CommandExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use rustix::fs::{MemfdFlags, OFlags, SeekFrom, fcntl_setfl, memfd_create, seek};
+
+use super::{KILLED_FILE, Through, command};
+use crate::driver::Outcome;
+use crate::error::StartFault;
+
+/// The descriptor a runtime reads the process from.
+const PROCESS_FD: i32 = 3;
+/// The most that is read of what a runtime complains.
+const MAX_COMPLAINT_BYTES: u64 = 16 << 10;
+/// What a shell exits with when its child was killed by signal 9.
+const SHELL_KILLED: i32 = 128 + 9;
+
+/// Starts the command and waits until the runtime has gone away.
+pub(super) fn spawn(state_dir: &Path, through: &Through) -> Result<super::Command, StartFault> {
+    let failed = |error: io::Error| StartFault::Supervisor(error.to_string());
+    let pid_file = state_dir.join("pid");
+    let (program, arguments) = through.before.split_first().ok_or(StartFault::Missing)?;
+    let process = in_memory(&through.process).map_err(failed)?;
+    usual_mortality().map_err(failed)?;
+    let mut runtime = Command::new(program);
+    runtime
+        .args(arguments)
+        .args(["--process", "/proc/self/fd/3", "--pid-file"])
+        .arg(&pid_file)
+        .args(&through.after)
+        .env_clear()
+        .env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    give(&mut runtime, process);
+    let mut child = runtime.spawn().map_err(failed)?;
+    let status = child.wait().map_err(failed)?;
+    let mut command = super::Command::of(child);
+    if !status.success() {
+        return Err(command.stderr.take().map_or_else(
+            || StartFault::Other(status.to_string()),
+            |stderr| fault(&complaint(stderr)),
+        ));
+    }
+    let pid = fs::read_to_string(&pid_file).map_err(failed)?;
+    command.pid = pid.trim().parse().map_err(io::Error::other).map_err(failed)?;
+    fs::remove_file(&pid_file).map_err(failed)?;
+    Ok(command)
+}
+
+/// An agent may be the last to be killed when memory runs out; what it starts is not.
+pub(crate) fn usual_mortality() -> io::Result<()> {
+    fs::write("/proc/self/oom_score_adj", "0")
+}
+
+fn in_memory(text: &str) -> io::Result<File> {
+    let mut file = File::from(memfd_create("process", MemfdFlags::CLOEXEC)?);
+    file.write_all(text.as_bytes())?;
+    seek(&file, SeekFrom::Start(0))?;
+    Ok(file)
+}
+
+/// Gives the runtime the process to start, and the usual signals.
+#[expect(unsafe_code, reason = "a descriptor must be passed on between fork and exec")]
+fn give(runtime: &mut Command, process: File) {
+    // SAFETY: the closure only makes system calls.
+    unsafe {
+        runtime.pre_exec(move || {
+            command::usual_signals();
+            if process.as_raw_fd() == PROCESS_FD {
+                rustix::io::fcntl_setfd(&process, rustix::io::FdFlags::empty())?;
+            } else if libc::dup2(process.as_raw_fd(), PROCESS_FD) < 0 {
+                return Err(io::Error::last_os_error());
+            }
+            Ok(())
+        });
+    }
+}
+
+/// What the runtime wrote before it failed. Something it started may still hold the pipe.
+fn complaint(stderr: OwnedFd) -> String {
+    let mut text = Vec::new();
+    if fcntl_setfl(stderr.as_fd(), OFlags::NONBLOCK).is_ok() {
+        // It would block once all of it was read.
+        drop(File::from(stderr).take(MAX_COMPLAINT_BYTES).read_to_end(&mut text));
+    }
+    String::from_utf8_lossy(&text).into_owned()
+}
+
+/// What the last line of a log says.
+fn message(log: &str) -> String {
+    let last = log.trim().lines().last().unwrap_or("it does not say why");
+    let quoted = last.split_once("msg=\"").map(|(_, message)| message.trim_end_matches('"'));
+    quoted.map_or_else(|| last.to_owned(), |message| message.replace("\\\"", "\""))
+}
+
+/// What a complaint of a runtime means. The words are the kernel's and the same in all of them.
+fn fault(complaint: &str) -> StartFault {
+    let last = message(complaint);
+    let has = |words: &str| last.contains(words);
+    if has("chdir to cwd") || has("chdir") && has("cwd") {
+        StartFault::Directory(last)
+    } else if !has("exec: \"") && !has("executable file") && !has("exec /") {
+        StartFault::Other(last)
+    } else if ["not found", "no such file or directory", "not a directory"].into_iter().any(has) {
+        StartFault::Missing
+    } else if has("exec format error") || has("Exec format error") {
+        StartFault::Format
+    } else if has("permission denied") || has("is a directory") || has("Permission denied") {
+        StartFault::Denied
+    } else if has("resource temporarily unavailable") || has("cannot allocate memory") {
+        StartFault::Limits(last)
+    } else {
+        StartFault::Other(last)
+    }
+}
+
+/// How many processes of a container were killed because memory ran out.
+#[derive(Debug)]
+pub(super) struct OomCount {
+    file: PathBuf,
+    before: u64,
+}
+
+impl OomCount {
+    pub(super) fn new(file: PathBuf) -> Self {
+        let before = read(&file).unwrap_or_default();
+        Self { file, before }
+    }
+
+    /// Whether a process ended because memory ran out: it was killed, the driver did not do it, and
+    /// the count has grown since it was started.
+    pub(super) fn explains(&self, outcome: Outcome, state_dir: &Path) -> bool {
+        let killed = matches!(outcome, Outcome::Signal(9) | Outcome::Code(SHELL_KILLED));
+        let grown = || read(&self.file).is_some_and(|now| now > self.before);
+        killed && !state_dir.join(KILLED_FILE).exists() && grown()
+    }
+}
+
+fn read(file: &Path) -> Option<u64> {
+    let text = fs::read_to_string(file).ok()?;
+    text.lines().find_map(|line| line.strip_prefix("oom_kill "))?.trim().parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn complaints_of_runtimes_are_understood() {
+        let wanted = [
+            ("exec failed: exec: \"x\": executable file not found in $PATH", StartFault::Missing),
+            ("exec: \"/no\": stat /no: no such file or directory", StartFault::Missing),
+            (
+                "time=1 level=error msg=\"x: exec: \\\"./no\\\": permission denied\"",
+                StartFault::Denied,
+            ),
+            ("exec /plain: exec format error", StartFault::Format),
+        ];
+        for (text, wanted) in wanted {
+            assert_eq!(fault(text), wanted, "{text}");
+        }
+        let text = "chdir to cwd (\"/x\") set in config.json failed: no such file or directory";
+        assert_eq!(fault(text), StartFault::Directory(text.to_owned()));
+    }
+}
