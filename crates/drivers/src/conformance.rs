@@ -6,6 +6,9 @@
 mod bench;
 mod containers;
 mod files;
+mod layout;
+mod limits;
+mod network;
 mod outlive;
 mod processes;
 mod streams;
@@ -152,6 +155,24 @@ pub fn all() -> Vec<Case> {
         files::set_id_bits_are_dropped,
         files::limits_hold,
         files::broken_archives_are_refused,
+        layout::layers_are_shared_and_never_modified,
+        layout::layers_remove_what_is_below,
+        layout::a_read_only_root_is_one,
+        layout::mounts_are_what_they_say,
+        layout::processes_run_as_who_was_asked_for,
+        layout::files_copied_in_belong_to_root,
+        limits::memory_runs_out_and_is_reported,
+        limits::memory_files_count_as_memory,
+        limits::a_fork_bomb_is_contained,
+        limits::processor_time_is_limited,
+        limits::a_full_disk_is_only_its_own,
+        limits::a_file_has_a_largest_size,
+        limits::temporary_files_have_their_own_limit,
+        network::private_addresses_need_a_rule,
+        network::the_machine_needs_a_rule,
+        network::metadata_services_are_out_of_reach,
+        network::containers_do_not_reach_each_other,
+        network::others_do_not_reach_containers,
         outlive::a_running_process_is_adopted,
         outlive::an_unwatched_exit_is_known,
         outlive::a_killed_supervisor_is_not_a_success,

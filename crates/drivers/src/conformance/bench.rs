@@ -101,6 +101,20 @@ impl Bench {
         Ok(handle)
     }
 
+    /// Makes a container with programs in it that is unlike others.
+    pub(crate) async fn with(
+        &self,
+        suffix: &str,
+        change: impl FnOnce(&mut ContainerSpec),
+    ) -> Result<Handle> {
+        let handle = self.handle(suffix)?;
+        let mut spec = ContainerSpec::new(handle.clone());
+        change(&mut spec);
+        self.driver.create(spec).await?;
+        self.subject.furnish(&*self.driver, &handle).await?;
+        Ok(handle)
+    }
+
     pub(super) async fn clean_up(&self) -> Result<()> {
         let made = self.made.lock().unwrap_or_else(PoisonError::into_inner).clone();
         for handle in made {

@@ -35,17 +35,19 @@ pub(crate) fn table(facts: &Facts) -> String {
         let list: Vec<String> = facts.resolvers.iter().map(ToString::to_string).collect();
         format!("ip daddr {{ {} }} meta l4proto {{ tcp, udp }} th dport 53 accept", list.join(", "))
     };
-    let refuse = "reject with icmpx admin-prohibited";
+    let refuse = "jump refuse";
     format!(
         "table inet {table} {{
   map exceptions {{ type ipv4_addr : verdict; }}
   chain arriving {{ type filter hook prerouting priority raw; }}
+  chain refuse {{ }}
   chain egress {{ }}
   chain passing {{ type filter hook forward priority filter - 5; }}
   chain entering {{ type filter hook input priority filter - 5; }}
   chain leaving {{ type nat hook postrouting priority srcnat; }}
 }}
 flush chain inet {table} arriving
+flush chain inet {table} refuse
 flush chain inet {table} egress
 flush chain inet {table} passing
 flush chain inet {table} entering
@@ -54,6 +56,10 @@ table inet {table} {{
   chain arriving {{
     iifname {links} meta nfproto ipv6 drop
     iifname {links} fib saddr . iif oif missing drop
+  }}
+  chain refuse {{
+    meta l4proto tcp reject with tcp reset
+    reject with icmpx admin-prohibited
   }}
   chain egress {{
     {resolvers}

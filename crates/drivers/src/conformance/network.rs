@@ -1,0 +1,239 @@
+//! What a container reaches, and who reaches it.
+//!
+//! The cases make a network of their own beside the machine, with a host in it that answers.
+
+use std::io::{self, Write as _};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
+use std::os::fd::AsFd as _;
+use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::time::Duration;
+
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+use tokio::net::TcpStream;
+
+use super::bench::soon;
+use super::{Bench, Failure, Verdict, ensure};
+use crate::driver::{Ability, Network};
+use crate::spec::{EgressRule, Handle, Protocol};
+
+/// What a listener says to whoever connects.
+const GREETING: &[u8] = b"hello\n";
+/// How long a connection may take.
+const PATIENCE: Duration = Duration::from_secs(3);
+
+/// A network beside the machine, with private addresses and one host.
+struct Beside {
+    name: String,
+    machine: Ipv4Addr,
+    host: Ipv4Addr,
+}
+
+impl Beside {
+    fn new() -> io::Result<Self> {
+        static NEXT: AtomicU8 = AtomicU8::new(0);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let [third, _, _, _] = std::process::id().to_le_bytes();
+        let name = format!("shc{:x}-{number}", std::process::id());
+        let address = |last| Ipv4Addr::new(10, 77, third, number.wrapping_mul(4) + last);
+        let beside = Self { name, machine: address(1), host: address(2) };
+        let Self { name, machine, host } = &beside;
+        ip(&format!("netns add {name}\nlink add {name} type veth peer name out netns {name}\n"))?;
+        ip(&format!("address add {machine}/30 dev {name}\nlink set {name} up\n"))?;
+        let inside = format!(
+            "address add {host}/30 dev out\nlink set out up\nroute add default via {machine}\n"
+        );
+        run(Command::new("ip").args(["-n", name, "-batch", "-"]), &inside)?;
+        Ok(beside)
+    }
+
+    /// Answers on the host; gives the port.
+    fn listen(&self) -> io::Result<u16> {
+        let network = std::fs::File::open(format!("/run/netns/{}", self.name))?;
+        let host = self.host;
+        let (sender, receiver) = std::sync::mpsc::sync_channel(1);
+        let thread = runtime::spawn_thread("listener", move || {
+            let kind = Some(LinkNameSpaceType::Network);
+            let entered = move_into_link_name_space(network.as_fd(), kind);
+            let bound =
+                entered.map_err(io::Error::from).and_then(|()| TcpListener::bind((host, 0)));
+            drop(sender.send(bound));
+        })?;
+        let listener = receiver.recv().map_err(io::Error::other)??;
+        drop(thread);
+        answer(listener)
+    }
+}
+
+impl Drop for Beside {
+    fn drop(&mut self) {
+        // The link goes away with the network.
+        drop(ip(&format!("link delete {0}\nnetns delete {0}\n", self.name)));
+    }
+}
+
+/// Greets everybody for as long as this process lives.
+fn answer(listener: TcpListener) -> io::Result<u16> {
+    let port = listener.local_addr()?.port();
+    runtime::spawn_thread("answers", move || {
+        for connection in listener.incoming().flatten() {
+            let mut connection = connection;
+            // Who only tries to connect is gone already.
+            drop(connection.write_all(GREETING));
+        }
+    })?;
+    Ok(port)
+}
+
+fn ip(batch: &str) -> io::Result<()> {
+    run(Command::new("ip").args(["-batch", "-"]), batch)
+}
+
+fn run(command: &mut Command, input: &str) -> io::Result<()> {
+    let mut child =
+        command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn()?;
+    if let Some(mut stdin) = child.stdin.take() {
+        stdin.write_all(input.as_bytes())?;
+    }
+    let output = child.wait_with_output()?;
+    if output.status.success() {
+        return Ok(());
+    }
+    Err(io::Error::other(String::from_utf8_lossy(&output.stderr).into_owned()))
+}
+
+fn restricts(bench: &Bench) -> bool {
+    bench.driver.capabilities().can(Ability::RestrictEgress)
+}
+
+impl Bench {
+    /// Whether a container hears a greeting.
+    async fn hears(
+        &self,
+        handle: &Handle,
+        id: &str,
+        (address, port): (IpAddr, u16),
+    ) -> Result<bool, Failure> {
+        let text = format!("busybox nc -w 2 {address} {port} < /dev/null; true");
+        Ok(self.output(handle, id, &text).await?.stdout == GREETING)
+    }
+}
+
+fn rule(network: IpAddr, prefix: u8, ports: Option<(u16, u16)>) -> EgressRule {
+    let protocol = if ports.is_some() { Protocol::Tcp } else { Protocol::All };
+    EgressRule { network, prefix, protocol, ports }
+}
+
+pub(super) async fn private_addresses_need_a_rule(bench: Bench) -> Verdict {
+    if !restricts(&bench) {
+        return Ok(());
+    }
+    let beside = Beside::new()?;
+    let (port, host) = (beside.listen()?, IpAddr::V4(beside.host));
+    let closed = bench.named("closed").await?;
+    ensure!(!bench.hears(&closed, "p", (host, port)).await?, "a private address without a rule");
+    let exact = rule(host, 32, Some((port, port)));
+    let open = bench.with("open", |spec| spec.egress = vec![exact]).await?;
+    ensure!(bench.hears(&open, "p", (host, port)).await?, "a rule allows it");
+    let other = beside.listen()?;
+    ensure!(!bench.hears(&open, "q", (host, other)).await?, "another port than the rule's");
+    ensure!(!bench.hears(&closed, "q", (host, port)).await?, "another container's rule");
+    // The rule goes away with its container.
+    bench.driver.remove(&open).await?;
+    let again = bench.named("open").await?;
+    ensure!(!bench.hears(&again, "p", (host, port)).await?, "a rule of an earlier container");
+    Ok(())
+}
+
+pub(super) async fn the_machine_needs_a_rule(bench: Bench) -> Verdict {
+    if !restricts(&bench) {
+        return Ok(());
+    }
+    let beside = Beside::new()?;
+    let port = answer(TcpListener::bind("0.0.0.0:0")?)?;
+    let closed = bench.named("closed").await?;
+    let gateway = bench.output(&closed, "gateway", "busybox ip route | sed -n 's/default via //p'");
+    let gateway = gateway.await?.text();
+    let gateway = gateway.split_whitespace().next().and_then(|text| text.parse().ok());
+    let machine = IpAddr::V4(beside.machine);
+    let addresses = [Some(machine), gateway].into_iter().flatten();
+    for (number, address) in addresses.enumerate() {
+        let heard = bench.hears(&closed, &format!("p{number}"), (address, port)).await?;
+        ensure!(!heard, "the machine at {address}");
+    }
+    let exact = rule(machine, 32, None);
+    let open = bench.with("open", |spec| spec.egress = vec![exact]).await?;
+    ensure!(bench.hears(&open, "p", (machine, port)).await?, "a rule allows the machine");
+    Ok(())
+}
+
+pub(super) async fn metadata_services_are_out_of_reach(bench: Bench) -> Verdict {
+    if !restricts(&bench) {
+        return Ok(());
+    }
+    let handle = bench.container().await?;
+    for (number, address) in
+        ["169.254.169.254", "169.254.170.2", "100.100.100.200"].iter().enumerate()
+    {
+        // Refused at once: a container must not wait for what it never gets.
+        let text = format!(
+            "busybox nc -w 10 {address} 80 < /dev/null 2>&1; test $? -ne 0 && echo refused"
+        );
+        let begin = runtime::mono_now();
+        let written = bench.output(&handle, &format!("p{number}"), &text).await?.text();
+        ensure!(written.ends_with("refused\n"), "{address}: {written}");
+        ensure!(runtime::mono_now() - begin < Duration::from_secs(8), "{address}: not refused");
+    }
+    Ok(())
+}
+
+pub(super) async fn containers_do_not_reach_each_other(bench: Bench) -> Verdict {
+    if !restricts(&bench) {
+        return Ok(());
+    }
+    let server = bench.named("server").await?;
+    let text = "echo ready; exec busybox nc -ll -p 8080 -e echo hello";
+    bench.ready(&server, "p", text).await?;
+    let Network::Own(address) = bench.driver.network(&server) else { return Ok(()) };
+    reach(SocketAddr::new(address, 8080)).await?;
+    let client = bench.named("client").await?;
+    ensure!(!bench.hears(&client, "p", (address, 8080)).await?, "a neighbour");
+    ensure!(bench.hears(&server, "q", (address, 8080)).await?, "itself");
+    ensure!(bench.hears(&server, "r", (Ipv4Addr::LOCALHOST.into(), 8080)).await?, "its loopback");
+    let before = bench.driver.network(&client);
+    bench.driver.remove(&client).await?;
+    let next = bench.named("client").await?;
+    ensure!(bench.driver.network(&next) != before, "an address was used again at once");
+    Ok(())
+}
+
+/// Connects from the machine until it works.
+async fn reach(address: SocketAddr) -> Verdict {
+    let look = async {
+        loop {
+            match runtime::timeout(PATIENCE, TcpStream::connect(address)).await {
+                Some(Ok(_)) => return,
+                Some(Err(_)) | None => runtime::sleep(Duration::from_millis(20)).await,
+            }
+        }
+    };
+    soon("connect from the machine", look).await
+}
+
+pub(super) async fn others_do_not_reach_containers(bench: Bench) -> Verdict {
+    if !restricts(&bench) {
+        return Ok(());
+    }
+    let beside = Beside::new()?;
+    let server = bench.named("server").await?;
+    let text = "echo ready; exec busybox nc -ll -p 8080 -e echo hello";
+    bench.ready(&server, "p", text).await?;
+    let Network::Own(address) = bench.driver.network(&server) else { return Ok(()) };
+    reach(SocketAddr::new(address, 8080)).await?;
+    let mut outside = Command::new("ip");
+    outside.args(["netns", "exec", &beside.name, "busybox", "nc", "-w", "2"]);
+    outside.args([address.to_string(), "8080".to_owned()]).stdin(Stdio::null());
+    let output = outside.output()?;
+    ensure!(output.stdout.is_empty(), "a host beside the machine reaches a container");
+    Ok(())
+}
