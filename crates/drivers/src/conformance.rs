@@ -11,6 +11,7 @@ mod limits;
 mod network;
 mod outlive;
 mod processes;
+mod sessions;
 mod streams;
 mod tars;
 
@@ -173,6 +174,11 @@ pub fn all() -> Vec<Case> {
         network::metadata_services_are_out_of_reach,
         network::containers_do_not_reach_each_other,
         network::others_do_not_reach_containers,
+        sessions::a_session_has_three_streams,
+        sessions::a_session_has_a_terminal,
+        sessions::a_terminal_interrupts,
+        sessions::a_dropped_session_is_killed,
+        sessions::a_session_that_fails_says_why,
         outlive::a_running_process_is_adopted,
         outlive::an_unwatched_exit_is_known,
         outlive::a_killed_supervisor_is_not_a_success,

@@ -17,6 +17,7 @@ mod net;
 mod program;
 mod remove;
 mod seccomp;
+mod session;
 mod slots;
 pub(crate) mod stage;
 mod start;
@@ -34,7 +35,7 @@ use serde::{Deserialize, Serialize};
 use crate::archive;
 use crate::driver::{
     Ability, Capabilities, ContainerInfo, Driver, Exit, Input, Isolation, LimitKind, Network,
-    Signal, Started, Stats, Target,
+    Session, Signal, Started, Stats, Target, Terminal,
 };
 use crate::error::{Context as _, DriverError, Result};
 use crate::output::{OutputOffset, OutputStream};
@@ -42,6 +43,7 @@ use crate::proc::Id;
 use crate::spec::{ContainerSpec, Handle, Mount, ProcessId, ProcessSpec};
 use crate::supervised::{OWN_EXECUTABLE, Supervised};
 
+pub(crate) use cgroup::kill_group;
 use cgroup::{Group, Layout};
 use layers::Layers;
 use net::Net;
@@ -324,6 +326,7 @@ impl Driver for OciDriver {
                 Ability::LayOut,
                 Ability::RestrictEgress,
                 Ability::Users,
+                Ability::Sessions,
             ],
             unavailable: self.0.unavailable.clone(),
         }
@@ -414,6 +417,15 @@ impl Driver for OciDriver {
     fn host_path(&self, handle: &Handle, path: &str) -> Option<PathBuf> {
         let (_, init) = self.0.running(handle).ok()?;
         Some(crate::supervised::join_below(files::root_of(init), path))
+    }
+
+    fn session<'a>(
+        &'a self,
+        handle: &'a Handle,
+        spec: ProcessSpec,
+        terminal: Option<Terminal>,
+    ) -> BoxFuture<'a, Result<Session>> {
+        Box::pin(self.0.session(handle, spec, terminal))
     }
 
     fn network(&self, handle: &Handle) -> Network {

@@ -11,6 +11,7 @@
 mod command;
 mod keep;
 mod record;
+pub(crate) mod session;
 mod through;
 
 use std::collections::BTreeMap;
@@ -83,7 +84,7 @@ pub(crate) struct Direct {
 
 /// A command that a container runtime starts: `before... --process FILE --pid-file FILE after...`.
 /// What it starts must become a child of the supervisor when the runtime ends.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Through {
     pub(crate) before: Vec<String>,
     pub(crate) after: Vec<String>,
@@ -124,6 +125,8 @@ pub fn maybe_run() -> Option<ExitCode> {
     let argument = std::env::args_os().nth(1)?;
     let ended = if argument == ARGUMENT {
         run()
+    } else if argument == session::ARGUMENT {
+        session::run()
     } else if argument == stage::ARGUMENT {
         Err(stage::run())
     } else {
@@ -136,7 +139,7 @@ pub fn maybe_run() -> Option<ExitCode> {
 }
 
 fn run() -> io::Result<()> {
-    close_inherited()?;
+    close_inherited(2)?;
     let mut text = Vec::new();
     io::stdin().lock().read_to_end(&mut text)?;
     // An agent that dies here leaves half a request, which starts nothing.
@@ -153,19 +156,19 @@ fn run() -> io::Result<()> {
     }
 }
 
-/// Closes every descriptor an ancestor left open by mistake, so that no process keeps a socket or
+/// Closes every descriptor behind `last` an ancestor left open by mistake, so that no process keeps a socket or
 /// a lock of the agent alive.
 #[expect(unsafe_code, reason = "there is no safe way to close a descriptor one does not own")]
-fn close_inherited() -> io::Result<()> {
+fn close_inherited(last: i32) -> io::Result<()> {
     let mut inherited = Vec::new();
     for file in fs::read_dir("/proc/self/fd")? {
         let number = file?.file_name().to_str().and_then(|name| name.parse::<i32>().ok());
-        inherited.extend(number.filter(|number| *number > 2));
+        inherited.extend(number.filter(|number| *number > last));
     }
     for number in inherited {
         // The listing had a descriptor of its own, which is closed by now.
         if fs::symlink_metadata(format!("/proc/self/fd/{number}")).is_ok() {
-            // SAFETY: this is the only thread, and it owns nothing above descriptor 2 yet.
+            // SAFETY: this is the only thread, and it owns none of these yet.
             unsafe { rustix::io::close(number) };
         }
     }

@@ -210,7 +210,7 @@ impl Supervised {
 }
 
 /// Sends a signal to the group that `leader` leads; false when it has ended.
-fn signal_group(leader: Id, signal: Signal) -> io::Result<bool> {
+pub(crate) fn signal_group(leader: Id, signal: Signal) -> io::Result<bool> {
     let Some(group) = Pid::from_raw(leader.pid).filter(|_| leader.runs()) else {
         return Ok(false);
     };

@@ -119,6 +119,11 @@ impl Group {
         })
     }
 
+    /// Where the group of a process is.
+    pub(super) fn of_process(&self, name: &str) -> PathBuf {
+        self.dir(TRACKING).join(name)
+    }
+
     /// The file that counts processes killed because memory ran out.
     pub(super) fn oom_file(&self) -> PathBuf {
         let name = match self.layout {
@@ -203,6 +208,11 @@ impl Group {
             oom_kills: Counters::read(&self.oom_file()).get("oom_kill"),
         }
     }
+}
+
+/// Kills everything in the group of a process, from wherever this is called.
+pub(crate) fn kill_group(group: &Path, limit: Duration) -> io::Result<()> {
+    kill_all(group, runtime::mono_now() + limit)
 }
 
 /// The lines `NAME NUMBER` of a file.

@@ -15,6 +15,8 @@ use crate::error::StartFault;
 
 /// The descriptor a runtime reads the process from.
 const PROCESS_FD: i32 = 3;
+/// Where a runtime writes the number of what it started.
+const PID_FILE: &str = "pid";
 /// The most that is read of what a runtime complains.
 const MAX_COMPLAINT_BYTES: u64 = 16 << 10;
 /// What a shell exits with when its child was killed by signal 9.
@@ -23,22 +25,8 @@ const SHELL_KILLED: i32 = 128 + 9;
 /// Starts the command and waits until the runtime has gone away.
 pub(super) fn spawn(state_dir: &Path, through: &Through) -> Result<super::Command, StartFault> {
     let failed = |error: io::Error| StartFault::Supervisor(error.to_string());
-    let pid_file = state_dir.join("pid");
-    let (program, arguments) = through.before.split_first().ok_or(StartFault::Missing)?;
-    let process = in_memory(&through.process).map_err(failed)?;
-    usual_mortality().map_err(failed)?;
-    let mut runtime = Command::new(program);
-    runtime
-        .args(arguments)
-        .args(["--process", "/proc/self/fd/3", "--pid-file"])
-        .arg(&pid_file)
-        .args(&through.after)
-        .env_clear()
-        .env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped());
-    give(&mut runtime, process);
+    let mut runtime = runtime(state_dir, through)?;
+    runtime.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = runtime.spawn().map_err(failed)?;
     let status = child.wait().map_err(failed)?;
     let mut command = super::Command::of(child);
@@ -48,10 +36,34 @@ pub(super) fn spawn(state_dir: &Path, through: &Through) -> Result<super::Comman
             |stderr| fault(&complaint(stderr)),
         ));
     }
-    let pid = fs::read_to_string(&pid_file).map_err(failed)?;
-    command.pid = pid.trim().parse().map_err(io::Error::other).map_err(failed)?;
-    fs::remove_file(&pid_file).map_err(failed)?;
+    command.pid = take_pid(state_dir).map_err(failed)?;
     Ok(command)
+}
+
+/// The number of what a runtime started.
+pub(super) fn take_pid(dir: &Path) -> io::Result<i32> {
+    let file = dir.join(PID_FILE);
+    let pid = fs::read_to_string(&file)?;
+    fs::remove_file(&file)?;
+    pid.trim().parse().map_err(io::Error::other)
+}
+
+/// The runtime with all its arguments.
+pub(super) fn runtime(dir: &Path, through: &Through) -> Result<Command, StartFault> {
+    let failed = |error: io::Error| StartFault::Supervisor(error.to_string());
+    let (program, arguments) = through.before.split_first().ok_or(StartFault::Missing)?;
+    let process = in_memory(&through.process).map_err(failed)?;
+    usual_mortality().map_err(failed)?;
+    let mut runtime = Command::new(program);
+    runtime
+        .args(arguments)
+        .args(["--process", "/proc/self/fd/3", "--pid-file"])
+        .arg(dir.join(PID_FILE))
+        .args(&through.after)
+        .env_clear()
+        .env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin");
+    give(&mut runtime, process);
+    Ok(runtime)
 }
 
 /// An agent may be the last to be killed when memory runs out; what it starts is not.
@@ -101,7 +113,7 @@ fn message(log: &str) -> String {
 }
 
 /// What a complaint of a runtime means. The words are the kernel's and the same in all of them.
-fn fault(complaint: &str) -> StartFault {
+pub(super) fn fault(complaint: &str) -> StartFault {
     let last = message(complaint);
     let has = |words: &str| last.contains(words);
     if has("chdir to cwd") || has("chdir") && has("cwd") {

@@ -1,0 +1,159 @@
+//! Processes that somebody works with.
+
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+use super::bench::soon;
+use super::{Bench, Failure, Verdict, ensure};
+use crate::driver::{Ability, Input, Outcome, Session, Signal, Terminal};
+use crate::error::{DriverError, StartFault};
+use crate::spec::{Handle, ProcessId, ProcessSpec};
+
+const SIZE: Terminal = Terminal { columns: 101, rows: 33 };
+
+impl Bench {
+    async fn session(
+        &self,
+        handle: &Handle,
+        argv: &[&str],
+        terminal: Option<Terminal>,
+    ) -> Result<Session, DriverError> {
+        let spec = ProcessSpec::new(ProcessId::new("session")?, argv.iter().copied());
+        self.driver.session(handle, spec, terminal).await
+    }
+}
+
+fn has_sessions(bench: &Bench) -> bool {
+    bench.driver.capabilities().can(Ability::Sessions)
+}
+
+/// Reads until `wanted` was read.
+async fn until(from: &mut Input, wanted: &str) -> Result<String, Failure> {
+    let mut text = Vec::new();
+    let read = async {
+        let mut buffer = [0; 1024];
+        loop {
+            let bytes = from.read(&mut buffer).await?;
+            text.extend_from_slice(buffer.get(..bytes).unwrap_or_default());
+            let seen = String::from_utf8_lossy(&text).into_owned();
+            if bytes == 0 || seen.contains(wanted) {
+                return Ok::<_, std::io::Error>(seen);
+            }
+        }
+    };
+    let seen = soon(wanted, read).await??;
+    ensure!(seen.contains(wanted), "{wanted:?} is missing: {seen:?}");
+    Ok(seen)
+}
+
+async fn rest(from: &mut Input) -> Result<String, Failure> {
+    let mut text = Vec::new();
+    soon("end of output", from.read_to_end(&mut text)).await??;
+    Ok(String::from_utf8_lossy(&text).into_owned())
+}
+
+pub(super) async fn a_session_has_three_streams(bench: Bench) -> Verdict {
+    if !has_sessions(&bench) {
+        return Ok(());
+    }
+    let handle = bench.container().await?;
+    let text = "test -t 0 && echo terminal; cat; echo problem >&2; exit 7";
+    let mut session = bench.session(&handle, &["/bin/sh", "-c", text], None).await?;
+    session.input.write_all(b"one\ntwo\n").await?;
+    until(&mut session.output, "two\n").await?;
+    session.input.shutdown().await?;
+    drop(session.input);
+    ensure!(rest(&mut session.output).await?.is_empty(), "more output");
+    ensure!(rest(&mut session.error).await? == "problem\n", "standard error");
+    let exit = soon("exit", session.control.wait()).await??;
+    ensure!(exit.outcome == Outcome::Code(7), "{exit:?}");
+    let again = soon("exit", session.control.wait()).await??;
+    ensure!(again == exit, "a second wait differs: {again:?}");
+    let info = bench.driver.inspect(&handle).await?;
+    ensure!(info.processes.is_empty(), "a session is listed: {info:?}");
+    bench.processes(&handle, 0).await
+}
+
+pub(super) async fn a_session_has_a_terminal(bench: Bench) -> Verdict {
+    if !has_sessions(&bench) {
+        return Ok(());
+    }
+    let handle = bench.container().await?;
+    let text = "test -t 0 && test -t 1 && test -t 2 && stty size; \
+                trap 'stty size; echo resized' WINCH; echo ready; \
+                while read line; do echo got $line; test \"$line\" = end && exit 3; done";
+    let command = ["/bin/sh", "-c", text];
+    let mut session = bench.session(&handle, &command, Some(SIZE)).await?;
+    let seen = until(&mut session.output, "ready").await?;
+    ensure!(seen.contains("33 101"), "its size: {seen:?}");
+    session.control.resize(Terminal { columns: 77, rows: 22 })?;
+    session.input.write_all(b"hello\n").await?;
+    let seen = until(&mut session.output, "got hello").await?;
+    let seen =
+        if seen.contains("resized") { seen } else { until(&mut session.output, "resized").await? };
+    ensure!(seen.contains("22 77"), "its new size: {seen:?}");
+    session.input.write_all(b"end\n").await?;
+    let exit = soon("exit", session.control.wait()).await??;
+    ensure!(exit.outcome == Outcome::Code(3), "{exit:?}");
+    ensure!(rest(&mut session.error).await?.is_empty(), "a terminal has no standard error");
+    Ok(())
+}
+
+pub(super) async fn a_terminal_interrupts(bench: Bench) -> Verdict {
+    if !has_sessions(&bench) {
+        return Ok(());
+    }
+    let handle = bench.container().await?;
+    let command = ["/bin/sh", "-c", "echo ready; exec sleep 1000"];
+    let mut session = bench.session(&handle, &command, Some(SIZE)).await?;
+    until(&mut session.output, "ready").await?;
+    session.input.write_all(&[3]).await?;
+    let exit = soon("exit", session.control.wait()).await??;
+    ensure!(exit.outcome == Outcome::Signal(2), "{exit:?}");
+    let mut session = bench.session(&handle, &command, None).await?;
+    until(&mut session.output, "ready").await?;
+    session.control.signal(Signal::Term)?;
+    let exit = soon("exit", session.control.wait()).await??;
+    ensure!(exit.outcome == Outcome::Signal(15), "{exit:?}");
+    Ok(())
+}
+
+pub(super) async fn a_dropped_session_is_killed(bench: Bench) -> Verdict {
+    if !has_sessions(&bench) {
+        return Ok(());
+    }
+    let handle = bench.container().await?;
+    let text = "trap '' TERM HUP; (setsid sleep 1000 &); echo ready; while :; do sleep 1000; done";
+    for terminal in [None, Some(SIZE)] {
+        let mut session = bench.session(&handle, &["/bin/sh", "-c", text], terminal).await?;
+        until(&mut session.output, "ready").await?;
+        ensure!(bench.driver.stats(&handle).await?.processes >= 2, "it runs");
+        drop(session);
+        bench.processes(&handle, 0).await?;
+    }
+    Ok(())
+}
+
+pub(super) async fn a_session_that_fails_says_why(bench: Bench) -> Verdict {
+    if !has_sessions(&bench) {
+        return Ok(());
+    }
+    let handle = bench.container().await?;
+    for terminal in [None, Some(SIZE)] {
+        let failed = bench.session(&handle, &["/no/such/command"], terminal).await;
+        let told = matches!(&failed, Err(DriverError::Start { fault: StartFault::Missing, .. }));
+        ensure!(told, "{failed:?}");
+    }
+    let unknown = Handle::new("no-such-container")?;
+    let failed = bench.session(&unknown, &["true"], None).await;
+    ensure!(matches!(failed, Err(DriverError::NotFound { .. })), "{failed:?}");
+    // Removing a container ends its sessions.
+    let mut session = bench.session(&handle, &["/bin/sh", "-c", "echo ready; cat"], None).await?;
+    until(&mut session.output, "ready").await?;
+    bench.driver.remove(&handle).await?;
+    let exit = runtime::timeout(Duration::from_secs(10), session.control.wait()).await;
+    let ended = matches!(exit, Some(Ok(exit)) if !exit.success());
+    ensure!(ended, "after its container was removed: {exit:?}");
+    Ok(())
+}
