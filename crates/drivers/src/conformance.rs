@@ -182,5 +182,6 @@ pub fn all() -> Vec<Case> {
         outlive::a_running_process_is_adopted,
         outlive::an_unwatched_exit_is_known,
         outlive::a_killed_supervisor_is_not_a_success,
+        outlive::a_killed_supervisor_takes_its_processes_along,
     ]
 }

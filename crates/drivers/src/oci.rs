@@ -193,6 +193,12 @@ impl OciDriver {
         }
         Ok(driver)
     }
+
+    /// How the names begin of what a driver makes on the machine, outside of its base directory:
+    /// links, control groups, the table of filter rules.
+    pub fn name_on_the_machine(base: &Path) -> String {
+        prefix(base)
+    }
 }
 
 /// What this machine lacks.

@@ -2,18 +2,23 @@
 
 use std::fs;
 use std::io::Write as _;
-use std::process::{Command, Stdio};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
 use drivers::conformance::{self, Subject};
 use drivers::oci::{Config, OciDriver};
-use drivers::{ContainerSpec, Driver, Handle, ProcessId, ProcessSpec};
+use drivers::{
+    ContainerSpec, Driver, EgressRule, Handle, Mount, Outcome, ProcessId, ProcessSpec, Protocol,
+    Signal,
+};
 use futures_util::StreamExt as _;
 use futures_util::stream;
-use runtime::{Stop, Tasks, mono_now};
+use runtime::{Stop, Tasks, mono_now, sleep, timeout};
 
 const TESTBED: &str = env!("CARGO_BIN_EXE_drivers-testbed");
+const SOON: Duration = Duration::from_secs(20);
 /// How many cases run at once.
 const AT_ONCE: usize = 4;
 
@@ -84,8 +89,145 @@ async fn conforms() {
     assert_eq!(trash, 0, "the trash is empty");
 }
 
+/// What a driver's containers leave on the machine outside of its directory.
+fn traces(base: &Path) -> Vec<String> {
+    let base = base.canonicalize().expect("is there").display().to_string();
+    let mut found = Vec::new();
+    let mut look = |what: &str, text: String, wanted: &str| {
+        let lines = text.lines().filter(|line| line.contains(wanted));
+        found.extend(lines.map(|line| format!("{what}: {line}")));
+    };
+    let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
+    look("mount", read("/proc/self/mountinfo"), &base);
+    let output = |program: &str, arguments: &[&str]| {
+        let output = Command::new(program).args(arguments).output().expect("runs");
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    };
+    look("loop device", output("losetup", &["-a"]), &base);
+    let mut slots = String::new();
+    for slot in fs::read_dir("/run/shore/slots").expect("lists").flatten() {
+        slots.push_str(&read(&slot.path().display().to_string()));
+    }
+    look("number", slots, &base);
+    let prefix = OciDriver::name_on_the_machine(Path::new(&base));
+    look("table", output("nft", &["list", "tables"]), &prefix);
+    look("rule", output("iptables", &["-w", "-S"]), &prefix);
+    look("link", output("ip", &["-brief", "link"]), &prefix);
+    for tree in fs::read_dir("/sys/fs/cgroup").expect("lists").flatten() {
+        let group = tree.path().join(&prefix);
+        look("group", if group.exists() { group.display().to_string() } else { String::new() }, "");
+    }
+    found
+}
+
+/// Waits until a condition holds.
+async fn until(what: &str, mut condition: impl FnMut() -> bool) {
+    let look = async {
+        while !condition() {
+            sleep(Duration::from_millis(10)).await;
+        }
+    };
+    assert!(timeout(SOON, look).await.is_some(), "{what}");
+}
+
+struct Agent(Child);
+
+impl Agent {
+    fn start(place: &Place, what: &str) -> Self {
+        let mut agent = Command::new(TESTBED);
+        agent.arg(place.dir.path()).arg(what).stdin(Stdio::null()).stderr(Stdio::null());
+        Self(agent.spawn().expect("starts"))
+    }
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        self.0.kill().expect("kills the agent");
+        self.0.wait().expect("reaps the agent");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_is_left_on_the_machine() {
+    let Some(place) = Place::new() else { return };
+    let driver = place.open_driver();
+    let scratch = tempfile::tempdir().expect("makes a directory");
+    let handles = ["a", "b"].map(handle);
+    for handle in &handles {
+        let mut spec = ContainerSpec::new(handle.clone());
+        spec.limits.disk_bytes = Some(8 << 20);
+        spec.root.tmp_bytes = Some(1 << 20);
+        let (source, target) = (scratch.path().to_owned(), "/volume".to_owned());
+        spec.mounts.push(Mount { source, target, read_only: false });
+        let network = [10, 9, 8, 0].into();
+        spec.egress.push(EgressRule { network, prefix: 24, protocol: Protocol::Tcp, ports: None });
+        driver.create(spec).await.expect("creates");
+        driver
+            .start(handle, sh("p", "(setsid sleep 1000 &); exec sleep 1000"))
+            .await
+            .expect("starts");
+    }
+    let mounted = traces(place.dir.path()).into_iter().filter(|trace| trace.starts_with("mount"));
+    assert_eq!(mounted.count(), 0, "mounts belong to containers only");
+    assert!(traces(place.dir.path()).len() > 4, "it is looked for in the right places");
+    for handle in &handles {
+        driver.remove(handle).await.expect("removes");
+    }
+    // The kernel lets go of a loop device a moment after its last user.
+    until("nothing left", || traces(place.dir.path()).is_empty()).await;
+    let state = fs::read_dir(place.dir.path().join(".runtime")).expect("lists").count();
+    assert_eq!(state, 0, "what the runtime knew");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_agent_killed_at_any_moment_leaves_nothing_half_made() {
+    const ROUNDS: u64 = 8;
+    let Some(place) = Place::new() else { return };
+    for round in 0..ROUNDS {
+        let agent = Agent::start(&place, "churn");
+        sleep(Duration::from_millis(60 + round * 53)).await;
+        drop(agent);
+    }
+    // What is made at that moment is finished by its helper, and then it is left as well.
+    until("a sweep finds everything", || {
+        drop(place.open_driver());
+        let drafts = fs::read_dir(place.dir.path()).expect("lists").flatten();
+        !drafts.into_iter().any(|entry| entry.file_name().as_encoded_bytes().starts_with(b".new-"))
+    })
+    .await;
+    let driver = place.open_driver();
+    for container in driver.list().await.expect("lists") {
+        driver.remove(&container.handle).await.expect("removes");
+    }
+    let first = handle("first");
+    driver.create(ContainerSpec::new(first.clone())).await.expect("creates");
+    driver.start(&first, sh("p", "true")).await.expect("starts");
+    driver.remove(&first).await.expect("removes");
+    until("nothing left", || traces(place.dir.path()).is_empty()).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_killed_agent_leaves_the_app_running() {
+    let Some(place) = Place::new() else { return };
+    let agent = Agent::start(&place, "oci");
+    let (kept, writer) = (handle("kept"), ProcessId::new("writer").expect("a good id"));
+    let output = place.dir.path().join("kept/processes/writer/output.00000000000000000000");
+    let size = || fs::metadata(&output).map_or(0, |file| file.len());
+    until("output", || size() > 200).await;
+    drop(agent);
+    let before = size();
+    until("output without an agent", || size() > before).await;
+    let driver = place.open_driver();
+    driver.signal(&kept, &writer, Signal::Term).await.expect("signals");
+    let exit = timeout(SOON, driver.wait(&kept, &writer)).await.expect("ends").expect("waits");
+    assert_eq!(exit.outcome, Outcome::Code(7));
+    driver.start(&kept, sh("next", "true")).await.expect("starts another");
+    driver.remove(&kept).await.expect("removes");
+    until("nothing left", || traces(place.dir.path()).is_empty()).await;
+}
+
 /// How long the bare runtime takes from its start to the end of `true` on the machine's own programs.
-fn bare_runtime(dir: &std::path::Path, number: usize) -> Duration {
+fn bare_runtime(dir: &Path, number: usize) -> Duration {
     let bundle = dir.join(format!("bare-{number}"));
     fs::create_dir_all(bundle.join("root/usr")).expect("makes");
     for link in ["bin", "lib", "lib64"] {

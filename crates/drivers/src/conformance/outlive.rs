@@ -6,7 +6,7 @@ use rustix::process::{Pid, Signal as Raw, kill_process};
 
 use super::bench::{drain, soon};
 use super::{Bench, Failure, Verdict, ensure};
-use crate::driver::{Exit, Outcome, ProcessState, Signal, Target};
+use crate::driver::{Exit, Isolation, Outcome, ProcessState, Signal, Target};
 use crate::output::OutputOffset;
 
 pub(super) async fn a_running_process_is_adopted(bench: Bench) -> Verdict {
@@ -70,4 +70,28 @@ pub(super) async fn a_killed_supervisor_is_not_a_success(bench: Bench) -> Verdic
     ensure!(drain(stream).await?.text() == "ready\n", "output before the loss");
     soon("stop", bench.driver.stop(&handle, Target::All, Duration::ZERO)).await??;
     bench.processes(&handle, 0).await
+}
+
+pub(super) async fn a_killed_supervisor_takes_its_processes_along(bench: Bench) -> Verdict {
+    if bench.driver.capabilities().isolation == Isolation::None {
+        return Ok(());
+    }
+    let handle = bench.container().await?;
+    let (other, _) = bench.ready(&handle, "other", "echo ready; exec sleep 1000").await?;
+    let text = "(env -i setsid sleep 1000 &) ; echo ready; exec sleep 1000";
+    let (id, _) = bench.ready(&handle, "p", text).await?;
+    let info = bench.driver.inspect(&handle).await?;
+    let process = info.processes.iter().find(|process| process.id == id);
+    let supervisor = process.and_then(|process| process.supervisor);
+    let Some(pid) = supervisor.and_then(|pid| Pid::from_raw(pid.cast_signed())) else {
+        return Ok(());
+    };
+    kill_process(pid, Raw::KILL).map_err(std::io::Error::from)?;
+    let exit = bench.exit(&handle, &id).await?;
+    ensure!(exit == Exit::LOST, "{exit:?}");
+    bench.processes(&handle, 1).await?;
+    let info = bench.reopen()?.inspect(&handle).await?;
+    let runs = info.processes.iter().find(|process| process.id == other);
+    ensure!(runs.is_some_and(|it| it.state == ProcessState::Running), "the other one: {info:?}");
+    Ok(())
 }
