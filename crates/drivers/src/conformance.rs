@@ -1,10 +1,12 @@
 //! What every driver must do, as named cases that run against any of them.
 //!
 //! The cases start programs every system has (`sh`, `printf`, `sleep`, `cat`, ...) and need fresh
-//! containers only; they may run at the same time.
+//! containers only; they may run at the same time. Those about networks and escapes start `busybox`
+//! too, and `python3` where a container has it; on the machine they need `ip`.
 
 mod bench;
 mod containers;
+mod escapes;
 mod files;
 mod layout;
 mod limits;
@@ -119,6 +121,13 @@ macro_rules! cases {
 
 /// All cases.
 pub fn all() -> Vec<Case> {
+    let mut cases = basic();
+    cases.extend(able());
+    cases
+}
+
+/// What every driver must do.
+fn basic() -> Vec<Case> {
     cases![
         containers::create_list_and_remove_are_idempotent,
         containers::properties_come_back,
@@ -156,6 +165,16 @@ pub fn all() -> Vec<Case> {
         files::set_id_bits_are_dropped,
         files::limits_hold,
         files::broken_archives_are_refused,
+        outlive::a_running_process_is_adopted,
+        outlive::an_unwatched_exit_is_known,
+        outlive::a_killed_supervisor_is_not_a_success,
+        outlive::a_killed_supervisor_takes_its_processes_along,
+    ]
+}
+
+/// What a driver must do that says it can.
+fn able() -> Vec<Case> {
+    cases![
         layout::layers_are_shared_and_never_modified,
         layout::layers_remove_what_is_below,
         layout::a_read_only_root_is_one,
@@ -174,14 +193,16 @@ pub fn all() -> Vec<Case> {
         network::metadata_services_are_out_of_reach,
         network::containers_do_not_reach_each_other,
         network::others_do_not_reach_containers,
+        network::sources_cannot_be_forged,
         sessions::a_session_has_three_streams,
         sessions::a_session_has_a_terminal,
         sessions::a_terminal_interrupts,
         sessions::a_dropped_session_is_killed,
         sessions::a_session_that_fails_says_why,
-        outlive::a_running_process_is_adopted,
-        outlive::an_unwatched_exit_is_known,
-        outlive::a_killed_supervisor_is_not_a_success,
-        outlive::a_killed_supervisor_takes_its_processes_along,
+        escapes::attempts_from_a_shell_fail,
+        escapes::dangerous_calls_are_refused,
+        escapes::powers_over_the_machine_are_dropped,
+        escapes::set_id_programs_give_nothing,
+        escapes::directories_lead_nowhere_else,
     ]
 }

@@ -82,9 +82,13 @@ impl Inner {
         spec.check()?;
         let lock = self.kept.lock_of(&spec.handle);
         let _alone = lock.write().await;
-        let draft = self.kept.dirs.draft(&spec)?;
-        make_root(&draft.dir).context(|| format!("create container {}", spec.handle))?;
-        self.kept.dirs.keep(&draft)
+        let dirs = self.kept.dirs.clone();
+        let make = move || {
+            let draft = dirs.draft(&spec)?;
+            make_root(&draft.dir).context(|| format!("create container {}", spec.handle))?;
+            dirs.keep(&draft)
+        };
+        self.kept.tasks.blocking(make).await
     }
 
     async fn stop(

@@ -10,8 +10,8 @@ use std::time::Duration;
 use drivers::conformance::{self, Subject};
 use drivers::oci::{Config, OciDriver};
 use drivers::{
-    ContainerSpec, Driver, EgressRule, Handle, Mount, Outcome, ProcessId, ProcessSpec, Protocol,
-    Signal,
+    ContainerSpec, Driver, EgressRule, Handle, Mount, Network, Outcome, ProcessId, ProcessSpec,
+    Protocol, Signal,
 };
 use futures_util::StreamExt as _;
 use futures_util::stream;
@@ -224,6 +224,89 @@ async fn a_killed_agent_leaves_the_app_running() {
     driver.start(&kept, sh("next", "true")).await.expect("starts another");
     driver.remove(&kept).await.expect("removes");
     until("nothing left", || traces(place.dir.path()).is_empty()).await;
+}
+
+/// A limit as the container's control group has it, in version 1 or 2.
+fn limit(base: &Path, handle: &str, (controller, old): (&str, &str), new: &str) -> String {
+    let base = base.canonicalize().expect("is there");
+    let group = format!("{}/{handle}", OciDriver::name_on_the_machine(&base));
+    let mounted = Path::new("/sys/fs/cgroup");
+    let text = fs::read_to_string(mounted.join(controller).join(&group).join(old));
+    let text = text.or_else(|_| fs::read_to_string(mounted.join(&group).join(new)));
+    text.expect("has the limit").trim().to_owned()
+}
+
+/// Section 5 of the CIS benchmark for containers, by the numbers of version 1.6. Not a container's
+/// matter: 5.6 (it runs what it is told to), 5.7 and 5.13 (ports are the router's), 5.14 and 5.26
+/// (the cell restarts and checks).
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_benchmark_for_containers_holds() {
+    let Some(place) = Place::new() else { return };
+    let driver = place.open_driver();
+    let handle = handle("cis");
+    let mut spec = ContainerSpec::new(handle.clone());
+    spec.limits.memory_bytes = Some(64 << 20);
+    spec.limits.cpu_millis = Some(500);
+    spec.limits.processes = Some(50);
+    spec.root.read_only = true;
+    driver.create(spec).await.expect("creates");
+    let started = driver.start(&handle, sh("p", "exec sleep 1000")).await.expect("starts");
+    let pid = started.pid.expect("has a number");
+    until("it runs", || {
+        fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|it| it == "sleep\n")
+    })
+    .await;
+    let read = |name: &str| fs::read_to_string(format!("/proc/{pid}/{name}")).expect("reads");
+    let status = read("status");
+    let field = |name: &str| {
+        let line = status.lines().find_map(|line| line.strip_prefix(name)).expect("is told");
+        line.trim_start_matches(':').trim().to_owned()
+    };
+    let allowed = [0, 1, 3, 4, 5, 6, 7, 10].iter().fold(0_u64, |bits, bit| bits | 1 << bit);
+    for set in ["CapEff", "CapPrm", "CapBnd", "CapInh", "CapAmb"] {
+        let bits = u64::from_str_radix(&field(set), 16).expect("a number");
+        assert_eq!(bits & !allowed, 0, "5.2, 5.4: {set}");
+    }
+    let mounts = read("mountinfo");
+    let sources = mounts.lines().map(|line| line.split(' ').nth(3).expect("a source"));
+    for source in sources {
+        let sensitive = ["/boot", "/etc", "/home", "/root", "/run", "/var"].contains(&source);
+        assert!(!sensitive, "5.5: {source} of the machine");
+    }
+    assert!(!mounts.contains("docker.sock"), "5.31");
+    let base = place.dir.path();
+    let root = mounts.lines().find(|line| line.split(' ').nth(4) == Some("/")).expect("a root");
+    assert!(root.split(' ').nth(5).expect("options").starts_with("ro"), "5.12: {root}");
+    for (kind, number) in [
+        ("net", "5.9"),
+        ("pid", "5.15"),
+        ("ipc", "5.16"),
+        ("uts", "5.20"),
+        ("user", "5.30"),
+        ("mnt", ""),
+    ] {
+        let namespace = |of: &str| fs::read_link(format!("/proc/{of}/ns/{kind}")).expect("reads");
+        assert_ne!(namespace(&pid.to_string()), namespace("self"), "{number}: {kind}");
+    }
+    let memory = limit(base, "cis", ("memory", "memory.limit_in_bytes"), "memory.max");
+    assert_eq!(memory, (64 << 20).to_string(), "5.10");
+    let shares = limit(base, "cis", ("cpu", "cpu.shares"), "cpu.weight");
+    assert!(shares != "1024" && shares != "100", "5.11: {shares}");
+    assert_eq!(limit(base, "cis", ("pids", "pids.max"), "pids.max"), "51", "5.28");
+    let devices = fs::read_to_string(format!(
+        "/sys/fs/cgroup/devices/{}/cis/devices.list",
+        OciDriver::name_on_the_machine(&base.canonicalize().expect("is there"))
+    ));
+    // Making a node is left to capabilities; using one is not.
+    let opens =
+        |line: &str| line.starts_with('a') || line.starts_with('b') && !line.ends_with(" m");
+    assert!(!devices.is_ok_and(|list| list.lines().any(opens)), "5.17");
+    assert_eq!(field("Seccomp"), "2", "5.21");
+    assert!(read("cgroup").contains("/cis"), "5.24");
+    assert_eq!(field("NoNewPrivs"), "1", "5.25");
+    let Network::Own(address) = driver.network(&handle) else { panic!("5.29: no own network") };
+    assert!(address.to_string().starts_with("10.208."), "5.29: {address}");
+    driver.remove(&handle).await.expect("removes");
 }
 
 /// How long the bare runtime takes from its start to the end of `true` on the machine's own programs.

@@ -3,10 +3,11 @@
 //! The cases make a network of their own beside the machine, with a host in it that answers.
 
 use std::io::{self, Write as _};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
 use std::os::fd::AsFd as _;
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::mpsc::sync_channel;
 use std::time::Duration;
 
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
@@ -15,7 +16,7 @@ use tokio::net::TcpStream;
 use super::bench::soon;
 use super::{Bench, Failure, Verdict, ensure};
 use crate::driver::{Ability, Network};
-use crate::spec::{EgressRule, Handle, Protocol};
+use crate::spec::{EgressRule, Handle, ProcessId, ProcessSpec, Protocol};
 
 /// What a listener says to whoever connects.
 const GREETING: &[u8] = b"hello\n";
@@ -47,21 +48,26 @@ impl Beside {
         Ok(beside)
     }
 
-    /// Answers on the host; gives the port.
-    fn listen(&self) -> io::Result<u16> {
+    /// Does something on the host.
+    fn inside<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> io::Result<T> + Send + 'static,
+    ) -> io::Result<T> {
         let network = std::fs::File::open(format!("/run/netns/{}", self.name))?;
-        let host = self.host;
-        let (sender, receiver) = std::sync::mpsc::sync_channel(1);
-        let thread = runtime::spawn_thread("listener", move || {
+        let (sender, receiver) = sync_channel(1);
+        runtime::spawn_thread("beside", move || {
             let kind = Some(LinkNameSpaceType::Network);
             let entered = move_into_link_name_space(network.as_fd(), kind);
-            let bound =
-                entered.map_err(io::Error::from).and_then(|()| TcpListener::bind((host, 0)));
-            drop(sender.send(bound));
+            // Who asked waits for it.
+            drop(sender.send(entered.map_err(io::Error::from).and_then(|()| work())));
         })?;
-        let listener = receiver.recv().map_err(io::Error::other)??;
-        drop(thread);
-        answer(listener)
+        receiver.recv().map_err(io::Error::other)?
+    }
+
+    /// Answers on the host; gives the port.
+    fn listen(&self) -> io::Result<u16> {
+        let host = self.host;
+        answer(self.inside(move || TcpListener::bind((host, 0)))?)
     }
 }
 
@@ -235,5 +241,60 @@ pub(super) async fn others_do_not_reach_containers(bench: Bench) -> Verdict {
     outside.args([address.to_string(), "8080".to_owned()]).stdin(Stdio::null());
     let output = outside.output()?;
     ensure!(output.stdout.is_empty(), "a host beside the machine reaches a container");
+    Ok(())
+}
+
+/// Sends one datagram from the container's own address, and one each from others'.
+const FORGER: &str = "
+import socket, sys
+host, port = sys.argv[1], int(sys.argv[2])
+for source in sys.argv[3:]:
+    out = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    try:
+        out.setsockopt(socket.IPPROTO_IP, 15, 1)
+        out.bind((source, 0))
+        out.sendto(source.encode(), (host, port))
+    except OSError:
+        pass
+";
+
+pub(super) async fn sources_cannot_be_forged(bench: Bench) -> Verdict {
+    if !restricts(&bench) {
+        return Ok(());
+    }
+    let beside = Beside::new()?;
+    let host = beside.host;
+    let socket = beside.inside(move || UdpSocket::bind((host, 0)))?;
+    let port = socket.local_addr()?.port();
+    let all = rule(host.into(), 32, None);
+    let handle = bench.with("c", |spec| spec.egress = vec![all]).await?;
+    if bench.output(&handle, "look", "command -v python3 || true").await?.text().is_empty() {
+        return Ok(());
+    }
+    let Network::Own(own) = bench.driver.network(&handle) else { return Ok(()) };
+    let (port, host) = (port.to_string(), host.to_string());
+    let own = own.to_string();
+    let sources = ["10.208.255.254", "8.8.8.8", "127.0.0.1", &own];
+    let command = ["python3", "-c", FORGER, &host, &port].into_iter().chain(sources);
+    let spec = ProcessSpec::new(ProcessId::new("p")?, command);
+    let (exit, _) = bench.run(&handle, spec).await?;
+    ensure!(exit.success(), "{exit:?}");
+    socket.set_read_timeout(Some(PATIENCE))?;
+    let heard = runtime::blocking(move || {
+        let mut heard = Vec::new();
+        let mut buffer = [0; 64];
+        // The last one sent is the only one that may come.
+        while let Ok(bytes) = socket.recv(&mut buffer) {
+            heard.push(
+                String::from_utf8_lossy(buffer.get(..bytes).unwrap_or_default()).into_owned(),
+            );
+            if socket.set_read_timeout(Some(Duration::from_millis(300))).is_err() {
+                break;
+            }
+        }
+        heard
+    });
+    let heard = heard.await;
+    ensure!(heard == [own], "{heard:?}");
     Ok(())
 }

@@ -36,13 +36,20 @@ pub(super) async fn an_unwatched_exit_is_known(bench: Bench) -> Verdict {
     bench.script(&handle, "p", "echo last words; sleep 0.1; exit 9").await?;
     bench.processes(&handle, 0).await?;
     let driver = bench.reopen()?;
-    let info = driver.inspect(&handle).await?;
-    let process = info.processes.first();
-    let known = process.is_some_and(|process| {
-        matches!(process.state, ProcessState::Exited(exit)
-            if exit.outcome == Outcome::Code(9) && exit.at_ms.is_some())
-    });
-    ensure!(known, "{process:?}");
+    let look = async {
+        loop {
+            let info = driver.inspect(&handle).await?;
+            // Its supervisor may need a moment more than the process.
+            match info.processes.first().map(|process| process.state) {
+                Some(ProcessState::Running) => runtime::sleep(Duration::from_millis(10)).await,
+                state => return Ok::<_, crate::DriverError>(state),
+            }
+        }
+    };
+    let state = soon("its exit", look).await??;
+    let known = matches!(state, Some(ProcessState::Exited(exit))
+        if exit.outcome == Outcome::Code(9) && exit.at_ms.is_some());
+    ensure!(known, "{state:?}");
     let id = crate::ProcessId::new("p")?;
     let written = drain(driver.attach(&handle, &id, OutputOffset(0)).await?).await?;
     ensure!(written.text() == "last words\n", "{}", written.text());

@@ -82,7 +82,8 @@ pub(super) async fn a_session_has_a_terminal(bench: Bench) -> Verdict {
     let handle = bench.container().await?;
     let text = "test -t 0 && test -t 1 && test -t 2 && stty size; \
                 trap 'stty size; echo resized' WINCH; echo ready; \
-                while read line; do echo got $line; test \"$line\" = end && exit 3; done";
+                while :; do read line || continue; echo got $line; \
+                test \"$line\" = end && exit 3; done";
     let command = ["/bin/sh", "-c", text];
     let mut session = bench.session(&handle, &command, Some(SIZE)).await?;
     let seen = until(&mut session.output, "ready").await?;

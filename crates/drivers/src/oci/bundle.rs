@@ -54,9 +54,9 @@ const MASKED: [&str; 14] = [
     "/sys/devices/virtual/powercap",
     "/sys/firmware",
 ];
-/// Paths of `/proc` that change the machine.
-const READ_ONLY: [&str; 5] =
-    ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
+/// Paths that change the machine.
+const READ_ONLY: [&str; 6] =
+    ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger", "/sys/fs/cgroup"];
 
 /// Where things are that a runtime must know.
 #[derive(Debug)]

@@ -119,6 +119,12 @@ impl Group {
         })
     }
 
+    /// Removes the group of a process that was not started, so that its name can be used again.
+    pub(super) fn forget_process(&self, name: &str) {
+        // With something in it, it stays until the container is removed.
+        drop(fs::remove_dir(self.of_process(name)));
+    }
+
     /// Where the group of a process is.
     pub(super) fn of_process(&self, name: &str) -> PathBuf {
         self.dir(TRACKING).join(name)

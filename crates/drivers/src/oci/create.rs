@@ -83,7 +83,8 @@ impl Inner {
         self.available()?;
         let lock = self.kept.lock_of(&spec.handle);
         let _alone = lock.write().await;
-        let draft = Arc::new(self.kept.dirs.draft(&spec)?);
+        let (dirs, wanted) = (self.kept.dirs.clone(), spec.clone());
+        let draft = Arc::new(self.kept.tasks.blocking(move || dirs.draft(&wanted)).await?);
         let made = self.make(&spec, &draft).await;
         let made = made.and_then(|()| self.kept.dirs.keep(&draft));
         if made.is_err() {

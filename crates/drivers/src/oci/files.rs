@@ -91,10 +91,15 @@ fn act_as(owner: u32) -> io::Result<()> {
         return Ok(());
     }
     let capabilities = rustix::thread::capabilities(None)?;
-    // SAFETY: two system calls that change this thread's credentials and touch no memory.
-    unsafe {
+    // SAFETY: system calls that change this thread's credentials and touch no memory.
+    let now = unsafe {
         libc::syscall(libc::SYS_setfsgid, owner);
         libc::syscall(libc::SYS_setfsuid, owner);
+        // It never fails but says who it was before; this asks without changing anything.
+        (libc::syscall(libc::SYS_setfsgid, -1), libc::syscall(libc::SYS_setfsuid, -1))
+    };
+    if now != (owner.into(), owner.into()) {
+        return Err(io::Error::other("the kernel refuses"));
     }
     // The kernel took these away with user 0. Only what reads and writes the container's files.
     let files = CapabilitySet::DAC_OVERRIDE | CapabilitySet::FOWNER | CapabilitySet::CHOWN;

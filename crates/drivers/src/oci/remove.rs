@@ -8,12 +8,11 @@ use std::time::Duration;
 
 use rustix::process::Signal as Raw;
 
-use super::Inner;
-use super::stage;
-use crate::driver::{Exit, ProcessState, Signal, Target};
+use super::{Inner, slots, stage};
+use crate::driver::{Signal, Target};
 use crate::error::{Context as _, DriverError, Result};
 use crate::proc::{Id, Table};
-use crate::shim::KILLED_FILE;
+use crate::shim::{KILLED_FILE, session};
 use crate::spec::{EgressRule, Handle, ProcessId};
 use crate::supervised::{ended, tree};
 
@@ -133,10 +132,8 @@ impl Inner {
             inner.kept.tasks.blocking(move || sweeper.sweep()).await?;
             for container in inner.kept.list().await? {
                 for process in container.processes {
-                    let lost = process.state == ProcessState::Exited(Exit::LOST);
                     let dir = inner.kept.dirs.process(&container.handle, &process.id);
-                    // One that was never started has a supervisor that may still do so.
-                    if lost && inner.kept.dirs.started(&dir).is_some() {
+                    if inner.kept.dirs.lost_its_supervisor(&dir) {
                         inner.kill(&container.handle, Target::One(process.id)).await?;
                     }
                 }
@@ -151,6 +148,7 @@ impl Inner {
             self.dismantle(&draft.handle, &draft.dir, &draft.egress()).context(context)?;
             draft.remove().context(context)?;
         }
+        session::sweep(slots::RUN.as_ref()).context(|| "remove old sessions".to_owned())?;
         tree::remove_contents(&self.kept.dirs.trash()).context(|| "empty the trash".to_owned())?;
         self.layers.sweep().context(|| "remove old layers".to_owned())
     }

@@ -53,7 +53,11 @@ impl Inner {
             dir: dir(slots::RUN.as_ref(), number),
             group: group.of_process(&name),
         };
-        self.keeper(&request).await.map_err(refuse)
+        let session = self.keeper(&request).await;
+        if session.is_err() {
+            group.forget_process(&name);
+        }
+        session.map_err(refuse)
     }
 
     /// Starts the keeper of a session and waits for its first report.

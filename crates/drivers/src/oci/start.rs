@@ -42,6 +42,7 @@ impl Inner {
         if matches!(fault, StartFault::Supervisor(_)) {
             self.kill(handle, Target::One(spec.id.clone())).await?;
         }
+        self.group(handle).forget_process(&group_name(&spec.id));
         fs::remove_dir_all(&state_dir).context(|| format!("forget process {}", spec.id))?;
         Err(DriverError::Start { command: spec.argv.first().cloned().unwrap_or_default(), fault })
     }

@@ -27,6 +27,7 @@ use crate::driver::{Exit, Terminal};
 use crate::error::StartFault;
 use crate::oci::kill_group;
 use crate::proc::Id;
+use crate::supervised::tree;
 
 /// The argument that makes an executable a keeper.
 pub(crate) const ARGUMENT: &str = "__longshore_session";
@@ -232,7 +233,23 @@ fn pass_on(console: &File) -> io::Result<Receiver<()>> {
     Ok(receiver)
 }
 
+/// How names of the directories of keepers begin.
+const PREFIX: &str = "session-";
+
 /// Where a keeper may have its directory.
 pub(crate) fn dir(run: &Path, number: u64) -> PathBuf {
-    run.join(format!("session-{}-{number}", std::process::id()))
+    run.join(format!("{PREFIX}{}-{number}", std::process::id()))
+}
+
+/// Removes directories of keepers whose agent is gone.
+pub(crate) fn sweep(run: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(run)? {
+        let entry = entry?;
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let agent = name.strip_prefix(PREFIX).and_then(|rest| rest.split('-').next());
+        if agent.is_some_and(|agent| !Path::new("/proc").join(agent).exists()) {
+            tree::remove(&entry.path())?;
+        }
+    }
+    Ok(())
 }

@@ -13,6 +13,7 @@ use std::fs::{self, DirBuilder, File};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
 use std::path::{Component, Path, PathBuf};
+use std::time::Duration;
 
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
@@ -30,6 +31,9 @@ const TRASH: &str = ".trash";
 /// How names of containers begin that are being made.
 const DRAFT: &str = ".new-";
 const PROCESSES: &str = "processes";
+/// How long an agent that is being opened may look at what another one makes.
+const SWEEP_LIMIT: Duration = Duration::from_secs(1);
+const SWEEP_PAUSE: Duration = Duration::from_millis(2);
 
 /// The base directory of a driver.
 #[derive(Debug, Clone)]
@@ -79,7 +83,7 @@ impl Dirs {
         join_below(self.root(handle), path)
     }
 
-    /// Begins to make a container. It is there with all its parts once the draft is kept, or not at
+    /// Begins to make a container; may block for a moment. It is there with all its parts once the draft is kept, or not at
     /// all.
     pub(crate) fn draft(&self, spec: &ContainerSpec) -> Result<Draft> {
         let context = || format!("create container {}", spec.handle);
@@ -143,6 +147,14 @@ impl Dirs {
     pub(crate) fn started(&self, dir: &Path) -> Option<Processes> {
         let processes: Processes = read_json(&dir.join(STARTED_FILE)).ok()??;
         (processes.boot == self.boot).then_some(processes)
+    }
+
+    /// Whether a process was started and nobody will ever say how it ended. One that is being
+    /// started, by this agent or another, is not lost.
+    pub(crate) fn lost_its_supervisor(&self, dir: &Path) -> bool {
+        let gone = self.started(dir).is_some_and(|started| !started.supervisor.runs());
+        // A supervisor writes before it goes.
+        gone && ended(dir).is_none()
     }
 
     /// Checks that a process was made.
@@ -230,8 +242,10 @@ pub(crate) struct Draft {
 }
 
 impl Draft {
-    /// Makes the directory; `None` when somebody else is doing that.
+    /// Makes the directory; `None` when somebody else is doing that. An agent that is just being
+    /// opened may take a new directory for abandoned and remove it: then it is made again.
     fn make(dir: PathBuf, spec: &ContainerSpec) -> io::Result<Option<Self>> {
+        let deadline = runtime::mono_now() + SWEEP_LIMIT;
         let lock = loop {
             match make_private(&dir, false) {
                 Ok(()) => {}
@@ -240,7 +254,8 @@ impl Draft {
             }
             match lock(&dir)? {
                 Taken::Here(lock) => break lock,
-                Taken::Elsewhere => return Ok(None),
+                Taken::Elsewhere if runtime::mono_now() >= deadline => return Ok(None),
+                Taken::Elsewhere => runtime::pause_thread(SWEEP_PAUSE),
                 // Another agent removed it meanwhile.
                 Taken::Gone => {}
             }
