@@ -41,6 +41,11 @@ pub trait Subject: Send + Sync {
     ) -> BoxFuture<'a, Result<()>> {
         Box::pin(async { Ok(()) })
     }
+
+    /// Whether the root of a container is that of the machine, with most rights taken away.
+    fn shares_users(&self) -> bool {
+        false
+    }
 }
 
 /// Why a case failed.

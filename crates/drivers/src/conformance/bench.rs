@@ -76,6 +76,11 @@ impl Bench {
         Ok(Self { subject, driver, name, made: Arc::default() })
     }
 
+    /// Whether the root of a container is that of the machine.
+    pub(crate) fn shares_users(&self) -> bool {
+        self.subject.shares_users()
+    }
+
     /// The driver of an agent that was started again.
     pub(crate) fn reopen(&self) -> Result<Arc<dyn Driver>> {
         self.subject.open()

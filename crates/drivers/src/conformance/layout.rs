@@ -5,6 +5,8 @@ use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use rustix::fs::{CWD, FileType, Mode, makedev, mknodat};
+
 use super::{Bench, Failure, Verdict, ensure};
 use crate::driver::Ability;
 use crate::spec::{Mount, ProcessId, ProcessSpec, User};
@@ -160,9 +162,20 @@ pub(super) async fn mounts_are_what_they_say(bench: Bench) -> Verdict {
     ensure!(fs::read_to_string(scratch.0.join("volume/new"))? == "new\n", "the volume");
     ensure!(!scratch.0.join("volume/file").exists(), "removed from the volume");
     // Neither devices nor set-id programs come in by a mount.
-    let options = bench.output(&handle, "q", "grep ' /volume ' /proc/self/mountinfo").await?.text();
-    let options = options.split(' ').nth(5).unwrap_or_default().to_owned();
-    ensure!(options.contains("nosuid") && options.contains("nodev"), "{options}");
+    let kmsg = makedev(1, 11);
+    mknodat(CWD, scratch.0.join("volume/kmsg"), FileType::CharacterDevice, Mode::RUSR, kmsg)
+        .map_err(std::io::Error::from)?;
+    let program = scratch.0.join("volume/id");
+    fs::copy("/usr/bin/id", &program)?;
+    fs::set_permissions(&program, fs::Permissions::from_mode(0o4755))?;
+    let text = "head -c 1 /volume/kmsg >/dev/null 2>&1 && echo kmsg; /volume/id -u";
+    let mut spec = ProcessSpec::new(ProcessId::new("q")?, ["/bin/sh", "-c", text]);
+    spec.user = Some(User { uid: 1234, gid: 1234 });
+    let (_, written) = bench.run(&handle, spec).await?;
+    ensure!(written.text() == "1234\n", "as a set-id program: {}", written.text());
+    let written = bench.output(&handle, "r", "head -c 1 /volume/kmsg 2>/dev/null || echo no");
+    let written = written.await?.text();
+    ensure!(written == "no\n", "a device on a mount: {written}");
     let second =
         bench.with("second", |spec| spec.mounts = vec![mount("volume", "/v", false)]).await?;
     let seen = bench.output(&second, "p", "cat /v/new && echo again >> /v/new").await?.text();
