@@ -32,7 +32,7 @@ pub(crate) fn remove_contents(dir: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Deletes a tree, including directories that are closed to their owner.
+/// Deletes a tree, including directories that are closed to their owner, or a file.
 pub(crate) fn remove(dir: &Path) -> io::Result<()> {
     match fs::remove_dir_all(dir) {
         Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
@@ -40,6 +40,7 @@ pub(crate) fn remove(dir: &Path) -> io::Result<()> {
             fs::remove_dir_all(dir)
         }
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::NotADirectory => fs::remove_file(dir),
         other => other,
     }
 }
