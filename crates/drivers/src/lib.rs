@@ -7,6 +7,7 @@
 
 pub mod archive;
 pub mod conformance;
+pub mod docker;
 mod driver;
 mod error;
 pub mod oci;

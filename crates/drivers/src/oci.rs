@@ -7,16 +7,16 @@
 //! of the machine's that nobody else has. It has an address of its own and reaches public addresses
 //! only, unless a rule says otherwise.
 
-mod bundle;
+pub(crate) mod bundle;
 mod cgroup;
 mod create;
 mod disk;
 mod files;
-mod layers;
+pub(crate) mod layers;
 mod net;
 mod program;
 mod remove;
-mod seccomp;
+pub(crate) mod seccomp;
 mod session;
 mod slots;
 pub(crate) mod stage;

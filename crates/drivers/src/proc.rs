@@ -116,6 +116,11 @@ impl Table {
         self.0.get(&id.pid).filter(|entry| entry.id == id)
     }
 
+    /// The process that has this number.
+    pub(crate) fn named(&self, pid: i32) -> Option<Id> {
+        self.0.get(&pid).map(|entry| entry.id)
+    }
+
     pub(crate) fn running(&self) -> impl Iterator<Item = &Entry> {
         self.0.values().filter(|entry| !entry.ended)
     }

@@ -9,6 +9,7 @@
 //! and files in the process's directory say everything.
 
 mod command;
+mod inside;
 mod keep;
 mod record;
 pub(crate) mod session;
@@ -27,6 +28,8 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{WaitOptions, WaitStatus};
 use serde::{Deserialize, Serialize};
 
+use crate::docker::inside::Launched;
+use crate::docker::wire::Order;
 use crate::driver::{Exit, Outcome};
 use crate::error::StartFault;
 use crate::oci::stage;
@@ -69,6 +72,8 @@ pub(crate) enum Launch {
     Direct(Direct),
     /// In a container, by a program that starts it there and then ends.
     Through(Through),
+    /// In a container, by its first process.
+    Inside(Inside),
 }
 
 /// A command of this machine.
@@ -95,6 +100,17 @@ pub(crate) struct Through {
     pub(crate) oom_file: Option<PathBuf>,
 }
 
+/// A command that the first process of a container starts.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Inside {
+    /// That process.
+    pub(crate) first: Id,
+    pub(crate) order: Order,
+    /// A file with the line `oom_kill N`: how many processes of the container were killed because
+    /// memory ran out.
+    pub(crate) oom_file: Option<PathBuf>,
+}
+
 /// What became of it.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum Reply {
@@ -109,6 +125,9 @@ pub(crate) struct Processes {
     pub(crate) boot: String,
     pub(crate) supervisor: Id,
     pub(crate) command: Id,
+    /// The parent of the command in its container, when it is not the supervisor.
+    #[serde(default)]
+    pub(crate) launcher: Option<Id>,
 }
 
 /// What the supervisor writes at the end.
@@ -202,13 +221,15 @@ struct Command {
     pid: i32,
     stdout: Option<OwnedFd>,
     stderr: Option<OwnedFd>,
+    /// What the first process of its container said, when that started it.
+    launched: Option<Launched>,
 }
 
 impl Command {
     fn of(child: std::process::Child) -> Self {
         let pid = child.id().cast_signed();
         let (stdout, stderr) = (child.stdout.map(OwnedFd::from), child.stderr.map(OwnedFd::from));
-        Self { pid, stdout, stderr }
+        Self { pid, stdout, stderr, launched: None }
     }
 
     fn kill(&self) {
@@ -247,13 +268,25 @@ impl Supervisor {
                 let oom = through.oom_file.clone().map(through::OomCount::new);
                 (through::spawn(dir, through)?, oom)
             }
+            Launch::Inside(inside) => {
+                let oom = inside.oom_file.clone().map(through::OomCount::new);
+                (inside::spawn(inside)?, oom)
+            }
         };
+        let launcher = command.launched.as_ref().map(|answer| answer.launcher);
         let ids = Id::of(own).zip(Id::of(command.pid));
-        let started = ids.map(|(supervisor, command)| Processes { boot, supervisor, command });
+        let started =
+            ids.map(|(supervisor, command)| Processes { boot, supervisor, command, launcher });
         let kept = started
             .ok_or_else(|| io::Error::other("/proc cannot be read"))
             .and_then(|started| write_whole(dir, STARTED_FILE, &started).map(|()| started));
-        let reaped = kept.and_then(|started| Ok((start_reaper(command.pid)?, started)));
+        let reaped = kept.and_then(|started| {
+            let reaped = match command.launched.take() {
+                Some(answer) => inside::reaped(answer)?,
+                None => start_reaper(command.pid)?,
+            };
+            Ok((reaped, started))
+        });
         let (reaped, started) = reaped.map_err(|error| {
             // Nobody would find it again, so it must not run.
             command.kill();

@@ -36,7 +36,7 @@ pub(crate) use dirs::{Dirs, Draft, ended, join_below, make_private};
 pub(crate) use disk::DiskCache;
 pub(crate) use life::Life;
 pub(crate) use start::Starting;
-pub(crate) use watch::Watcher;
+pub(crate) use watch::{Watcher, until};
 
 /// This executable, even when its file was replaced since it was started.
 pub(crate) const OWN_EXECUTABLE: &str = "/proc/self/exe";

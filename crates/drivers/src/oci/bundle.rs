@@ -38,7 +38,7 @@ const FEWEST_SHARES: u64 = 2;
 const LEAST_MEMORY: u64 = 4 << 20;
 
 /// Paths of `/proc` and `/sys` that tell about the machine.
-const MASKED: [&str; 14] = [
+pub(crate) const MASKED: [&str; 14] = [
     "/proc/acpi",
     "/proc/asound",
     "/proc/interrupts",
@@ -55,7 +55,7 @@ const MASKED: [&str; 14] = [
     "/sys/firmware",
 ];
 /// Paths that change the machine.
-const READ_ONLY: [&str; 6] =
+pub(crate) const READ_ONLY: [&str; 6] =
     ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger", "/sys/fs/cgroup"];
 
 /// Where things are that a runtime must know.

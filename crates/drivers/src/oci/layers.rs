@@ -170,7 +170,7 @@ fn share(from: &Path, to: &Path) -> io::Result<()> {
 }
 
 /// Whether layers bring an operating system of their own.
-pub(super) fn bring_a_system(layers: &[PathBuf]) -> bool {
+pub(crate) fn bring_a_system(layers: &[PathBuf]) -> bool {
     let has = |layer: &PathBuf, path: &str| layer.join(path).symlink_metadata().is_ok();
     layers.iter().any(|layer| has(layer, "bin/sh") || has(layer, "usr/bin/sh"))
 }

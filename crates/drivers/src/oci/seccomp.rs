@@ -21,7 +21,7 @@ fn list(heading: &str) -> Vec<&'static str> {
 }
 
 /// The profile of every container.
-pub(super) fn profile() -> Value {
+pub(crate) fn profile() -> Value {
     let architecture =
         if cfg!(target_arch = "aarch64") { "SCMP_ARCH_AARCH64" } else { "SCMP_ARCH_X86_64" };
     let allow = |names: Value, arguments: Value| json!({"names": names, "action": "SCMP_ACT_ALLOW", "args": arguments});

@@ -173,6 +173,13 @@ impl Dirs {
         Ok(names.into_iter().filter_map(|name| Handle::new(name).ok()).collect())
     }
 
+    /// All handles there are, and those of containers that are being made.
+    pub(crate) fn handles_with_drafts(&self) -> Result<Vec<Handle>> {
+        let names = names(&self.base).context(|| format!("list {}", self.base.display()))?;
+        let handle = |name: &String| Handle::new(name.strip_prefix(DRAFT).unwrap_or(name)).ok();
+        Ok(names.iter().filter_map(handle).collect())
+    }
+
     /// All processes of a container.
     pub(crate) fn process_ids(&self, handle: &Handle) -> Vec<ProcessId> {
         let names = names(&self.container(handle).join(PROCESSES)).unwrap_or_default();

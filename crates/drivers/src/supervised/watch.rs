@@ -85,10 +85,15 @@ fn open() -> io::Result<AsyncFd<OwnedFd>> {
 }
 
 /// Lets a task wait until a descriptor can be read.
-#[expect(unsafe_code, reason = "the runtime has no safe way to watch a descriptor")]
 pub(crate) fn until_readable(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+    until(fd, Interest::READABLE)
+}
+
+/// Lets a task wait until a descriptor can be read or written.
+#[expect(unsafe_code, reason = "the runtime has no safe way to watch a descriptor")]
+pub(crate) fn until(fd: OwnedFd, interest: Interest) -> io::Result<AsyncFd<OwnedFd>> {
     // SAFETY: an `OwnedFd` stays open, and the same, for as long as the `AsyncFd` owns it.
-    let registered = unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) };
+    let registered = unsafe { AsyncFd::register_with_interest(fd, interest) };
     Ok(registered?)
 }
 

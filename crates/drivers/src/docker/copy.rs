@@ -1,0 +1,48 @@
+//! Tar streams into and out of a container's root.
+//!
+//! Both go through the root of the first process, so they see what processes of the container see,
+//! with its mounts. No symbolic link is followed on the way.
+
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::sync::Arc;
+
+use tokio_util::io::SyncIoBridge;
+
+use super::Inner;
+use super::container::Place;
+use crate::archive::{self, Limits, Summary};
+use crate::driver::Input;
+use crate::error::{DriverError, Result};
+use crate::spec::Handle;
+use crate::supervised::stream_out;
+
+impl Inner {
+    pub(super) async fn copy_in(
+        self: &Arc<Self>,
+        handle: &Handle,
+        path: &str,
+        tar: Input,
+        limits: Limits,
+    ) -> Result<Summary> {
+        let root = open_root(handle, &self.up(handle).await?)?;
+        let dir = archive::open_below(root.as_fd(), path, true)?;
+        let tar = SyncIoBridge::new(tar);
+        self.kept.tasks.blocking(move || archive::unpack(tar, dir.as_fd(), limits)).await
+    }
+
+    pub(super) async fn copy_out(self: &Arc<Self>, handle: &Handle, path: &str) -> Result<Input> {
+        let root = open_root(handle, &self.up(handle).await?)?;
+        let source = archive::Source::open(root.as_fd(), path)?;
+        Ok(stream_out(&self.kept.tasks, source))
+    }
+}
+
+fn open_root(handle: &Handle, place: &Place) -> Result<OwnedFd> {
+    let root = archive::open_root(format!("/proc/{}/root", place.first.pid).as_ref());
+    // Only now its number cannot have been another process's when it was opened.
+    if place.first.runs() {
+        root
+    } else {
+        Err(DriverError::NotFound { what: "container", name: handle.to_string() })
+    }
+}
