@@ -199,7 +199,7 @@ impl Bench {
         let cell = cell_id(number);
         let claimed = move |state: &State| -> Vec<(InstanceId, u32)> {
             let rows = state.cell_work(cell).instances.into_iter();
-            rows.map(|(row, _)| (row.id, row.epoch)).collect()
+            rows.map(|it| (it.row.id, it.copy.epoch)).collect()
         };
         for (port, (instance, epoch)) in (1_u16..).zip(self.read(claimed).await?) {
             let address = SocketAddr::from(([10, 0, 0, 1], port));
