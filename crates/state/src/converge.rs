@@ -25,6 +25,7 @@ fn request(limits: &Limits, group: u128) -> Request {
         memory_mb: limits.memory_mb.unwrap_or(DEFAULT_MEMORY_MB),
         disk_mb: limits.disk_mb.unwrap_or(DEFAULT_DISK_MB),
         group,
+        ..Request::default()
     }
 }
 
