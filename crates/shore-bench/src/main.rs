@@ -2,6 +2,7 @@
 #![expect(clippy::print_stdout, reason = "printing figures is what this program is for")]
 #![expect(clippy::cast_precision_loss, reason = "figures need no more than 52 bits")]
 
+mod auction_bench;
 mod idle_bench;
 mod jobs_bench;
 mod logs_bench;
@@ -14,25 +15,30 @@ mod workload;
 
 use std::process::ExitCode;
 
+use options::Options;
+
 /// The one that `shore` has.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
+fn read(cells: u32, instances: u32, constraints: Option<bool>) -> Result<Options, String> {
+    Options::read(Options { cells, instances, seed: 1, constraints })
+}
+
 fn main() -> ExitCode {
     let name = std::env::args().nth(1).unwrap_or_default();
     let figures = match name.as_str() {
+        "auction" => read(1_000, 100_000, Some(false)).and_then(|it| auction_bench::run(&it)),
         "router" => router_bench::run(),
         "state" => state_bench::run(),
         "jobs" => jobs_bench::run(),
         "logs" => logs_bench::run(),
         "idle" => idle_bench::run(),
-        "processes" => {
-            let usual = options::Options { cells: 500, instances: 50_000, seed: 1 };
-            options::Options::read(usual).and_then(|options| processes_bench::run(&options))
-        }
+        "processes" => read(500, 50_000, None).and_then(|it| processes_bench::run(&it)),
         "up" => up_bench::run(),
         _ => Err(format!(
-            "unknown benchmark `{name}`: there are idle, jobs, logs, processes, router, state and up"
+            "unknown benchmark `{name}`: there are auction, idle, jobs, logs, processes, router, state \
+             and up"
         )),
     };
     match figures {
