@@ -100,7 +100,8 @@ async fn start(
     let properties = notes.properties()?;
     let env = variables(actor, labels, &notes);
     let host = Some(actor.shared.inner_host(actor));
-    let order = Order { spec: &spec.container, labels, properties, env, host };
+    let publish = actor.shared.publish(actor, &port);
+    let order = Order { spec: &spec.container, labels, properties, env, host, publish };
     let image_dir = tokio::select! {
         biased;
         _ = actor.unwanted() => return Ok(None),

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use drivers::{Ability, EgressRule, Isolation, Limits, Mount, Protocol, Root, User};
+use drivers::{Ability, EgressRule, Isolation, Limits, Mount, Protocol, Publish, Root, User};
 use model::{ContainerSpec, EgressProtocol, PROGRAMS, parse_user};
 
 use crate::actor::Actor;
@@ -31,12 +31,14 @@ pub(crate) struct Order<'a> {
     pub(crate) env: BTreeMap<String, String>,
     /// Where an instance is asked to listen, unless image or spec say something else.
     pub(crate) host: Option<String>,
+    /// How other machines reach it.
+    pub(crate) publish: Option<Publish>,
 }
 
 /// Makes the container of an actor, and gives the directory its image wants processes to run in.
 /// Whoever calls removes the container when this fails or is given up.
 pub(crate) async fn container(actor: &Actor, order: Order<'_>) -> Result<Option<String>, Failure> {
-    let Order { spec, labels, properties, env: own, host } = order;
+    let Order { spec, labels, properties, env: own, host, publish } = order;
     let shared = &actor.shared;
     let image = match spec.image {
         Some(digest) => {
@@ -72,6 +74,7 @@ pub(crate) async fn container(actor: &Actor, order: Order<'_>) -> Result<Option<
         made.root = Root { layers, read_only: spec.read_only, tmp_bytes };
         made.mounts = programs(shared);
         made.mounts.extend(places);
+        made.publish = publish.into_iter().collect();
         made.egress = spec.egress.iter().filter_map(egress).collect();
         actor.driver.create(made).await?;
     } else {

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use api::Client;
 use drivers::process::{Config, ProcessDriver};
-use drivers::{Driver, Network};
+use drivers::{Ability, Driver, Network, Publish};
 use model::Name;
 use runtime::{Random, Tasks};
 use tokio::sync::Semaphore;
@@ -119,13 +119,28 @@ impl Shared {
         }
     }
 
+    /// Which port of the machine leads to an instance in a network of its own. Routers on this
+    /// machine need none.
+    pub(crate) fn publish(&self, actor: &Actor, port: &Port) -> Option<Publish> {
+        let able = actor.driver.capabilities().can(Ability::Publish);
+        let needed = able && !self.options.address.is_loopback();
+        match actor.driver.network(&actor.handle) {
+            Network::Own(_) if needed => {
+                Some(Publish { host: port.number, container: OWN_NETWORK_PORT })
+            }
+            Network::Own(_) | Network::Host => None,
+        }
+    }
+
     /// How the instance of a container that was made is reached.
     pub(crate) fn place(&self, actor: &Actor, port: Port) -> Place {
+        let advertised = SocketAddr::new(self.options.address, port.number);
         let address = match actor.driver.network(&actor.handle) {
-            Network::Host => SocketAddr::new(self.options.address, port.number),
+            Network::Host => advertised,
             Network::Own(address) => SocketAddr::new(address, OWN_NETWORK_PORT),
         };
-        Place { address, published: address, _port: port }
+        let published = self.publish(actor, &port).map_or(address, |_| advertised);
+        Place { address, published, _port: port }
     }
 }
 

@@ -186,6 +186,8 @@ pub enum Ability {
     Users,
     /// [`Driver::session`] works.
     Sessions,
+    /// Ports of the machine lead to containers as [`Publish`](crate::Publish) says.
+    Publish,
 }
 
 /// What stands between a container and the machine.

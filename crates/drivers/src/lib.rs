@@ -28,5 +28,6 @@ pub use error::{DriverError, Result, StartFault};
 pub use open_files::raise_open_files;
 pub use output::{Chunk, Output, OutputOffset, OutputStream, Source};
 pub use spec::{
-    ContainerSpec, EgressRule, Handle, Limits, Mount, ProcessId, ProcessSpec, Protocol, Root, User,
+    ContainerSpec, EgressRule, Handle, Limits, Mount, ProcessId, ProcessSpec, Protocol, Publish,
+    Root, User,
 };

@@ -129,6 +129,8 @@ impl Limits {
 
 /// The most mounts of one container.
 const MAX_MOUNTS: usize = 64;
+/// The most published ports of one container.
+const MAX_PUBLISHED: usize = 16;
 /// The most egress rules of one container.
 const MAX_EGRESS_RULES: usize = 256;
 
@@ -155,6 +157,16 @@ pub struct Mount {
     pub target: String,
     /// Whether the container may only read it.
     pub read_only: bool,
+}
+
+/// A port of the machine that leads to one of a container with a network of its own. It does so as
+/// long as the container is there, also while no agent runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Publish {
+    /// The port on every address of the machine but loopback.
+    pub host: u16,
+    /// The port in the container, over TCP.
+    pub container: u16,
 }
 
 /// A protocol of an [`EgressRule`].
@@ -212,6 +224,9 @@ pub struct ContainerSpec {
     /// inside the container.
     #[serde(default)]
     pub user: Option<User>,
+    /// How other machines reach it, where the driver can do that.
+    #[serde(default)]
+    pub publish: Vec<Publish>,
 }
 
 impl ContainerSpec {
@@ -235,11 +250,18 @@ impl ContainerSpec {
             mounts: Vec::new(),
             egress: Vec::new(),
             user: None,
+            publish: Vec::new(),
         }
     }
 
     /// Checks everything a driver relies on.
     pub fn check(&self) -> Result<()> {
+        if self.publish.len() > MAX_PUBLISHED {
+            return Err(DriverError::invalid("publish", format!("more than {MAX_PUBLISHED}")));
+        }
+        if self.publish.iter().any(|it| it.host == 0 || it.container == 0) {
+            return Err(DriverError::invalid("publish", "a port is 0"));
+        }
         check_mounts(&self.mounts)?;
         check_egress(&self.egress)?;
         if self.properties.len() > MAX_PROPERTIES {
