@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use api::proto::work::Kind;
-use api::proto::{Desired, DesiredWork, Work, from_json};
+use api::proto::{Desired, DesiredWork, SessionOpen, Work, from_json};
 use api::{Client, Endpoint};
 use drivers::Driver;
 use model::{ContainerSpec, InstanceReport, ProcessSpec, TaskReport, TaskSpec};
@@ -25,6 +25,7 @@ use crate::machine::{self, Home};
 use crate::options::{Capacity, Options};
 use crate::report::Reporter;
 use crate::resume::ResumeFile;
+use crate::sessions::Place;
 use crate::shared::Shared;
 use crate::work::{Key, Want};
 use crate::{instance, refuse, task};
@@ -40,6 +41,7 @@ struct Entry {
     claim: Option<oneshot::Sender<()>>,
     reporter: Arc<Reporter>,
     window: Arc<Window>,
+    driver: Arc<dyn Driver>,
     /// Nothing of it is left here but the news of its end.
     over: bool,
     /// Tells entries of the same work apart.
@@ -130,6 +132,7 @@ impl Agent {
             claim: None,
             reporter: Arc::clone(&reporter),
             window,
+            driver: Arc::clone(&driver),
             over: false,
             serial: self.serial,
         };
@@ -210,6 +213,14 @@ impl Agent {
             // The server may just have stopped it, and then waits to hear that it is gone.
             entry.stop();
         }
+    }
+
+    /// Where a session for some work goes, if it runs here.
+    pub(crate) fn place(&self, open: &SessionOpen) -> Option<Place> {
+        let key = open.work.as_ref().and_then(Key::of)?;
+        let entry = self.entries.get(&key)?;
+        let runs = !entry.over && *entry.want.borrow() == Want::Run && entry.claim.is_none();
+        runs.then(|| Place { driver: Arc::clone(&entry.driver), handle: key.handle() })
     }
 
     pub(crate) fn kept(&self, work: &Work, resume: &[u8]) {

@@ -35,6 +35,7 @@ mod refuse;
 mod report;
 mod resume;
 mod session;
+mod sessions;
 mod shared;
 mod tail;
 mod task;
@@ -49,8 +50,8 @@ pub use egress::{MAX_REDIRECTS, Network};
 pub use error::CellError;
 pub use limits::{
     CACHED_BUILD_BYTES, CACHED_LAYER_BYTES, LOG_BURST_SECONDS, LOG_BYTES, MAX_CREATES,
-    MAX_DOWNLOADS, MAX_FETCHES, MAX_LINE, MAX_NAMED_UPLOADS, MAX_UPLOADS, TASK_GRACE,
-    UNREACHABLE_LIMIT,
+    MAX_DOWNLOADS, MAX_FETCHES, MAX_LINE, MAX_NAMED_UPLOADS, MAX_SESSIONS, MAX_UPLOADS,
+    SESSION_WINDOW, TASK_GRACE, UNREACHABLE_LIMIT,
 };
 pub use metrics::Metrics;
 pub use options::{Capacity, Options};

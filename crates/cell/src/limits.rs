@@ -89,3 +89,9 @@ pub(crate) const LEFTOVER_LIMIT: Duration = Duration::from_secs(10);
 pub(crate) const PORT_QUARANTINE: Duration = Duration::from_mins(1);
 /// How long it may send nothing in the middle of it.
 pub(crate) const IDLE_LIMIT: Duration = Duration::from_mins(1);
+/// How many sessions a cell has at once.
+pub const MAX_SESSIONS: usize = 64;
+/// Bytes on their way to one session.
+pub const SESSION_WINDOW: u32 = 256 << 10;
+/// How long the output of a session's command that ended may still come.
+pub(crate) const SESSION_LAST_WORDS: Duration = Duration::from_secs(5);

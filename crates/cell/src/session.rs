@@ -6,6 +6,7 @@ use api::Joining;
 use api::proto::cell_down::Message as Down;
 use api::proto::cell_up::Message as Up;
 use api::proto::components_client::ComponentsClient;
+use api::proto::session_down::Message as SessionMessage;
 use api::proto::{CellDown, CellHello, CellUp, Heartbeat, Leave, hello, json};
 use futures_util::stream::{PollNext, select_with_strategy};
 use model::CellSpec;
@@ -22,6 +23,7 @@ use crate::limits::{
     CONNECT_LIMIT, HEARTBEAT, KEEP_ALIVE, LEAVE_LIMIT, MAX_LOG_UP, MAX_UP, RECONNECT, SAVE_EVERY,
 };
 use crate::link::Connection;
+use crate::sessions::Sessions;
 
 /// Why a connection ended.
 enum Closed {
@@ -39,6 +41,8 @@ type Queues = (mpsc::Receiver<CellUp>, mpsc::Receiver<CellUp>);
 /// An open stream.
 struct Session {
     connection: Connection,
+    /// What people do in containers; ends with the stream.
+    sessions: Sessions,
     down: Streaming<CellDown>,
     /// When the places where logs continue are written down.
     save_at: Option<Instant>,
@@ -128,7 +132,8 @@ impl Agent {
         let connection = Connection { number, up, logs };
         self.shared.fence.connected();
         self.publish.send_replace(Some(connection.clone()));
-        Ok(Session { connection, down, save_at: None, leaving: None })
+        let sessions = Sessions::default();
+        Ok(Session { connection, sessions, down, save_at: None, leaving: None })
     }
 
     fn hello(&self) -> Result<CellHello, Status> {
@@ -232,6 +237,14 @@ impl Agent {
             Down::Welcome(_) | Down::Drained(_) => {}
             Down::Desired(_) if session.leaving.is_some() => {}
             Down::Desired(desired) => self.desired(desired),
+            Down::Session(message) => {
+                let place = match &message.message {
+                    Some(SessionMessage::Open(open)) => self.place(open),
+                    Some(_) | None => None,
+                };
+                let Session { sessions, connection, .. } = session;
+                sessions.take(message, place, (connection, &self.shared.tasks));
+            }
             Down::Claimed(work) => self.claimed(&work),
             Down::Refused(work) => self.refused(&work),
             Down::Kept(kept) => {

@@ -1,14 +1,17 @@
 //! What a driver is told that lays out containers itself.
 
+use std::net::IpAddr;
+use std::os::unix::process::ExitStatusExt as _;
 use std::path::PathBuf;
+use std::process::Stdio;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use drivers::process::ProcessDriver;
 use drivers::{
     Ability, Capabilities, ContainerInfo, ContainerSpec, Driver, Exit, Handle, Input, Network,
-    OutputOffset, OutputStream, ProcessId, ProcessSpec, Protocol, Result, Signal, Started, Stats,
-    Target, archive,
+    Outcome, OutputOffset, OutputStream, ProcessId, ProcessSpec, Protocol, Publish, Result,
+    Session, SessionControl, Signal, Started, Stats, Target, Terminal, archive,
 };
 use futures_util::future::BoxFuture;
 use model::{Action, EgressProtocol, EgressRule, UploadMode, VolumeMount};
@@ -25,11 +28,15 @@ use crate::tasks::{archive as tar, begin};
 pub(crate) struct Pretender {
     pub(crate) inner: ProcessDriver,
     pub(crate) told: Mutex<Vec<ContainerSpec>>,
+    /// The address of every container, if they have networks of their own.
+    pub(crate) own: Option<IpAddr>,
 }
 
 impl Driver for Pretender {
     fn capabilities(&self) -> Capabilities {
-        let abilities = vec![Ability::LayOut, Ability::Users, Ability::RestrictEgress];
+        let mut abilities =
+            vec![Ability::LayOut, Ability::Users, Ability::RestrictEgress, Ability::Sessions];
+        abilities.extend(self.own.map(|_| Ability::Publish));
         Capabilities { abilities, ..self.inner.capabilities() }
     }
 
@@ -116,14 +123,93 @@ impl Driver for Pretender {
     }
 
     fn network(&self, handle: &Handle) -> Network {
-        self.inner.network(handle)
+        self.own.map_or_else(|| self.inner.network(handle), Network::Own)
+    }
+
+    fn session<'a>(
+        &'a self,
+        _: &'a Handle,
+        spec: ProcessSpec,
+        terminal: Option<Terminal>,
+    ) -> BoxFuture<'a, Result<Session>> {
+        Box::pin(async move {
+            let (program, arguments) = spec.argv.split_first().expect("a program");
+            let mut child = tokio::process::Command::new(program)
+                .args(arguments)
+                .envs(&spec.env)
+                .env("SIZE", terminal.map_or(0, |size| size.columns).to_string())
+                .stdin(Stdio::piped())
+                .stdout(Stdio::piped())
+                .stderr(Stdio::piped())
+                .kill_on_drop(true)
+                .spawn()
+                .expect("starts");
+            Ok(Session {
+                input: Box::pin(child.stdin.take().expect("an input")),
+                output: Box::pin(child.stdout.take().expect("an output")),
+                error: Box::pin(child.stderr.take().expect("an error output")),
+                control: Box::new(Child(child)),
+            })
+        })
+    }
+}
+
+struct Child(tokio::process::Child);
+
+impl SessionControl for Child {
+    fn resize(&self, _: Terminal) -> Result<()> {
+        Ok(())
+    }
+
+    fn signal(&self, signal: Signal) -> Result<()> {
+        assert_eq!(signal, Signal::Term);
+        let pid = self.0.id().and_then(|id| i32::try_from(id).ok());
+        let pid = pid.and_then(rustix::process::Pid::from_raw).expect("runs");
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM).expect("signals");
+        Ok(())
+    }
+
+    fn wait(&mut self) -> BoxFuture<'_, Result<Exit>> {
+        Box::pin(async {
+            let status = self.0.wait().await.expect("ends");
+            let outcome = match (status.code(), status.signal()) {
+                (Some(code), _) => Outcome::Code(code),
+                (None, signal) => Outcome::Signal(signal.unwrap_or(0)),
+            };
+            Ok(Exit { outcome, oom: false, at_ms: None })
+        })
     }
 }
 
 pub(crate) fn pretender(bench: &Bench) -> (Arc<Pretender>, Tasks) {
     let tasks = Tasks::new(Stop::new());
     let (inner, told) = (bench.driver(&tasks), Mutex::default());
-    (Arc::new(Pretender { inner, told }), tasks)
+    (Arc::new(Pretender { inner, told, own: None }), tasks)
+}
+
+#[tokio::test]
+async fn other_machines_reach_a_container_by_the_cells_address() {
+    let (bench, mut server) = (Bench::new(), Server::start().await);
+    let (made, _tasks) = pretender(&bench);
+    let own = Some(IpAddr::from([127, 0, 0, 1]));
+    let made = Arc::into_inner(made).expect("nobody else has it");
+    let driver = Arc::new(Pretender { own, ..made });
+    let lent: Arc<dyn Driver> = driver.clone();
+    let agent = bench.start_with(&server.url, |options| {
+        options.drivers = vec![lent];
+        options.address = [192, 0, 2, 7].into();
+    });
+    let mut stream = server.accept().await;
+    let spec = process(&["/bin/sleep", "1000"], None);
+    stream.desire(true, vec![instance(1, &spec)]).await;
+    let address = ready(&mut stream).await;
+    let told = driver.told.lock().unwrap_or_else(PoisonError::into_inner).pop().expect("made");
+    let port = told.publish[0].host;
+    assert_eq!(address, format!("192.0.2.7:{port}"));
+    assert_eq!(told.publish, [Publish { host: port, container: 8080 }]);
+    let variable = |name: &str| told.env.get(name).map(String::as_str);
+    assert_eq!((variable("PORT"), variable("HOST")), (Some("8080"), Some("0.0.0.0")));
+    agent.stop().await;
 }
 
 #[tokio::test]

@@ -6,5 +6,6 @@ mod instances;
 mod layout;
 mod restarts;
 mod server;
+mod sessions;
 mod tasks;
 mod transfers;

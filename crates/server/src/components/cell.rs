@@ -222,6 +222,8 @@ impl Session {
                 self.unwritten.insert(stream.clone(), LogKept { work: Some(work), resume });
                 self.write(&stream).await
             }
+            // Nobody opens sessions yet.
+            Up::Session(_) => Ok(()),
             Up::Report(Report { work: None, .. }) | Up::Log(CellLog { work: None, .. }) => {
                 Err(Status::invalid_argument("a report names no work"))
             }
