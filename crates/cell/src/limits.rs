@@ -21,6 +21,10 @@ pub const TASK_GRACE: Duration = Duration::from_secs(10);
 /// How long after the connection broke a task may still begin. The server's lease is 15 s; a dead
 /// connection is noticed within two keep-alive periods.
 pub const UNREACHABLE_LIMIT: Duration = Duration::from_secs(7);
+/// How long the server may be out of reach before running tasks are ended. Its lease is shorter, but
+/// a server that was restarted begins all leases afresh, and so long jobs wait for it; whoever did
+/// not come back by then has failed the tasks, or will.
+pub const TASK_LEASE: Duration = Duration::from_mins(1);
 
 /// Time between heartbeats.
 pub(crate) const HEARTBEAT: Duration = Duration::from_secs(5);

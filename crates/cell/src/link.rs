@@ -1,7 +1,6 @@
 //! The connection to the server as everybody in the agent sees it: there, or not.
 
-use std::sync::{Mutex, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use api::proto::cell_up::Message;
 use api::proto::{CellLog, CellUp};
@@ -58,21 +57,40 @@ impl Link {
 
 /// Since when the server is out of reach.
 #[derive(Debug, Default)]
-pub(crate) struct Fence(Mutex<Option<Instant>>);
+pub(crate) struct Fence(watch::Sender<Option<Instant>>);
 
 impl Fence {
     pub(crate) fn connected(&self) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        self.0.send_replace(None);
     }
 
     pub(crate) fn lost(&self, now: Instant) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(now);
+        self.0.send_if_modified(|lost| lost.replace(lost.unwrap_or(now)).is_none());
     }
 
     /// Whether the server may have given this cell up.
     pub(crate) fn is_closed(&self, now: Instant) -> bool {
-        let lost = *self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let lost = *self.0.borrow();
         lost.is_some_and(|lost| now.duration_since(lost) >= UNREACHABLE_LIMIT)
+    }
+
+    /// Waits until the server was out of reach for so long without a break.
+    pub(crate) async fn closed_for(&self, limit: Duration) {
+        let mut lost = self.0.subscribe();
+        loop {
+            let since = *lost.borrow_and_update();
+            let end = async {
+                match since {
+                    Some(since) => runtime::sleep_until(since + limit).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                () = end => return,
+                // The fence is as old as the agent.
+                changed = lost.changed() => changed.unwrap_or_default(),
+            }
+        }
     }
 }
 
@@ -91,5 +109,19 @@ mod tests {
         assert!(fence.is_closed(now + UNREACHABLE_LIMIT));
         fence.connected();
         assert!(!fence.is_closed(now + UNREACHABLE_LIMIT));
+    }
+
+    #[tokio::test]
+    async fn only_one_long_absence_counts() {
+        let (fence, limit) = (Fence::default(), Duration::from_millis(60));
+        let begin = mono_now();
+        let ((), ()) = tokio::join!(fence.closed_for(limit), async {
+            fence.lost(begin);
+            runtime::sleep(limit / 2).await;
+            fence.connected();
+            runtime::sleep(limit).await;
+            fence.lost(mono_now());
+        });
+        assert!(mono_now() - begin >= limit * 5 / 2);
     }
 }

@@ -5,6 +5,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use drivers::{Driver, Isolation};
 use model::Name;
@@ -12,6 +13,7 @@ use runtime::Stop;
 
 use egress::Network;
 
+use crate::limits::TASK_LEASE;
 use crate::machine;
 use crate::metrics::Metrics;
 
@@ -50,6 +52,8 @@ pub struct Options {
     pub tools: BTreeMap<String, String>,
     /// Networks that downloads and uploads of users may reach besides public addresses.
     pub transfer_networks: Vec<Network>,
+    /// How long the server may be out of reach before running tasks are ended.
+    pub task_lease: Duration,
     /// What the agent counts.
     pub metrics: Arc<Metrics>,
     /// Fires when the cell is to leave for good: its work goes elsewhere and its containers end.
@@ -105,6 +109,7 @@ impl Options {
             path: String::new(),
             tools: BTreeMap::new(),
             transfer_networks: Vec::new(),
+            task_lease: TASK_LEASE,
             metrics: Arc::default(),
             leave: Stop::new(),
             joined: Stop::new(),

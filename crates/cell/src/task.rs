@@ -24,6 +24,8 @@ type Order<'a> = (&'a TaskSpec, &'a HashMap<String, String>);
 enum Cut {
     Unwanted(Want),
     Late,
+    /// The server gave it up.
+    Away,
 }
 
 /// Claims a task and carries it out once `claimed` says that the claim is durable. If that never
@@ -54,6 +56,7 @@ pub(crate) async fn reject(actor: &Actor, reason: &str) {
 async fn carry_out(actor: &Actor, order: Order<'_>) {
     let (spec, _) = order;
     let limit = Duration::from_millis(spec.timeout_ms);
+    let lease = actor.shared.options.task_lease;
     let stop = Stop::new();
     let report = {
         let work = work(actor, order, &stop);
@@ -69,6 +72,7 @@ async fn carry_out(actor: &Actor, order: Order<'_>) {
                 return finish(actor, Some(report)).await;
             }
             () = runtime::sleep(limit) => Cut::Late,
+            () = actor.shared.fence.closed_for(lease) => Cut::Away,
         };
         stop.stop();
         // What runs is ended gracefully; how it ends does not matter any more.
@@ -76,6 +80,10 @@ async fn carry_out(actor: &Actor, order: Order<'_>) {
         match cut {
             Cut::Unwanted(Want::Run | Want::Stop) => Some(TaskReport::Cancelled),
             Cut::Unwanted(Want::Forget) => None,
+            Cut::Away => {
+                let reason = format!("the server was out of reach for {}", Length(lease));
+                Some(TaskReport::Failed { reason, detail: None })
+            }
             Cut::Late => {
                 let reason = format!("exceeded {} timeout", Length(limit));
                 Some(TaskReport::Failed { reason, detail: None })

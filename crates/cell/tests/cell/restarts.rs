@@ -222,3 +222,24 @@ async fn a_stranger_is_told_so() {
     assert!(runtime::timeout(crate::server::SOON, refused).await.is_some());
     agent.stop().await;
 }
+
+#[tokio::test]
+async fn without_its_server_a_task_ends_and_an_instance_goes_on() {
+    let (bench, mut server) = (Bench::new(), Server::start().await);
+    let lease = std::time::Duration::from_millis(500);
+    let agent = bench.start_with(&server.url, |options| options.task_lease = lease);
+    let mut stream = server.accept().await;
+    let spec = task_spec(sh("echo up; sleep 1000"));
+    let sleep = instance(2, &process(&["/bin/sleep", "1000"], None));
+    stream.desire(true, vec![task(1, &spec), sleep.clone()]).await;
+    while stream.report().await.1["report"] != "claim" {}
+    stream.send(Down::Claimed(task_work(1, 1))).await;
+    stream.line("up").await;
+    drop(stream);
+    until("the task is over", || bench.containers().len() == 1).await;
+    let mut stream = server.accept().await;
+    stream.desire(true, vec![task(1, &spec), sleep]).await;
+    stream.begins(r#"{"report":"failed","reason":"the server was out of reach for 500 ms""#).await;
+    assert_eq!(bench.containers().len(), 1, "the instance still runs");
+    agent.stop().await;
+}
