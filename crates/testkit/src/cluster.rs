@@ -112,7 +112,11 @@ impl Cluster {
             Role::Router => {
                 command.args(["--listen", &listen(ports.http)]);
             }
-            Role::Runner | Role::Cell => {}
+            Role::Cell => {
+                // The same on every machine, with or without a container runtime.
+                command.args(["--driver", "process"]);
+            }
+            Role::Runner => {}
         }
         if role != Role::Server {
             command.env("SHORE_TOKEN", &self.tokens[role as usize]).env("SHORE_SERVER", self.url());

@@ -96,7 +96,8 @@ impl Stage {
         let token = self.token("cell")?;
         for (cell, zone) in self.cells.iter_mut().zip(["a", "b", "c"]) {
             let (name, address) = (cell.name().to_owned(), cell.host.address.to_string());
-            let own = ["--name", &name, "--zone", zone, "--address", &address];
+            let own =
+                ["--name", &name, "--zone", zone, "--address", &address, "--driver", "process"];
             cell.runs(&[&["cell", "--server", &url], &own[..]].concat(), &[join(&token)]);
             cell.start()?;
         }

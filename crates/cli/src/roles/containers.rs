@@ -4,7 +4,9 @@ use std::path::Path;
 use std::sync::Arc;
 
 use drivers::Driver;
-use drivers::process::{Config, ProcessDriver};
+use drivers::docker::{self, DockerDriver};
+use drivers::oci::{self, OciDriver};
+use drivers::process::{self, ProcessDriver};
 use runtime::Tasks;
 
 use crate::args::DriverKind;
@@ -17,7 +19,7 @@ pub(crate) fn drivers(
     tasks: &Tasks,
 ) -> Result<(Vec<Arc<dyn Driver>>, String)> {
     if wanted.is_empty() {
-        return Ok((vec![open(DriverKind::Process, dir, tasks)?], PROCESS_CHOSEN.to_owned()));
+        return usual(dir, tasks);
     }
     let mut opened: Vec<Arc<dyn Driver>> = Vec::new();
     for kind in wanted {
@@ -36,20 +38,44 @@ pub(crate) fn drivers(
     Ok((opened, format!("runs containers with {}, as told", names.join(", "))))
 }
 
-const PROCESS_CHOSEN: &str = "runs containers as plain processes";
+/// What a cell runs containers with that was told nothing: an isolating driver where it works, and
+/// only that one, because a process may ask for any driver its cell has.
+fn usual(dir: &Path, tasks: &Tasks) -> Result<(Vec<Arc<dyn Driver>>, String)> {
+    let reason = if rustix::process::geteuid().is_root() {
+        let oci = open(DriverKind::Oci, dir, tasks)?;
+        match oci.capabilities().unavailable {
+            None => {
+                return Ok((vec![oci], "runs containers with oci, which works here".to_owned()));
+            }
+            Some(reason) => format!("oci does not work here: {reason}"),
+        }
+    } else {
+        "only root can isolate them".to_owned()
+    };
+    let process = open(DriverKind::Process, dir, tasks)?;
+    Ok((vec![process], format!("runs containers as plain processes: {reason}")))
+}
 
 fn open(kind: DriverKind, dir: &Path, tasks: &Tasks) -> Result<Arc<dyn Driver>> {
-    let failed = |error: drivers::DriverError| {
-        CliError::new(ErrorKind::Unavailable, format!("cannot run containers: {error}"))
-    };
-    match kind {
+    let tasks = tasks.clone();
+    let opened: drivers::Result<Arc<dyn Driver>> = match kind {
         DriverKind::Process => {
-            let config = Config::new(dir.join("containers"));
-            Ok(Arc::new(ProcessDriver::open(&config, tasks.clone()).map_err(failed)?))
+            let config = process::Config::new(dir.join("containers"));
+            ProcessDriver::open(&config, tasks).map(|driver| Arc::new(driver) as _)
         }
-        DriverKind::Oci | DriverKind::Docker => {
-            Err(CliError::new(ErrorKind::Unavailable, "this program has no such driver yet")
-                .hint("use `--driver process`"))
+        DriverKind::Oci => {
+            let mut config = oci::Config::new(dir.join("oci"));
+            // What our buildpacks make has no operating system of its own.
+            config.base_mounts = oci::Config::machine_base();
+            OciDriver::open(&config, tasks).map(|driver| Arc::new(driver) as _)
         }
-    }
+        DriverKind::Docker => {
+            let mut config = docker::Config::new(dir.join("docker"));
+            config.base_mounts = oci::Config::machine_base();
+            DockerDriver::open(&config, tasks).map(|driver| Arc::new(driver) as _)
+        }
+    };
+    opened.map_err(|error| {
+        CliError::new(ErrorKind::Unavailable, format!("cannot run containers: {error}"))
+    })
 }
