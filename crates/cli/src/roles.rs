@@ -281,6 +281,9 @@ fn joined(join: &JoinArgs, role: Role) -> Result<(Endpoint, PathBuf)> {
     let endpoint = endpoint(&join.server, token, role)?;
     let dir = own_dir(join.data.clone(), role.name())?;
     private_dir(&dir)?;
+    // What runs containers is told of places in it, from wherever that runs.
+    let dir = std::path::absolute(&dir)
+        .map_err(|error| CliError::invalid(format!("cannot use {}: {error}", dir.display())))?;
     Ok((endpoint, dir))
 }
 
