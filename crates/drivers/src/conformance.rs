@@ -198,6 +198,7 @@ fn able() -> Vec<Case> {
         network::metadata_services_are_out_of_reach,
         network::containers_do_not_reach_each_other,
         network::others_do_not_reach_containers,
+        network::a_published_port_leads_to_its_container,
         network::sources_cannot_be_forged,
         sessions::a_session_has_three_streams,
         sessions::a_session_has_a_terminal,

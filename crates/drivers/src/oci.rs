@@ -333,6 +333,7 @@ impl Driver for OciDriver {
                 Ability::RestrictEgress,
                 Ability::Users,
                 Ability::Sessions,
+                Ability::Publish,
             ],
             unavailable: self.0.unavailable.clone(),
         }

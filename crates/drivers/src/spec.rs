@@ -229,7 +229,19 @@ pub struct ContainerSpec {
     pub publish: Vec<Publish>,
 }
 
+/// What a container reaches, and what reaches it, beyond the usual.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Openings {
+    pub(crate) egress: Vec<EgressRule>,
+    pub(crate) publish: Vec<Publish>,
+}
+
 impl ContainerSpec {
+    /// Its part of the machine's filter.
+    pub(crate) fn openings(&self) -> Openings {
+        Openings { egress: self.egress.clone(), publish: self.publish.clone() }
+    }
+
     /// A container without limits, properties or environment.
     pub const fn new(handle: Handle) -> Self {
         Self {

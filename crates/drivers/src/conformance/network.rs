@@ -16,7 +16,7 @@ use tokio::net::TcpStream;
 use super::bench::soon;
 use super::{Bench, Failure, Verdict, ensure};
 use crate::driver::{Ability, Network};
-use crate::spec::{EgressRule, Handle, ProcessId, ProcessSpec, Protocol};
+use crate::spec::{EgressRule, Handle, ProcessId, ProcessSpec, Protocol, Publish};
 
 /// What a listener says to whoever connects.
 const GREETING: &[u8] = b"hello\n";
@@ -241,6 +241,35 @@ pub(super) async fn others_do_not_reach_containers(bench: Bench) -> Verdict {
     outside.args([address.to_string(), "8080".to_owned()]).stdin(Stdio::null());
     let output = outside.output()?;
     ensure!(output.stdout.is_empty(), "a host beside the machine reaches a container");
+    Ok(())
+}
+
+pub(super) async fn a_published_port_leads_to_its_container(bench: Bench) -> Verdict {
+    if !bench.driver.capabilities().can(Ability::Publish) {
+        return Ok(());
+    }
+    let beside = Beside::new()?;
+    let free = TcpListener::bind((beside.machine, 0))?.local_addr()?.port();
+    let publish = Publish { host: free, container: 8080 };
+    let server = bench.with("published", |spec| spec.publish.push(publish)).await?;
+    let text = "echo ready; exec busybox nc -ll -p 8080 -e echo hello";
+    bench.ready(&server, "p", text).await?;
+    if let Network::Own(address) = bench.driver.network(&server) {
+        reach(SocketAddr::new(address, 8080)).await?;
+    }
+    let ask = |name: &str, host: &str, port: u16| -> io::Result<String> {
+        let mut outside = Command::new("ip");
+        outside.args(["netns", "exec", name, "busybox", "nc", "-w", "2", host, &port.to_string()]);
+        let output = outside.stdin(Stdio::null()).output()?;
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    };
+    let host = beside.machine.to_string();
+    ensure!(ask(&beside.name, &host, free)? == "hello\n", "a published port leads nowhere");
+    let here = SocketAddr::new(beside.machine.into(), free);
+    reach(here).await?;
+    bench.driver.remove(&server).await?;
+    let after = ask(&beside.name, &host, free)?;
+    ensure!(after.is_empty(), "a port leads somewhere after its container is gone: {after}");
     Ok(())
 }
 

@@ -18,7 +18,7 @@ use super::{Inner, Place, disk, layers, slots};
 use crate::error::{Context as _, DriverError, Result};
 use crate::proc::Id;
 use crate::shim::write_whole;
-use crate::spec::ContainerSpec;
+use crate::spec::{ContainerSpec, Openings};
 use crate::supervised::{Draft, locked, make_private};
 
 /// What belongs to a container outside of its directory.
@@ -88,9 +88,9 @@ impl Inner {
         let made = self.make(&spec, &draft).await;
         let made = made.and_then(|()| self.kept.dirs.keep(&draft));
         if made.is_err() {
-            let (inner, egress) = (Arc::clone(self), spec.egress.clone());
+            let (inner, openings) = (Arc::clone(self), spec.openings());
             let undo = move || {
-                inner.dismantle(&draft.handle, &draft.dir, &egress)?;
+                inner.dismantle(&draft.handle, &draft.dir, &openings)?;
                 draft.remove()?;
                 inner.leave_nothing()
             };
@@ -106,8 +106,8 @@ impl Inner {
         let (inner, wanted, at) = (Arc::clone(self), spec.clone(), Arc::clone(draft));
         let planned = move || inner.plan(&wanted, &at);
         let (mut place, plan) = self.kept.tasks.blocking(planned).await.context(context)?;
-        let (inner, egress, slot) = (Arc::clone(self), spec.egress.clone(), place.slot);
-        let protect = self.kept.tasks.blocking(move || inner.protect(slot, &egress));
+        let (inner, openings, slot) = (Arc::clone(self), spec.openings(), place.slot);
+        let protect = self.kept.tasks.blocking(move || inner.protect(slot, &openings));
         let (protected, started) = futures_util::future::join(protect, self.stage(&plan)).await;
         protected.context(|| "write the filter rules".to_owned())?;
         let init = started.context(context)?;
@@ -203,9 +203,9 @@ impl Inner {
     }
 
     /// Sees to it that the rules hold before anything runs.
-    fn protect(&self, slot: slots::Slot, egress: &[crate::spec::EgressRule]) -> io::Result<()> {
+    fn protect(&self, slot: slots::Slot, openings: &Openings) -> io::Result<()> {
         let _alone = self.network_lock()?;
-        self.net.protect(slot, egress)?;
+        self.net.protect(slot, openings)?;
         let mut accepted = locked(&self.accepted);
         let now = runtime::mono_now();
         if accepted.is_none_or(|at| now.saturating_duration_since(at) > ACCEPT_PERIOD) {

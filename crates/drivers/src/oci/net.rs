@@ -19,11 +19,11 @@ use std::os::unix::process::CommandExt as _;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
-use crate::spec::EgressRule;
+use crate::spec::Openings;
 
 use super::slots::Slot;
 
-pub(super) use rules::{Facts, exception, forget, table};
+pub(super) use rules::{Facts, exception, forget, published, table, unpublished};
 
 /// Resolvers where the machine's own file names one that only it reaches.
 const UPSTREAM: &str = "/run/systemd/resolve/resolv.conf";
@@ -55,10 +55,11 @@ impl Net {
     }
 
     /// Sees to it that the rules hold, with those of one container. Without them nothing is let out.
-    pub(super) fn protect(&self, slot: Slot, egress: &[EgressRule]) -> io::Result<()> {
+    pub(super) fn protect(&self, slot: Slot, openings: &Openings) -> io::Result<()> {
         forward()?;
         let mut text = table(&self.facts());
-        text.push_str(&exception(&self.facts(), self.address(slot), egress));
+        text.push_str(&exception(&self.facts(), self.address(slot), &openings.egress));
+        text.push_str(&published(&self.facts(), self.address(slot), &openings.publish));
         run("nft", &["-f", "-"], &text).map(drop)
     }
 
@@ -82,7 +83,7 @@ impl Net {
     }
 
     /// Removes what a container had here. Its link may have gone with it.
-    pub(super) fn disconnect(&self, slot: Slot, egress: &[EgressRule]) -> io::Result<()> {
+    pub(super) fn disconnect(&self, slot: Slot, openings: &Openings) -> io::Result<()> {
         let link = slot.link(&self.prefix);
         if Path::new("/sys/class/net").join(&link).exists() {
             let gone = run("ip", &["link", "delete", &link], "");
@@ -92,9 +93,13 @@ impl Net {
                 return Err(error);
             }
         }
-        if !egress.is_empty() {
-            // After a restart of the machine there is no such rule.
+        // After a restart of the machine there are no such rules.
+        if !openings.egress.is_empty() {
             drop(run("nft", &["-f", "-"], &forget(&self.facts(), self.address(slot))));
+        }
+        for publish in &openings.publish {
+            let text = unpublished(&self.facts(), self.address(slot), *publish);
+            drop(run("nft", &["-f", "-"], &text));
         }
         Ok(())
     }

@@ -13,7 +13,7 @@ use crate::driver::{Signal, Target};
 use crate::error::{Context as _, DriverError, Result};
 use crate::proc::{Id, Table};
 use crate::shim::{KILLED_FILE, session};
-use crate::spec::{EgressRule, Handle, ProcessId};
+use crate::spec::{Handle, Openings, ProcessId};
 use crate::supervised::{ended, tree};
 
 /// How long killed processes may take to go away.
@@ -74,10 +74,10 @@ impl Inner {
         }
         self.kill(handle, Target::All).await?;
         self.kept.disk.forget(handle);
-        let egress = self.kept.dirs.meta(handle).map(|spec| spec.egress).unwrap_or_default();
+        let openings = self.kept.dirs.meta(handle).map(|spec| spec.openings()).unwrap_or_default();
         let (inner, name) = (Arc::clone(self), handle.clone());
         let remove = move || {
-            inner.dismantle(&name, &at, &egress)?;
+            inner.dismantle(&name, &at, &openings)?;
             let last = tree::move_into(&at, &inner.kept.dirs.trash())?;
             tree::remove(&last)?;
             inner.leave_nothing()
@@ -90,7 +90,7 @@ impl Inner {
         &self,
         handle: &Handle,
         dir: &Path,
-        egress: &[EgressRule],
+        openings: &Openings,
     ) -> io::Result<()> {
         // An agent that died may have left the runtime at work.
         if let Some(maker) = stage::maker(dir) {
@@ -106,7 +106,7 @@ impl Inner {
             if let Some(init) = place.init {
                 wait_for_end(init, deadline)?;
             }
-            self.net.disconnect(place.slot, egress)?;
+            self.net.disconnect(place.slot, openings)?;
             self.slots.give_back(place.slot)?;
         }
         Ok(())
@@ -145,7 +145,7 @@ impl Inner {
     fn sweep(&self) -> Result<()> {
         for draft in self.kept.dirs.abandoned()? {
             let context = || format!("remove what is left of {}", draft.handle);
-            self.dismantle(&draft.handle, &draft.dir, &draft.egress()).context(context)?;
+            self.dismantle(&draft.handle, &draft.dir, &draft.openings()).context(context)?;
             draft.remove().context(context)?;
         }
         session::sweep(slots::RUN.as_ref()).context(|| "remove old sessions".to_owned())?;

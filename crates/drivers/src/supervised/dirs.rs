@@ -24,7 +24,7 @@ use crate::driver::{ContainerInfo, Exit, ProcessInfo, ProcessState};
 use crate::error::{Context as _, DriverError, Result};
 use crate::proc;
 use crate::shim::{EXIT_FILE, Ended, Processes, STARTED_FILE, write_whole};
-use crate::spec::{ContainerSpec, EgressRule, Handle, ProcessId};
+use crate::spec::{ContainerSpec, Handle, Openings, ProcessId};
 
 const META_FILE: &str = "meta.json";
 const TRASH: &str = ".trash";
@@ -281,10 +281,10 @@ impl Draft {
         }
     }
 
-    /// Which egress it was to have.
-    pub(crate) fn egress(&self) -> Vec<EgressRule> {
+    /// What it was to reach, and to be reached by.
+    pub(crate) fn openings(&self) -> Openings {
         let spec = read_json::<ContainerSpec>(&self.dir.join(META_FILE));
-        spec.ok().flatten().map(|spec| spec.egress).unwrap_or_default()
+        spec.ok().flatten().map(|spec| spec.openings()).unwrap_or_default()
     }
 
     /// Gives up making it.

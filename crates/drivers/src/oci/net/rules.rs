@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr};
 
-use crate::spec::{EgressRule, Protocol};
+use crate::spec::{EgressRule, Protocol, Publish};
 
 /// Where no container may connect to without a rule: private, shared, link-local, loopback,
 /// documentation, benchmark, multicast and reserved networks.
@@ -36,23 +36,10 @@ pub(crate) fn table(facts: &Facts) -> String {
         format!("ip daddr {{ {} }} meta l4proto {{ tcp, udp }} th dport 53 accept", list.join(", "))
     };
     let refuse = "jump refuse";
+    let to_us = "ip daddr != 127.0.0.0/8 fib daddr type local";
+    let lead = "dnat ip addr . port to tcp dport map @published";
     format!(
-        "table inet {table} {{
-  map exceptions {{ type ipv4_addr : verdict; }}
-  chain arriving {{ type filter hook prerouting priority raw; }}
-  chain refuse {{ }}
-  chain egress {{ }}
-  chain passing {{ type filter hook forward priority filter - 5; }}
-  chain entering {{ type filter hook input priority filter - 5; }}
-  chain leaving {{ type nat hook postrouting priority srcnat; }}
-}}
-flush chain inet {table} arriving
-flush chain inet {table} refuse
-flush chain inet {table} egress
-flush chain inet {table} passing
-flush chain inet {table} entering
-flush chain inet {table} leaving
-table inet {table} {{
+        "{}table inet {table} {{
   chain arriving {{
     iifname {links} meta nfproto ipv6 drop
     iifname {links} fib saddr . iif oif missing drop
@@ -72,6 +59,7 @@ table inet {table} {{
     iifname {links} ct state invalid drop
     iifname {links} jump egress
     oifname {links} ct state established,related accept
+    iifname != {links} oifname {links} ct status dnat accept
     iifname != {links} oifname {links} {refuse}
   }}
   chain entering {{
@@ -79,10 +67,44 @@ table inet {table} {{
     iifname {links} jump egress
     iifname {links} {refuse}
   }}
+  chain publishing {{
+    iifname != {links} {to_us} {lead}
+  }}
+  chain publishing_here {{
+    {to_us} {lead}
+  }}
   chain leaving {{
     ip saddr {network}/16 oifname != {links} oifname != \"lo\" masquerade
   }}
 }}
+",
+        declared(&table),
+    )
+}
+
+/// Chains and maps, empty but for what was put into the maps.
+fn declared(table: &str) -> String {
+    format!(
+        "table inet {table} {{
+  map exceptions {{ type ipv4_addr : verdict; }}
+  map published {{ type inet_service : ipv4_addr . inet_service; }}
+  chain arriving {{ type filter hook prerouting priority raw; }}
+  chain refuse {{ }}
+  chain egress {{ }}
+  chain passing {{ type filter hook forward priority filter - 5; }}
+  chain entering {{ type filter hook input priority filter - 5; }}
+  chain leaving {{ type nat hook postrouting priority srcnat; }}
+  chain publishing {{ type nat hook prerouting priority dstnat; }}
+  chain publishing_here {{ type nat hook output priority -100; }}
+}}
+flush chain inet {table} publishing
+flush chain inet {table} publishing_here
+flush chain inet {table} arriving
+flush chain inet {table} refuse
+flush chain inet {table} egress
+flush chain inet {table} passing
+flush chain inet {table} entering
+flush chain inet {table} leaving
 "
     )
 }
@@ -126,6 +148,22 @@ pub(crate) fn forget(facts: &Facts, address: Ipv4Addr) -> String {
         "delete element inet {table} exceptions {{ {address} }}\n\
          delete chain inet {table} {chain}\n"
     )
+}
+
+/// Has ports of the machine lead to a container.
+pub(crate) fn published(facts: &Facts, address: Ipv4Addr, ports: &[Publish]) -> String {
+    let table = name(&facts.prefix);
+    let element = |port: &Publish| {
+        let Publish { host, container } = port;
+        format!("add element inet {table} published {{ {host} : {address} . {container} }}\n")
+    };
+    ports.iter().map(element).collect()
+}
+
+/// Takes one of those away.
+pub(crate) fn unpublished(facts: &Facts, address: Ipv4Addr, port: Publish) -> String {
+    let (table, Publish { host, container }) = (name(&facts.prefix), port);
+    format!("delete element inet {table} published {{ {host} : {address} . {container} }}\n")
 }
 
 #[cfg(test)]
