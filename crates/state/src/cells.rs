@@ -185,7 +185,6 @@ impl Core {
         for id in self.instances_on(cell.id) {
             self.instance_lost(now, (cell.id, id), (why, may_serve))?;
         }
-        self.indexes.auction_due = true;
         Ok(())
     }
 }

@@ -2,31 +2,20 @@
 
 use std::collections::BTreeMap;
 
-use auction::{CellView, DEFAULT_DISK_MB, DEFAULT_MEMORY_MB, Request, Usage};
 use model::{
-    CellId, DeploymentEvent, DeploymentId, DeploymentState, InstanceEvent, InstanceId,
-    InstanceState, Limits, ProcessId, TaskEvent, Time,
+    DeploymentEvent, DeploymentId, DeploymentState, InstanceEvent, InstanceId, InstanceState,
+    ProcessId, Time,
 };
 
 use crate::cells::CELL_LEASE;
 use crate::command::Refusal;
 use crate::records::{Cell, Deployment, Instance, Process, Task};
 use crate::tables::{Core, RowKey};
-use crate::view::CellLoad;
 
 /// An instance id that follows from its process and index: it stays the same over restarts, and
 /// its log can be found when its row is gone.
 pub const fn instance_id(process: ProcessId, index: u32) -> InstanceId {
     InstanceId(process.0 ^ ((index as u128 + 1) << 32))
-}
-
-fn request(limits: &Limits, group: u128) -> Request {
-    Request {
-        memory_mb: limits.memory_mb.unwrap_or(DEFAULT_MEMORY_MB),
-        disk_mb: limits.disk_mb.unwrap_or(DEFAULT_DISK_MB),
-        group,
-        ..Request::default()
-    }
 }
 
 impl Core {
@@ -35,13 +24,12 @@ impl Core {
         while let Some(id) = self.indexes.dirty.pop_first() {
             self.converge(now, id)?;
         }
-        if std::mem::take(&mut self.indexes.auction_due) {
+        if self.indexes.placing.as_ref().is_some_and(|placing| placing.is_due()) {
             self.auction(now)?;
             // Placing marks deployments again; nothing of theirs is missing now.
             while let Some(id) = self.indexes.dirty.pop_first() {
                 self.converge(now, id)?;
             }
-            self.indexes.auction_due = false;
         }
         self.refresh_routes(now);
         Ok(())
@@ -106,99 +94,6 @@ impl Core {
             });
         }
         Ok(ready == wanted)
-    }
-
-    /// How full every cell is that takes work.
-    fn cell_views(&self) -> BTreeMap<CellId, CellView> {
-        let open = self.tables.cells.values().filter(|cell| cell.accepts());
-        open.map(|cell| (cell.id, self.cell_view(cell))).collect()
-    }
-
-    fn cell_view(&self, cell: &Cell) -> CellView {
-        let total = |total| Usage { total, used: 0 };
-        let mut view = CellView {
-            memory_mb: total(cell.spec.memory_mb),
-            disk_mb: total(cell.spec.disk_mb),
-            containers: total(u64::from(cell.spec.containers)),
-            ..CellView::default()
-        };
-        for id in self.tasks_on(cell.id) {
-            if let Some(task) = self.get::<Task>(id) {
-                view.take(&request(&task.spec.container.limits, task.id.0), false);
-            }
-        }
-        for id in self.instances_on(cell.id) {
-            if let Some((row, asked)) = self.request_of(id) {
-                view.take(&asked, matches!(row.state, InstanceState::Claimed { .. }));
-            }
-        }
-        view
-    }
-
-    pub(crate) fn cell_load(&self, id: CellId) -> CellLoad {
-        let Some(cell) = self.get::<Cell>(id) else { return CellLoad::default() };
-        let view = self.cell_view(cell);
-        CellLoad { memory_mb: view.memory_mb.used, disk_mb: view.disk_mb.used }
-    }
-
-    fn request_of(&self, id: InstanceId) -> Option<(&Instance, Request)> {
-        let row = self.get::<Instance>(id)?;
-        let process = self.get::<Process>(row.process)?;
-        Some((row, request(&process.spec.container.limits, row.process.0)))
-    }
-
-    /// Places what waits: first instances of index 0, then tasks, then the rest (Diego's order).
-    fn auction(&mut self, now: Time) -> Result<(), Refusal> {
-        if self.indexes.tasks_pending.is_empty() && self.indexes.instances_unclaimed.is_empty() {
-            return Ok(());
-        }
-        let mut cells = self.cell_views();
-        let mut waiting: Vec<(u32, std::cmp::Reverse<u64>, InstanceId, Request)> = self
-            .indexes
-            .instances_unclaimed
-            .iter()
-            .filter_map(|id| self.request_of(*id))
-            .map(|(row, asked)| (row.index, std::cmp::Reverse(asked.memory_mb), row.id, asked))
-            .collect();
-        waiting.sort_unstable_by_key(|(index, memory, id, _)| (*index, *memory, *id));
-        let rest = waiting.split_off(waiting.partition_point(|(index, ..)| *index == 0));
-        for (.., id, asked) in waiting {
-            self.place_instance(now, &mut cells, (id, asked))?;
-        }
-        for id in self.indexes.tasks_pending.clone() {
-            let task = self.task(id)?;
-            let asked = request(&task.spec.container.limits, id.0);
-            let event = match auction::place(&mut cells, &asked) {
-                Ok(cell) => TaskEvent::Offer { cell },
-                Err(reason) => TaskEvent::Reject { reason },
-            };
-            let epoch = task.epoch + u32::from(matches!(event, TaskEvent::Offer { .. }));
-            let state = task.state.next(&event)?;
-            if state != task.state {
-                self.put(Task { state, epoch, ..(*task).clone() });
-            }
-        }
-        for (.., id, asked) in rest {
-            self.place_instance(now, &mut cells, (id, asked))?;
-        }
-        Ok(())
-    }
-
-    fn place_instance(
-        &mut self,
-        now: Time,
-        cells: &mut BTreeMap<CellId, CellView>,
-        (id, asked): (InstanceId, Request),
-    ) -> Result<(), Refusal> {
-        let row = self.instance(id)?;
-        match auction::place(cells, &asked) {
-            Ok(cell) => {
-                let epoch = row.highest_epoch() + 1;
-                let row = Instance { epoch, last_epoch: epoch, ..row };
-                self.change_instance(now, &row, &InstanceEvent::Claim { cell })
-            }
-            Err(reason) => self.change_instance(now, &row, &InstanceEvent::Reject { reason }),
-        }
     }
 
     /// Everything whose deadline has passed.
@@ -311,7 +206,9 @@ impl Core {
         }
         self.indexes.dirty.extend(self.tables.deployments.keys());
         self.indexes.dirty_routes.extend(self.tables.apps.keys());
-        self.indexes.auction_due = true;
+        if let Some(placing) = &mut self.indexes.placing {
+            placing.look_again();
+        }
         Ok(())
     }
 }

@@ -97,7 +97,6 @@ impl Core {
         for id in self.instances_on(cell.id) {
             self.evacuate(now, (cell.id, id))?;
         }
-        self.indexes.auction_due = true;
         Ok(Reply::Done)
     }
 

@@ -3,12 +3,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use model::{
-    AppId, BuildId, CellId, DeliveryId, DeploymentId, InstanceId, InstanceState, JobId, KeyId,
-    Name, ProcessId, ProjectId, TaskId, TaskState, Time,
+    AppId, BuildId, CellId, DeliveryId, DeploymentId, InstanceId, JobId, KeyId, Name, ProcessId,
+    ProjectId, TaskId, Time,
 };
 
+use crate::placing::Placing;
 use crate::queue::Queue;
-use crate::records::{App, Build, Cell, Delivery, Deployment, Instance, Key, Project, Task};
+use crate::records::{App, Build, Cell, Delivery, Deployment, Instance, Key, Process, Project, Task};
 use crate::tables::RowKey;
 
 /// Everything that can be looked up other than by identifier.
@@ -21,7 +22,6 @@ pub struct Indexes {
     pub(crate) public_keys: BTreeMap<String, KeyId>,
     pub(crate) tasks_by_job: BTreeSet<(JobId, TaskId)>,
     pub(crate) tasks_by_cell: BTreeSet<(CellId, TaskId)>,
-    pub(crate) tasks_pending: BTreeSet<TaskId>,
     /// Tasks by project and the words of whoever made them.
     pub(crate) task_keys: BTreeMap<(ProjectId, String), TaskId>,
     /// How many tasks of a project have not ended.
@@ -33,15 +33,14 @@ pub struct Indexes {
     pub(crate) deployments_by_job: BTreeSet<(JobId, DeploymentId)>,
     pub(crate) instances: BTreeSet<(ProcessId, u32, InstanceId)>,
     pub(crate) instances_by_cell: BTreeSet<(CellId, InstanceId)>,
-    pub(crate) instances_unclaimed: BTreeSet<InstanceId>,
     /// Deployments whose instances may differ from what is wanted.
     pub(crate) dirty: BTreeSet<DeploymentId>,
     /// Apps whose routes may have changed.
     pub(crate) dirty_routes: BTreeSet<AppId>,
     /// Cells whose work may have changed.
     pub(crate) dirty_cells: BTreeSet<CellId>,
-    /// Whether something waits for a place and places may have changed.
-    pub(crate) auction_due: bool,
+    /// What waits for a cell, and how full cells are; made at the first command.
+    pub(crate) placing: Option<Box<Placing>>,
 }
 
 impl Indexes {
@@ -72,7 +71,23 @@ impl Indexes {
     }
 
     pub(crate) fn add_cell(&mut self, row: &Cell) {
-        self.auction_due |= row.lease_until.is_some();
+        if let Some(placing) = &mut self.placing {
+            placing.add_cell(row);
+        }
+    }
+
+    pub(crate) fn add_process(&mut self, row: &Process) {
+        self.dirty.insert(row.deployment);
+        if let Some(placing) = &mut self.placing {
+            placing.add_process(row);
+        }
+    }
+
+    pub(crate) fn remove_process(&mut self, row: &Process) {
+        self.dirty.insert(row.deployment);
+        if let Some(placing) = &mut self.placing {
+            placing.remove_process(row.id);
+        }
     }
 
     pub(crate) fn remove_cell(&mut self, row: &Cell) {
@@ -89,22 +104,15 @@ impl Indexes {
         if let Some(project) = row.project {
             *self.open_tasks.entry(project).or_default() += 1;
         }
+        if let Some(placing) = &mut self.placing {
+            placing.add_task(row);
+        }
         if let Some(job) = row.job {
             self.tasks_by_job.insert((job, row.id));
         }
-        match &row.state {
-            TaskState::Pending { .. } if row.paused_until.is_some() => {}
-            TaskState::Pending { reason } => {
-                self.tasks_pending.insert(row.id);
-                self.auction_due |= reason.is_none();
-            }
-            TaskState::Offered { cell } | TaskState::Running { cell } => {
-                self.tasks_by_cell.insert((*cell, row.id));
-                self.dirty_cells.insert(*cell);
-            }
-            TaskState::Succeeded { .. }
-            | TaskState::Failed { .. }
-            | TaskState::Cancelled { .. } => {}
+        if let Some(cell) = row.state.cell() {
+            self.tasks_by_cell.insert((cell, row.id));
+            self.dirty_cells.insert(cell);
         }
     }
 
@@ -123,11 +131,12 @@ impl Indexes {
         if let Some(job) = row.job {
             self.tasks_by_job.remove(&(job, row.id));
         }
-        self.tasks_pending.remove(&row.id);
+        if let Some(placing) = &mut self.placing {
+            placing.remove_task(row);
+        }
         if let Some(cell) = row.state.cell() {
             self.tasks_by_cell.remove(&(cell, row.id));
             self.dirty_cells.insert(cell);
-            self.auction_due = true;
         }
     }
 
@@ -150,10 +159,6 @@ impl Indexes {
 
     pub(crate) fn remove_build(&mut self, row: &Build) {
         self.builds.remove(&(row.app, row.number, row.id));
-    }
-
-    pub(crate) fn touch(&mut self, deployment: DeploymentId) {
-        self.dirty.insert(deployment);
     }
 
     pub(crate) fn add_deployment(&mut self, row: &Deployment) {
@@ -181,25 +186,24 @@ impl Indexes {
             self.instances_by_cell.insert((before.cell, row.id));
             self.dirty_cells.insert(before.cell);
         }
-        if let InstanceState::Unclaimed { reason } = &row.state {
-            self.instances_unclaimed.insert(row.id);
-            self.auction_due |= reason.is_none();
+        if let Some(placing) = &mut self.placing {
+            placing.add_instance(row);
         }
         self.dirty.insert(row.deployment);
     }
 
     pub(crate) fn remove_instance(&mut self, row: &Instance) {
         self.instances.remove(&(row.process, row.index, row.id));
-        self.instances_unclaimed.remove(&row.id);
+        if let Some(placing) = &mut self.placing {
+            placing.remove_instance(row);
+        }
         if let Some(cell) = row.state.cell() {
             self.instances_by_cell.remove(&(cell, row.id));
             self.dirty_cells.insert(cell);
-            self.auction_due = true;
         }
         if let Some(before) = &row.before {
             self.instances_by_cell.remove(&(before.cell, row.id));
             self.dirty_cells.insert(before.cell);
-            self.auction_due = true;
         }
         self.dirty.insert(row.deployment);
     }

@@ -15,6 +15,7 @@ mod drains;
 mod indexes;
 mod instances;
 mod jobs;
+mod placing;
 #[cfg(feature = "planted")]
 pub mod planted;
 mod queue;
@@ -135,6 +136,7 @@ impl State {
 
     /// Carries out one command, or refuses it and changes nothing.
     pub fn apply(&mut self, now: Time, command: Command) -> Result<Reply, Refusal> {
+        self.core.prepare_placing();
         let done = self.dispatch(now, command).and_then(|reply| {
             self.core.settle(now)?;
             Ok(reply)

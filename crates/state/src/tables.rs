@@ -168,8 +168,8 @@ tables! {
         fn unindex(&self, indexes: &mut Indexes) { indexes.remove_build(self); }
     }
     processes "process" Process ProcessId {
-        fn index(&self, indexes: &mut Indexes) { indexes.touch(self.deployment); }
-        fn unindex(&self, indexes: &mut Indexes) { indexes.touch(self.deployment); }
+        fn index(&self, indexes: &mut Indexes) { indexes.add_process(self); }
+        fn unindex(&self, indexes: &mut Indexes) { indexes.remove_process(self); }
     }
     deployments "deployment" Deployment DeploymentId {
         fn deadline(&self) -> Option<Time> { self.next_deadline() }
@@ -247,6 +247,9 @@ impl Core {
     pub(crate) fn roll_back(&mut self) {
         while let Some(before) = self.journal.pop() {
             self.undo(before);
+        }
+        if let Some(placing) = &mut self.indexes.placing {
+            placing.settled();
         }
     }
 

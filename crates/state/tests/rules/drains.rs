@@ -91,7 +91,7 @@ fn a_drained_cell_takes_nothing_new_even_after_it_was_away() {
     let TaskState::Pending { reason: Some(reason) } = bench.task_state(waiting) else {
         panic!("nothing takes it")
     };
-    assert_eq!(reason, "no cell is connected");
+    assert_eq!(reason, "no cell takes new work: all are draining");
     assert_eq!(bench.task_state(task), TaskState::Pending { reason: Some(reason) }, "it moved");
     undrain(&mut bench, 2);
     assert_eq!(bench.task_state(task).cell(), Some(CellId(2)));
@@ -104,8 +104,10 @@ fn what_cannot_move_serves_on_and_does_not_block() {
     let deployment = bench.released(1);
     drain(&mut bench, 1);
     assert_eq!(bench.targets(), Some((deployment, 1)), "it serves on");
-    let stays =
-        Stays { what: "web.0 of shop/web".to_owned(), reason: "no cell is connected".to_owned() };
+    let stays = Stays {
+        what: "web.0 of shop/web".to_owned(),
+        reason: "no cell takes new work: all are draining".to_owned(),
+    };
     let now = progress(&bench, 1);
     assert!(now.is_finished());
     assert_eq!(now.stays, [stays]);

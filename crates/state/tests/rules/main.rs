@@ -6,6 +6,7 @@ mod config;
 mod deployments;
 mod drains;
 mod jobs;
+mod placing;
 mod predecessors;
 mod properties;
 mod queue;

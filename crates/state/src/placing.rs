@@ -1,0 +1,429 @@
+//! Placement: what waits for a cell, how full cells are, and who goes where.
+//!
+//! [`Placing`] follows every change of a row, as the other indexes do, so a roll-back keeps it right.
+//! It is made from the tables at the first command, because rows load in any order. What waits is
+//! kept by shape: all that asks for the same. Of a shape that fits nowhere nothing fits, so an event
+//! costs as much as there are shapes that wait and as it places, however many wait.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use auction::{
+    CellInfo, Cells, DEFAULT_DISK_MB, DEFAULT_MEMORY_MB, Item, Needs, Offers, Request, Room, Stage,
+    Turn, Unplaced,
+};
+use model::{
+    CellId, ContainerSpec, InstanceEvent, InstanceId, InstanceState, ProcessId, TaskEvent, TaskId,
+    TaskState, Time,
+};
+
+use crate::command::Refusal;
+use crate::records::{Cell, Instance, PredecessorKind, Process, Task};
+use crate::tables::Core;
+use crate::view::CellLoad;
+
+/// How much of one shape is looked at in one go.
+const BATCH: usize = 1_000;
+
+/// Something that waits for a cell.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Waiter {
+    Instance(InstanceId),
+    Task(TaskId),
+}
+
+/// Whose turn it is: first copies, then tasks, then further copies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Wait {
+    round: u8,
+    index: u32,
+    waiter: Waiter,
+}
+
+/// All that asks for the same finds a place, or none of it does.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+struct Shape {
+    amounts: [u64; 4],
+    needs: Option<Arc<Needs>>,
+    pinned: Option<CellId>,
+}
+
+/// What is known of places and of what waits for one.
+#[derive(Debug, Default)]
+pub(crate) struct Placing {
+    cells: Cells,
+    infos: BTreeMap<CellId, CellInfo>,
+    requests: BTreeMap<ProcessId, Request>,
+    waiting: BTreeMap<Shape, BTreeSet<Wait>>,
+    /// What began to wait, and nobody has said why.
+    fresh: BTreeMap<Waiter, Shape>,
+    /// What has given a place back.
+    freed: BTreeSet<(CellId, Waiter)>,
+    /// Whether a cell came or changed.
+    changed: bool,
+}
+
+fn request(container: &ContainerSpec, group: u128) -> Request {
+    let limits = &container.limits;
+    let needs = Needs {
+        driver: container.driver.clone(),
+        tags: container.tags.clone(),
+        ..Needs::default()
+    };
+    Request {
+        group,
+        memory_mb: limits.memory_mb.unwrap_or(DEFAULT_MEMORY_MB),
+        disk_mb: limits.disk_mb.unwrap_or(DEFAULT_DISK_MB),
+        cpu_shares: limits.cpu_shares.unwrap_or(0),
+        pids: limits.pids.unwrap_or(0),
+        needs: (needs != Needs::default()).then(|| Arc::new(needs)),
+        ..Request::default()
+    }
+}
+
+fn task_request(row: &Task) -> Request {
+    request(&row.spec.container, row.id.0)
+}
+
+fn process_request(row: &Process) -> Request {
+    Request { spread: true, ..request(&row.spec.container, row.id.0) }
+}
+
+fn info(row: &Cell) -> CellInfo {
+    let spec = &row.spec;
+    CellInfo {
+        zone: spec.zone.clone(),
+        room: Room {
+            memory_mb: spec.memory_mb,
+            disk_mb: spec.disk_mb,
+            containers: spec.containers,
+            cpu_shares: spec.cpu_shares,
+            pids: spec.pids,
+        },
+        offers: Offers {
+            required_tags: spec.required_tags.clone(),
+            optional_tags: spec.tags.clone(),
+            drivers: spec.drivers.clone(),
+            volumes: BTreeSet::new(),
+        },
+        accepting: row.accepts(),
+    }
+}
+
+fn shape(request: &Request) -> Shape {
+    let Request { memory_mb, disk_mb, cpu_shares, pids, .. } = *request;
+    let amounts = [memory_mb, disk_mb, cpu_shares, pids];
+    Shape { amounts, needs: request.needs.clone(), pinned: request.pinned }
+}
+
+/// Where copies of an instance take room.
+fn held_by(row: &Instance) -> impl Iterator<Item = (CellId, Stage)> {
+    let stage = match row.state {
+        InstanceState::Claimed { .. } => Stage::Starting,
+        InstanceState::Unclaimed { .. }
+        | InstanceState::Running { .. }
+        | InstanceState::Crashed { .. }
+        | InstanceState::Stopping { .. }
+        | InstanceState::Stopped => Stage::Running,
+    };
+    let current = row.state.cell().map(|cell| (cell, stage));
+    let there = row.before.filter(|it| it.kind != PredecessorKind::Suspect);
+    current.into_iter().chain(there.map(|it| (it.cell, Stage::Running)))
+}
+
+/// Whether it may be offered now.
+const fn task_waits(row: &Task) -> bool {
+    matches!(row.state, TaskState::Pending { .. }) && row.paused_until.is_none()
+}
+
+fn instance_wait(row: &Instance) -> Wait {
+    let round = if row.index == 0 { 0 } else { 2 };
+    Wait { round, index: row.index, waiter: Waiter::Instance(row.id) }
+}
+
+const fn task_wait(row: &Task) -> Wait {
+    Wait { round: 1, index: 0, waiter: Waiter::Task(row.id) }
+}
+
+impl Placing {
+    pub(crate) fn add_cell(&mut self, row: &Cell) {
+        if row.lease_until.is_none() {
+            return self.remove_cell(row.id);
+        }
+        let info = info(row);
+        if self.infos.get(&row.id) != Some(&info) {
+            self.cells.put_cell(row.id, info.clone());
+            self.infos.insert(row.id, info);
+            self.changed = true;
+        }
+    }
+
+    fn remove_cell(&mut self, id: CellId) {
+        if self.infos.remove(&id).is_some() {
+            self.cells.remove_cell(id);
+        }
+    }
+
+    pub(crate) fn add_process(&mut self, row: &Process) {
+        self.requests.insert(row.id, process_request(row));
+    }
+
+    pub(crate) fn remove_process(&mut self, id: ProcessId) {
+        self.requests.remove(&id);
+    }
+
+    fn hold(&mut self, (cell, stage): (CellId, Stage), request: &Request, waiter: Waiter) {
+        self.cells.hold(cell, request, stage);
+        self.freed.remove(&(cell, waiter));
+    }
+
+    fn release(&mut self, (cell, stage): (CellId, Stage), request: &Request, waiter: Waiter) {
+        self.cells.release(cell, request, stage);
+        self.freed.insert((cell, waiter));
+    }
+
+    fn wait(&mut self, request: &Request, wait: Wait) {
+        let shape = shape(request);
+        self.waiting.entry(shape.clone()).or_default().insert(wait);
+        self.fresh.insert(wait.waiter, shape);
+    }
+
+    fn wait_no_more(&mut self, request: &Request, wait: Wait) {
+        let shape = shape(request);
+        if let Some(same) = self.waiting.get_mut(&shape) {
+            same.remove(&wait);
+            if same.is_empty() {
+                self.waiting.remove(&shape);
+            }
+        }
+        self.fresh.remove(&wait.waiter);
+    }
+
+    fn instance_request(&self, row: &Instance) -> Option<Request> {
+        self.requests.get(&row.process).cloned()
+    }
+
+    pub(crate) fn add_instance(&mut self, row: &Instance) {
+        let Some(request) = self.instance_request(row) else { return };
+        for held in held_by(row) {
+            self.hold(held, &request, Waiter::Instance(row.id));
+        }
+        if matches!(row.state, InstanceState::Unclaimed { .. }) {
+            self.wait(&request, instance_wait(row));
+        }
+    }
+
+    pub(crate) fn remove_instance(&mut self, row: &Instance) {
+        let Some(request) = self.instance_request(row) else { return };
+        for held in held_by(row) {
+            self.release(held, &request, Waiter::Instance(row.id));
+        }
+        if matches!(row.state, InstanceState::Unclaimed { .. }) {
+            self.wait_no_more(&request, instance_wait(row));
+        }
+    }
+
+    pub(crate) fn add_task(&mut self, row: &Task) {
+        if let Some(cell) = row.state.cell() {
+            self.hold((cell, Stage::Running), &task_request(row), Waiter::Task(row.id));
+        } else if task_waits(row) {
+            self.wait(&task_request(row), task_wait(row));
+        }
+    }
+
+    pub(crate) fn remove_task(&mut self, row: &Task) {
+        if let Some(cell) = row.state.cell() {
+            self.release((cell, Stage::Running), &task_request(row), Waiter::Task(row.id));
+        } else if task_waits(row) {
+            self.wait_no_more(&task_request(row), task_wait(row));
+        }
+    }
+
+    /// Nothing has changed since whatever fits was placed.
+    pub(crate) fn settled(&mut self) {
+        self.fresh.clear();
+        self.freed.clear();
+        self.changed = false;
+    }
+
+    /// Everything that waits is to be looked at again.
+    pub(crate) const fn look_again(&mut self) {
+        self.changed = true;
+    }
+
+    /// Whether something may fit that did not, or nobody knows why it does not.
+    pub(crate) fn is_due(&self) -> bool {
+        !self.waiting.is_empty()
+            && (self.changed || !self.freed.is_empty() || !self.fresh.is_empty())
+    }
+
+    /// What of everything that waits may fit, and why the rest of what is new does not.
+    fn candidates(&mut self, why: &mut BTreeMap<Waiter, Unplaced>) -> Vec<Wait> {
+        let mut found = Vec::new();
+        let mut reasons = BTreeMap::new();
+        for (shape, waits) in &self.waiting {
+            match self.cells.choose(&shape.request()) {
+                Ok(_) => found.extend(waits.iter().take(BATCH)),
+                Err(reason) => {
+                    reasons.insert(shape, reason);
+                }
+            }
+        }
+        for (waiter, shape) in &self.fresh {
+            if let Some(reason) = reasons.get(shape) {
+                why.insert(*waiter, reason.clone());
+            }
+        }
+        found
+    }
+}
+
+impl Shape {
+    /// One that asks for it, of no group.
+    fn request(&self) -> Request {
+        let [memory_mb, disk_mb, cpu_shares, pids] = self.amounts;
+        let (needs, pinned) = (self.needs.clone(), self.pinned);
+        Request { memory_mb, disk_mb, cpu_shares, pids, needs, pinned, ..Request::default() }
+    }
+}
+
+impl Core {
+    /// Makes the index of places when there is none yet.
+    pub(crate) fn prepare_placing(&mut self) {
+        if self.indexes.placing.is_some() {
+            return;
+        }
+        let mut placing = Placing::default();
+        self.tables.cells.values().for_each(|row| placing.add_cell(row));
+        self.tables.processes.values().for_each(|row| placing.add_process(row));
+        self.tables.tasks.values().for_each(|row| placing.add_task(row));
+        self.tables.instances.values().for_each(|row| placing.add_instance(row));
+        placing.settled();
+        self.indexes.placing = Some(Box::new(placing));
+    }
+
+    /// Places what waits and fits: first copies, then tasks, then further copies.
+    pub(crate) fn auction(&mut self, now: Time) -> Result<(), Refusal> {
+        let mut why = BTreeMap::new();
+        loop {
+            let Some(placing) = &mut self.indexes.placing else { return Ok(()) };
+            if !placing.is_due() {
+                break;
+            }
+            let found = placing.candidates(&mut why);
+            if !self.place_all(now, &found, &mut why)? {
+                break;
+            }
+        }
+        for (waiter, reason) in why {
+            self.say_why(now, waiter, &reason)?;
+        }
+        if let Some(placing) = &mut self.indexes.placing {
+            placing.settled();
+        }
+        Ok(())
+    }
+
+    /// Places as many of these as fit; whether any did.
+    fn place_all(
+        &mut self,
+        now: Time,
+        found: &[Wait],
+        why: &mut BTreeMap<Waiter, Unplaced>,
+    ) -> Result<bool, Refusal> {
+        let items = found.iter().filter_map(|wait| Some((wait.waiter, self.item(wait)?)));
+        let (waiters, items): (Vec<_>, Vec<_>) = items.unzip();
+        let Some(placing) = &mut self.indexes.placing else { return Ok(false) };
+        let answers = placing.cells.plan(&items);
+        let mut placed = false;
+        for (waiter, answer) in waiters.into_iter().zip(answers) {
+            match answer {
+                Ok(cell) => {
+                    placed = true;
+                    self.place(now, waiter, cell)?;
+                }
+                Err(reason) => {
+                    why.insert(waiter, reason);
+                }
+            }
+        }
+        Ok(placed)
+    }
+
+    fn item(&self, wait: &Wait) -> Option<Item> {
+        Some(match wait.waiter {
+            Waiter::Instance(id) => {
+                let row = self.get::<Instance>(id)?;
+                let request = self.indexes.placing.as_ref()?.instance_request(row)?;
+                Item { request, turn: Turn::Instance(wait.index) }
+            }
+            Waiter::Task(id) => {
+                let request = task_request(self.get::<Task>(id)?);
+                Item { request, turn: Turn::Task }
+            }
+        })
+    }
+
+    /// What a cell has given away.
+    pub(crate) fn cell_load(&self, id: CellId) -> CellLoad {
+        let load = self.indexes.placing.as_ref().and_then(|placing| placing.cells.load(id));
+        let load = load.unwrap_or_default();
+        CellLoad { memory_mb: load.memory_mb, disk_mb: load.disk_mb }
+    }
+
+    fn place(&mut self, now: Time, waiter: Waiter, cell: CellId) -> Result<(), Refusal> {
+        match waiter {
+            Waiter::Instance(id) => {
+                let row = self.instance(id)?;
+                let epoch = row.highest_epoch() + 1;
+                let row = Instance { epoch, last_epoch: epoch, ..row };
+                self.change_instance(now, &row, &InstanceEvent::Claim { cell })
+            }
+            Waiter::Task(id) => {
+                let task = self.task(id)?;
+                let state = task.state.next(&TaskEvent::Offer { cell })?;
+                self.put(Task { state, epoch: task.epoch + 1, ..(*task).clone() });
+                Ok(())
+            }
+        }
+    }
+
+    /// Tells whoever waits why, if that is news.
+    fn say_why(&mut self, now: Time, waiter: Waiter, reason: &Unplaced) -> Result<(), Refusal> {
+        let reason = self.in_words(reason);
+        match waiter {
+            Waiter::Instance(id) => {
+                let row = self.instance(id)?;
+                if matches!(row.state, InstanceState::Unclaimed { .. }) {
+                    self.change_instance(now, &row, &InstanceEvent::Reject { reason })?;
+                }
+            }
+            Waiter::Task(id) => {
+                let task = self.task(id)?;
+                if matches!(task.state, TaskState::Pending { .. }) {
+                    let state = task.state.next(&TaskEvent::Reject { reason })?;
+                    if state != task.state {
+                        self.put(Task { state, ..(*task).clone() });
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// A reason with the names people know.
+    fn in_words(&self, reason: &Unplaced) -> String {
+        match reason {
+            Unplaced::Pinned { cell, why } => match self.get::<Cell>(*cell) {
+                Some(row) => format!("its volume is on {}, {why}", row.spec.name),
+                None => reason.to_string(),
+            },
+            Unplaced::NoCell
+            | Unplaced::NoneAccepting
+            | Unplaced::Lacking { .. }
+            | Unplaced::Reserved { .. }
+            | Unplaced::Short { .. }
+            | Unplaced::Together => reason.to_string(),
+        }
+    }
+}
