@@ -4,9 +4,9 @@
 use std::collections::BTreeMap;
 
 use model::{
-    AppId, BuildId, CellId, CellSpec, DeploymentId, Digest, ExitStatus, HostName, InstanceId,
-    JobId, KeyId, LogSource, Name, Operation, ProcessSpec, ProjectId, Role, RunnerId, Target,
-    TaskId, TaskSpec, Time, TokenId,
+    AppId, BuildId, CellId, CellSpec, DeploymentId, Digest, ExitStatus, FailureDetail, HostName,
+    InstanceId, JobId, KeyId, LogSource, Name, Operation, ProcessSpec, ProjectId, Role, RunnerId,
+    Target, TaskId, TaskSpec, Time, TokenId,
 };
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -195,9 +195,26 @@ pub struct InstanceView {
     pub address: Option<String>,
     /// Crashes in a row.
     pub crashes: u32,
+    /// How the last crash went; kept while it starts again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_crash: Option<CrashView>,
     /// When the state last changed.
     #[schema(value_type = u64)]
     pub since: Time,
+}
+
+/// How a crash went.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct CrashView {
+    /// When.
+    #[schema(value_type = u64)]
+    pub at: Time,
+    /// What happened.
+    pub reason: String,
+    /// How its process ended, and the last lines of its output.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Object>)]
+    pub detail: Option<FailureDetail>,
 }
 
 /// Environment variables to set, or with `null` to remove.

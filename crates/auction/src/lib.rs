@@ -36,7 +36,6 @@ mod classes;
 mod groups;
 mod rebalance;
 mod request;
-mod scan;
 mod size;
 mod tree;
 mod unplaced;
@@ -47,5 +46,4 @@ pub use rebalance::{Budget, Move};
 pub use request::{
     CellInfo, DEFAULT_DISK_MB, DEFAULT_MEMORY_MB, Needs, Offers, Request, Room, Stage,
 };
-pub use scan::{CellView, Usage, place};
 pub use unplaced::{PinnedWhy, Resource, Unplaced};

@@ -106,7 +106,7 @@ pub(crate) enum Command {
     /// Point the routes at the deployment before the current one
     Rollback(AppOnly),
     /// Start what is released again, without an interruption
-    Restart(AppOnly),
+    Restart(RestartArgs),
     /// Set how many instances of a process run
     Scale(ScaleArgs),
     /// Run one command in an app's image, once
@@ -356,6 +356,15 @@ pub(crate) enum AppCommand {
     },
     /// Remove an app that runs nothing, with its history
     Remove(DestroyArgs),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RestartArgs {
+    #[command(flatten)]
+    pub(crate) app: AppArgs,
+    /// Only this instance, as in `web.2`: it ends, and another takes its place
+    #[arg(long)]
+    pub(crate) instance: Option<String>,
 }
 
 #[derive(Debug, Args)]

@@ -50,6 +50,7 @@ fn described() -> OpenApiRouter<Server> {
         .routes(routes!(apps::get_app, apps::delete_app))
         .routes(routes!(apps::get_config, apps::set_config))
         .routes(routes!(apps::scale))
+        .routes(routes!(apps::restart_instance))
         .routes(routes!(apps::run))
         .routes(routes!(apps::status))
         .routes(routes!(apps::list_builds))

@@ -6,7 +6,8 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Name, TokenId, parse_ulid};
+use crate::spec::{range, too_many};
+use crate::{Name, SpecError, TokenId, parse_ulid};
 
 /// What a token lets its bearer be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -137,6 +138,36 @@ pub struct CellSpec {
     /// Labels for people.
     #[serde(default)]
     pub labels: BTreeMap<String, String>,
+}
+
+/// Most drivers of one cell.
+const MAX_DRIVERS: usize = 16;
+/// Most tags, and most labels, of one cell.
+const MAX_WORDS: usize = 64;
+/// Most characters of a zone, and of a label's name or value.
+const MAX_WORD: usize = 200;
+
+impl CellSpec {
+    /// Checks every field: what no machine has is not believed.
+    pub fn validate(&self) -> Result<(), SpecError> {
+        range("memory_mb", self.memory_mb, 0..=1 << 32, "0 to 4294967296")?;
+        range("disk_mb", self.disk_mb, 0..=1 << 40, "0 to 1099511627776")?;
+        range("containers", self.containers.into(), 0..=100_000, "0 to 100000")?;
+        for (field, amount) in [("cpu_shares", self.cpu_shares), ("pids", self.pids)] {
+            range(field, amount.unwrap_or(0), 0..=1 << 32, "0 to 4294967296")?;
+        }
+        too_many("drivers", self.drivers.len(), MAX_DRIVERS)?;
+        too_many("tags", self.tags.len() + self.required_tags.len(), MAX_WORDS)?;
+        too_many("labels", self.labels.len(), MAX_WORDS)?;
+        let labels = self.labels.iter().flat_map(|(name, value)| [name, value]);
+        for text in labels.chain([&self.zone]) {
+            if text.chars().count() > MAX_WORD || text.chars().any(char::is_control) {
+                let reason = "at most 200 characters, none of them control, are allowed";
+                return Err(SpecError::Text { field: "a zone or label", reason });
+            }
+        }
+        Ok(())
+    }
 }
 
 /// The protocol versions a program speaks.

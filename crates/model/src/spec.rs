@@ -408,7 +408,7 @@ pub const MAX_TAGS: usize = 16;
 /// Most egress rules of one container.
 pub const MAX_EGRESS_RULES: usize = 200;
 
-fn too_many(field: &'static str, count: usize, most: usize) -> Result<(), SpecError> {
+pub(crate) fn too_many(field: &'static str, count: usize, most: usize) -> Result<(), SpecError> {
     if count <= most {
         Ok(())
     } else {

@@ -166,6 +166,7 @@ impl Server {
         server.apply(Command::Boot).await?;
         let tasks = &server.inner.tasks;
         tasks.spawn(Kind::Critical, "ticker", server.clone().tick());
+        tasks.spawn_ok("sweeper", server.clone().sweep());
         tasks.spawn_ok("log-flusher", server.clone().flush_logs());
         tasks.spawn_ok("log-closer", server.clone().close_logs());
         tasks.spawn_ok("callbacks", crate::callbacks::run(server.clone()));
@@ -458,6 +459,17 @@ impl Server {
             }
         }
         Ok(())
+    }
+
+    /// Looks at a slice of everything every now and then, in case an event was missed.
+    async fn sweep(self) {
+        let stop = self.tasks().stop().clone();
+        while stop.or_stop(runtime::sleep(state::SWEEP)).await.is_some() {
+            // Nothing relies on it.
+            if let Err(error) = self.apply(Command::Sweep).await {
+                tracing::error!(%error, "a sweep changed nothing");
+            }
+        }
     }
 
     async fn flush_logs(self) {

@@ -1,13 +1,13 @@
 //! Rows as the HTTP API shows them.
 
 use api::http_types::{
-    AppStatus, AppView, BuildView, CellView, DeploymentView, DrainView, InstanceView, JobView,
-    KeyView, ProcessView, ProjectView, RunnerView, StaysView, TaskView, TokenView,
+    AppStatus, AppView, BuildView, CellView, CrashView, DeploymentView, DrainView, InstanceView,
+    JobView, KeyView, ProcessView, ProjectView, RunnerView, StaysView, TaskView, TokenView,
 };
 use model::{DeploymentState, InstanceState, JobState, Name, ProjectId, TaskState};
 use state::{
-    App, Build, Callback, Cell, Deployment, DrainProgress, Instance, Job, Key, Process, Project,
-    Runner, State, Task, Token,
+    App, Build, Callback, Cell, Crash, Deployment, DrainProgress, Instance, Job, Key, Process,
+    Project, Runner, State, Task, Token,
 };
 
 fn project_name(state: &State, id: ProjectId) -> Name {
@@ -114,8 +114,14 @@ fn instance(row: &Instance) -> InstanceView {
         cell: row.state.cell(),
         address,
         crashes: row.crashes,
+        last_crash: row.last_crash.as_deref().map(crash),
         since: row.since,
     }
+}
+
+fn crash(crash: &Crash) -> CrashView {
+    let detail = crash.detail.as_deref().cloned();
+    CrashView { at: crash.at, reason: crash.reason.clone(), detail }
 }
 
 /// A job.

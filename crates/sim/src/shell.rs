@@ -541,6 +541,9 @@ impl World {
         let late = if self.chaos && self.rng.chance(20) { self.rng.between(500, 8_000) } else { 0 };
         self.later(TICK + late, Event::Tick { life });
         self.check_follows();
+        if self.shell.booted && self.rng.chance(2) {
+            self.ask_apply(Command::Sweep, Origin::Operator);
+        }
         let due = self.shell.live.as_ref().and_then(State::next_deadline);
         if self.shell.booted && !self.shell.ticking && due.is_some_and(|at| at <= self.wall()) {
             self.shell.ticking = true;

@@ -1,6 +1,7 @@
 //! Projects, apps, configuration, tokens and keys.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use model::{
     AppId, KeyId, MAX_INSTANCES, Name, PLATFORM_ENV, ProjectId, Role, Time, TokenId, validate_env,
@@ -181,6 +182,25 @@ impl Core {
         Ok(Reply::Done)
     }
 
+    /// A process of the deployment that routes point at.
+    pub(crate) fn released_process(
+        &self,
+        id: AppId,
+        workspace: &Name,
+        process: &Name,
+    ) -> Result<Arc<Process>, Refusal> {
+        let app = self.app(id)?;
+        let Some(released) = app.released.get(workspace).copied() else {
+            let message =
+                format!("app {} has no release in {workspace}: deploy it first", app.name);
+            return Err(Refusal::Conflict(message));
+        };
+        let deployment = self.deployment(released)?;
+        let mut rows = deployment.processes.iter().filter_map(|id| self.get::<Process>(*id));
+        let row = rows.find(|row| row.name == *process).cloned();
+        row.ok_or_else(|| Refusal::not_found("process", process))
+    }
+
     pub(crate) fn scale(
         &mut self,
         id: AppId,
@@ -192,17 +212,8 @@ impl Core {
             let message = format!("{instances} instances are too many: at most {MAX_INSTANCES}");
             return Err(Refusal::Invalid(message));
         }
+        let row = self.released_process(id, &workspace, &process)?;
         let mut app = self.app(id)?.clone();
-        let Some(released) = app.released.get(&workspace).copied() else {
-            let message =
-                format!("app {} has no release in {workspace}: deploy it first", app.name);
-            return Err(Refusal::Conflict(message));
-        };
-        let deployment = self.deployment(released)?;
-        let rows = deployment.processes.iter().filter_map(|id| self.get::<Process>(*id));
-        let Some(row) = rows.into_iter().find(|row| row.name == process).cloned() else {
-            return Err(Refusal::not_found("process", process));
-        };
         self.put(Process { instances, ..(*row).clone() });
         app.scale.entry(workspace).or_default().insert(process, instances);
         self.put(app);

@@ -15,6 +15,8 @@ use crate::tables::Core;
 
 /// How long a cell may be silent before it counts as gone. Heartbeats come every 5 s.
 pub const CELL_LEASE: Duration = Duration::from_secs(15);
+/// Most tasks and instances that a cell may say it holds.
+pub const MAX_HELD: usize = 100_000;
 /// Most characters of a reason that is kept.
 pub const MAX_REASON: usize = 10_000;
 
@@ -92,6 +94,16 @@ impl Core {
         spec: CellSpec,
         holds: &[Held],
     ) -> Result<Reply, Refusal> {
+        spec.validate().map_err(|error| {
+            Refusal::Invalid(format!(
+                "what cell {} says it offers is not allowed: {error}",
+                spec.name
+            ))
+        })?;
+        if holds.len() > MAX_HELD {
+            let message = format!("cell {} says it holds more than {MAX_HELD} things", spec.name);
+            return Err(Refusal::Invalid(message));
+        }
         let holds: BTreeSet<Held> = holds.iter().copied().collect();
         let before = self.get::<Cell>(id).cloned();
         let epoch = before.as_ref().map_or(1, |cell| cell.epoch + 1);

@@ -56,6 +56,17 @@ pub enum Command {
         /// How many.
         instances: u32,
     },
+    /// Ends one instance of what is released gracefully; another takes its place.
+    RestartInstance {
+        /// The app.
+        app: AppId,
+        /// The workspace.
+        workspace: Name,
+        /// The process.
+        process: Name,
+        /// Which of its instances, from 0.
+        index: u32,
+    },
     /// Adds a token.
     CreateToken(NewToken),
     /// Takes a token back.
@@ -77,6 +88,8 @@ pub enum Command {
     Resume,
     /// Time passed: whatever is due happens.
     Tick,
+    /// Looks at some of everything again, in case an event was missed.
+    Sweep,
 }
 
 /// A token to add.

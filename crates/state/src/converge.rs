@@ -3,13 +3,12 @@
 use std::collections::BTreeMap;
 
 use model::{
-    DeploymentEvent, DeploymentId, DeploymentState, InstanceEvent, InstanceId, InstanceState,
-    ProcessId, Time,
+    DeploymentEvent, DeploymentId, DeploymentState, InstanceId, InstanceState, ProcessId, Time,
 };
 
 use crate::cells::CELL_LEASE;
 use crate::command::Refusal;
-use crate::records::{Cell, Deployment, Instance, Process, Task};
+use crate::records::{Cell, Deployment, Instance, Process};
 use crate::tables::{Core, RowKey};
 
 /// An instance id that follows from its process and index: it stays the same over restarts, and
@@ -90,6 +89,9 @@ impl Core {
                 last_epoch: process.last_epoch,
                 before: None,
                 crashes: 0,
+                last_crash: None,
+                rejects: 0,
+                retry_at: None,
                 since: now,
             });
         }
@@ -124,10 +126,7 @@ impl Core {
                 self.cell_due(now, &cell)
             }
             RowKey::Deployment(id) => self.deployment_due(now, id),
-            RowKey::Instance(id) => {
-                let row = self.instance(id)?;
-                self.change_instance(now, &row, &InstanceEvent::Restart { reason: None })
-            }
+            RowKey::Instance(id) => self.instance_due(now, id),
             RowKey::Project(_)
             | RowKey::App(_)
             | RowKey::Token(_)

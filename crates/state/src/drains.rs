@@ -20,6 +20,9 @@ pub const DRAIN_TIMEOUT: Duration = Duration::from_mins(10);
 /// The longest they may run on.
 pub const MAX_DRAIN_TIMEOUT: Duration = Duration::from_hours(24);
 
+/// After how many cells in a row gave it back something counts as not to be moved.
+const MANY_REJECTS: u32 = 5;
+
 /// How far a drain is.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct DrainProgress {
@@ -179,6 +182,11 @@ impl Core {
             return Some(format!("pinned to this cell by volume {volume}"));
         }
         match &it.row.state {
+            InstanceState::Unclaimed { .. }
+                if it.row.retry_at.is_some() && it.row.rejects < MANY_REJECTS =>
+            {
+                None
+            }
             InstanceState::Unclaimed { reason } => reason.clone(),
             InstanceState::Crashed { reason, .. }
                 if it.row.crashes > it.process.spec.crash.immediate =>

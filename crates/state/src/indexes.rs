@@ -9,7 +9,9 @@ use model::{
 
 use crate::placing::Placing;
 use crate::queue::Queue;
-use crate::records::{App, Build, Cell, Delivery, Deployment, Instance, Key, Process, Project, Task};
+use crate::records::{
+    App, Build, Cell, Delivery, Deployment, Instance, Key, Process, Project, Task,
+};
 use crate::tables::RowKey;
 
 /// Everything that can be looked up other than by identifier.

@@ -5,16 +5,18 @@
 //! own, so what is said of one never counts for the other.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::time::Duration;
 
 use model::{
-    CellId, DeploymentEvent, DeploymentState, FailureDetail, InstanceEvent, InstanceId,
-    InstanceReport, InstanceState, Time,
+    AppId, CellId, DeploymentEvent, DeploymentState, FailureDetail, InstanceEvent, InstanceId,
+    InstanceReport, InstanceState, Name, Time,
 };
 
 use crate::cells::{bounded, cut};
 use crate::command::{Held, Refusal, Reply};
-use crate::records::{Cell, Deployment, Instance, Predecessor, PredecessorKind, Process};
+use crate::converge::instance_id;
+use crate::records::{Cell, Crash, Deployment, Instance, Predecessor, PredecessorKind, Process};
 use crate::tables::Core;
 
 impl Instance {
@@ -22,14 +24,25 @@ impl Instance {
     pub(crate) fn next_deadline(&self) -> Option<Time> {
         match &self.state {
             InstanceState::Crashed { restart_at, .. } => *restart_at,
-            InstanceState::Unclaimed { .. }
-            | InstanceState::Claimed { .. }
+            InstanceState::Unclaimed { .. } => self.retry_at,
+            InstanceState::Claimed { .. }
             | InstanceState::Running { .. }
             | InstanceState::Stopping { .. }
             | InstanceState::Stopped => None,
         }
     }
 }
+
+/// The pause before an instance is offered again that so many cells in a row gave back.
+fn reject_pause(rejects: u32) -> Duration {
+    let doublings = rejects.saturating_sub(1).min(REJECT_DOUBLINGS);
+    REJECT_PAUSE.saturating_mul(1 << doublings)
+}
+
+/// The pause after a cell gave an instance back for the first time; it doubles each time.
+pub const REJECT_PAUSE: Duration = Duration::from_secs(1);
+/// How often it doubles: the longest is a minute.
+const REJECT_DOUBLINGS: u32 = 6;
 
 /// What is left of a copy once the one after it is ready: a suspect's cell is not there to be told,
 /// so it is told to end it when it comes back with it.
@@ -67,9 +80,7 @@ impl Core {
             InstanceReport::Reject { .. } | InstanceReport::Gone if is_stopping => {
                 self.gone(now, &row)?;
             }
-            InstanceReport::Reject { reason } => {
-                self.change_instance(now, &row, &InstanceEvent::Reject { reason: cut(reason) })?;
-            }
+            InstanceReport::Reject { reason } => self.rejected(now, &row, (cell, &reason))?,
             InstanceReport::Started { address } => {
                 // A re-adopted instance reports itself again.
                 let is_known = matches!(row.state, InstanceState::Running { address: it, .. } if it == address);
@@ -124,6 +135,11 @@ impl Core {
         }
     }
 
+    /// Forgets the copy before the current one. A cell that still has it is told of nothing.
+    pub(crate) fn drop_before(&mut self, row: &Instance) {
+        self.put_before(row, None);
+    }
+
     pub(crate) fn is_connected(&self, cell: CellId) -> bool {
         self.get::<Cell>(cell).is_some_and(|cell| cell.lease_until.is_some())
     }
@@ -157,11 +173,58 @@ impl Core {
             | InstanceState::Crashed { .. }
             | InstanceState::Stopped => row.before,
         };
-        // Running since it started, however often its check changed its mind.
-        let same = matches!(event, InstanceEvent::Ready(_));
+        // Running since it started, however often its check changed its mind; waiting since it
+        // began to, whatever for.
+        let same = row.state.name() == state.name();
         let since = if same { row.since } else { now };
-        self.put(Instance { state, before, since, ..row.clone() });
+        let retry_at = row.retry_at.filter(|_| matches!(event, InstanceEvent::Reject { .. }));
+        let runs = matches!(state, InstanceState::Running { .. });
+        let rejects = if runs { 0 } else { row.rejects };
+        self.put(Instance { state, before, rejects, retry_at, since, ..row.clone() });
         Ok(())
+    }
+
+    /// A cell gave it back. Another may take it, or the same one later, but not again and again.
+    fn rejected(
+        &mut self,
+        now: Time,
+        row: &Instance,
+        (cell, reason): (CellId, &str),
+    ) -> Result<(), Refusal> {
+        let rejects = row.rejects.saturating_add(1);
+        let retry_at = Some(now.after(reject_pause(rejects)));
+        let row = Instance { rejects, retry_at, ..row.clone() };
+        let name = self.cell(cell)?.spec.name;
+        let reason = cut(format!("cell {name} gave it back: {reason}"));
+        self.change_instance(now, &row, &InstanceEvent::Reject { reason })
+    }
+
+    /// Time to start again, or to be offered again.
+    pub(crate) fn instance_due(&mut self, now: Time, id: InstanceId) -> Result<(), Refusal> {
+        let row = self.instance(id)?;
+        if matches!(row.state, InstanceState::Unclaimed { .. }) {
+            self.put(Instance { retry_at: None, ..row });
+            return Ok(());
+        }
+        self.change_instance(now, &row, &InstanceEvent::Restart { reason: None })
+    }
+
+    /// Ends one instance gracefully; as it is wanted, it is made again.
+    pub(crate) fn restart_instance(
+        &mut self,
+        now: Time,
+        (app, workspace): (AppId, &Name),
+        (process, index): (&Name, u32),
+    ) -> Result<Reply, Refusal> {
+        let row = self.released_process(app, workspace, process)?;
+        let id = instance_id(row.id, index);
+        let Some(instance) = self.get::<Instance>(id).cloned() else {
+            return Err(Refusal::not_found("instance", format!("{process}.{index}")));
+        };
+        if !matches!(instance.state, InstanceState::Stopping { .. }) {
+            self.stop_instance(now, &instance)?;
+        }
+        Ok(Reply::Done)
     }
 
     /// The row once the copy before takes the place of the current one, which is told of nothing
@@ -312,7 +375,8 @@ impl Core {
         if crashes > policy.immediate {
             self.fail_starting(row, &reason)?;
         }
-        let row = Instance { crashes, ..row.clone() };
+        let crash = Crash { at: now, reason: reason.clone(), detail: detail.clone() };
+        let row = Instance { crashes, last_crash: Some(Arc::new(crash)), ..row.clone() };
         self.change_instance(now, &row, &InstanceEvent::Crash { restart_at, reason, detail })
     }
 

@@ -21,6 +21,7 @@ pub mod planted;
 mod queue;
 mod records;
 mod routes;
+mod sweep;
 mod tables;
 mod tasks;
 mod view;
@@ -32,7 +33,7 @@ use std::sync::Arc;
 use model::{CellId, Time};
 
 pub use access::{MAX_APPS, MAX_CONFIG_BYTES, MAX_LABEL, MAX_PROJECTS, MAX_WORKSPACES};
-pub use cells::{CELL_LEASE, MAX_REASON};
+pub use cells::{CELL_LEASE, MAX_HELD, MAX_REASON};
 pub use command::{
     Attempt, CellCommand, Command, Held, JobCommand, NewJob, NewKey, NewToken, Refusal, Reply,
     WorkCommand,
@@ -42,16 +43,18 @@ pub use deliveries::{
     DELIVERY_BASE, DELIVERY_CAP, DELIVERY_LIFE, MAX_DELIVERY_REASON, SECRET_OVERLAP, delivery_id,
 };
 pub use drains::{DRAIN_TIMEOUT, DrainProgress, MAX_DRAIN_TIMEOUT, Stays};
+pub use instances::REJECT_PAUSE;
 pub use jobs::{
     ACK_TIMEOUT, JOB_LEASE, MAX_DEPENDENCIES, MAX_FINISHED_JOBS, MAX_QUEUED_JOBS,
     MAX_QUEUED_PER_PROJECT, MAX_TEXT,
 };
 pub use records::{
-    App, Build, Callback, Cell, Delivery, Deployment, Drain, Instance, InstanceCopy, Job, JobSpec,
-    Key, Predecessor, PredecessorKind, Process, ProcessTemplate, Project, Retiring, Runner, Secret,
-    Signing, Task, Token,
+    App, Build, Callback, Cell, Crash, Delivery, Deployment, Drain, Instance, InstanceCopy, Job,
+    JobSpec, Key, Predecessor, PredecessorKind, Process, ProcessTemplate, Project, Retiring,
+    Runner, Secret, Signing, Task, Token,
 };
 pub use routes::{KEPT_CHANGES, PRODUCTION, RouteChange};
+pub use sweep::{CLAIM_LIMIT, SUSPECT_LIMIT, SWEEP, SWEEP_SLICE};
 pub use tables::{Row, RowKey, Tables};
 pub use tasks::{
     CANCEL_FORCE, MAX_OPEN_TASKS, MAX_OPEN_TASKS_PER_PROJECT, MAX_TASK_KEY, TASK_KEPT,
@@ -164,6 +167,9 @@ impl State {
             Command::Scale { app, workspace, process, instances } => {
                 core.scale(app, workspace, process, instances)
             }
+            Command::RestartInstance { app, workspace, process, index } => {
+                core.restart_instance(now, (app, &workspace), (&process, index))
+            }
             Command::CreateToken(new) => core.create_token(now, new),
             Command::RevokeToken(id) => core.revoke_token(now, id),
             Command::AddKey(new) => core.add_key(now, new),
@@ -171,6 +177,7 @@ impl State {
             Command::Boot => core.boot(now).map(|()| Reply::Done),
             Command::Resume => core.resume(now).map(|()| Reply::Done),
             Command::Tick => core.tick(now).map(|()| Reply::Done),
+            Command::Sweep => core.sweep(now).map(|()| Reply::Done),
         }
     }
 

@@ -136,6 +136,11 @@ const fn task_waits(row: &Task) -> bool {
     matches!(row.state, TaskState::Pending { .. }) && row.paused_until.is_none()
 }
 
+/// Whether it may be placed now.
+fn waits(row: &Instance) -> bool {
+    matches!(row.state, InstanceState::Unclaimed { .. }) && row.retry_at.is_none()
+}
+
 fn instance_wait(row: &Instance) -> Wait {
     let round = if row.index == 0 { 0 } else { 2 };
     Wait { round, index: row.index, waiter: Waiter::Instance(row.id) }
@@ -208,7 +213,7 @@ impl Placing {
         for held in held_by(row) {
             self.hold(held, &request, Waiter::Instance(row.id));
         }
-        if matches!(row.state, InstanceState::Unclaimed { .. }) {
+        if waits(row) {
             self.wait(&request, instance_wait(row));
         }
     }
@@ -218,7 +223,7 @@ impl Placing {
         for held in held_by(row) {
             self.release(held, &request, Waiter::Instance(row.id));
         }
-        if matches!(row.state, InstanceState::Unclaimed { .. }) {
+        if waits(row) {
             self.wait_no_more(&request, instance_wait(row));
         }
     }

@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use model::{
     AppId, BuildId, CellId, CellSpec, DeliveryId, DeploymentId, DeploymentState, Digest,
-    InstanceId, InstanceState, JobId, JobState, KeyId, Name, Operation, ProcessId, ProcessSpec,
-    ProjectId, Role, RunnerId, Target, TaskId, TaskSpec, TaskState, Time, TokenId,
+    FailureDetail, InstanceId, InstanceState, JobId, JobState, KeyId, Name, Operation, ProcessId,
+    ProcessSpec, ProjectId, Role, RunnerId, Target, TaskId, TaskSpec, TaskState, Time, TokenId,
 };
 use serde::{Deserialize, Serialize};
 
@@ -400,8 +400,34 @@ pub struct Instance {
     pub before: Option<Predecessor>,
     /// Crashes in a row.
     pub crashes: u32,
+    /// How the last crash went.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_crash: Option<Arc<Crash>>,
+    /// How many cells in a row gave it back.
+    #[serde(default, skip_serializing_if = "is_none_in_a_row")]
+    pub rejects: u32,
+    /// While it waits: not offered to a cell before this.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retry_at: Option<Time>,
     /// When the state last changed.
     pub since: Time,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde wants a reference")]
+const fn is_none_in_a_row(count: &u32) -> bool {
+    *count == 0
+}
+
+/// How a crash went. It is kept while the instance starts again.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Crash {
+    /// When.
+    pub at: Time,
+    /// What happened, for people.
+    pub reason: String,
+    /// What exactly.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub detail: Option<Box<FailureDetail>>,
 }
 
 /// The copy of an instance that another one takes the place of. It never counts for what is wanted.

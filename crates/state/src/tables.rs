@@ -16,6 +16,7 @@ use crate::records::{
     Task, Token,
 };
 use crate::routes::Routes;
+use crate::sweep::Swept;
 
 /// A row: it has an identifier, a table, and entries in indexes.
 pub trait Row: Clone + PartialEq + Serialize + DeserializeOwned + 'static {
@@ -189,6 +190,8 @@ pub(crate) struct Core {
     pub(crate) tables: Tables,
     pub(crate) indexes: Indexes,
     pub(crate) routes: Routes,
+    /// Where the next sweep goes on.
+    pub(crate) swept: Swept,
     journal: Vec<Before>,
     changed: Vec<RowKey>,
     /// Tasks whose messages come too late.

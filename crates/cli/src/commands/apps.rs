@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use api::Client;
 use api::http_types::{
-    AppStatus, AppView, DeploymentView, LogLine, ProcessView, ProjectView, RunCommand, Scale,
-    SetConfig, TaskView,
+    AppStatus, AppView, DeploymentView, InstanceView, LogLine, ProcessView, ProjectView,
+    RunCommand, Scale, SetConfig, TaskView,
 };
 use futures_util::StreamExt as _;
 use manifest::FILE_NAME;
@@ -72,7 +72,7 @@ impl Which {
         Ok(Self { project, app })
     }
 
-    fn path(&self, rest: &str, workspace: &Name) -> String {
+    pub(super) fn path(&self, rest: &str, workspace: &Name) -> String {
         format!("/v1/projects/{}/apps/{}/{rest}workspace={workspace}", self.project, self.app)
     }
 }
@@ -171,6 +171,12 @@ pub(super) async fn status(shell: &Shell, args: StatusArgs) -> Result<()> {
     Ok(())
 }
 
+/// What an instance that runs again has behind it.
+fn restarted(it: &InstanceView) -> Option<String> {
+    let crash = it.last_crash.as_ref().filter(|_| it.crashes > 0)?;
+    Some(format!("crashed {}: {}", ago(now(), crash.at), crash.reason))
+}
+
 fn rows_of(deployment: &DeploymentView) -> Vec<Vec<String>> {
     let mark = if deployment.released { " *" } else { "" };
     let number = format!("{}{mark}", deployment.number);
@@ -184,7 +190,7 @@ fn rows_of(deployment: &DeploymentView) -> Vec<Vec<String>> {
                 format!("{}.{}", process.name, it.index),
                 is,
                 ago(now(), it.since),
-                it.reason.clone().unwrap_or_default(),
+                it.reason.clone().or_else(|| restarted(it)).unwrap_or_default(),
             ]);
         }
     }

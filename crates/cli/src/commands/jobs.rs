@@ -11,7 +11,9 @@ use runtime::{Backoff, Random};
 use super::Shell;
 use super::access::now;
 use super::apps::{Which, status_of, unconfirmed};
-use crate::args::{AppArgs, AppOnly, DeployArgs, DestroyArgs, JobCommand, ReleaseArgs};
+use crate::args::{
+    AppArgs, AppOnly, DeployArgs, DestroyArgs, JobCommand, ReleaseArgs, RestartArgs,
+};
 use crate::error::{CliError, ErrorKind, Result};
 use crate::output::{Output, ago};
 
@@ -167,7 +169,19 @@ pub(super) async fn deploy(shell: &Shell, args: DeployArgs) -> Result<()> {
     change(shell, &args.app, Operation::Deploy { build: args.build }).await
 }
 
-pub(super) async fn restart(shell: &Shell, args: AppOnly) -> Result<()> {
+pub(super) async fn restart(shell: &Shell, args: RestartArgs) -> Result<()> {
+    if let Some(instance) = args.instance {
+        let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '.');
+        if !instance.chars().all(plain) {
+            return Err(CliError::invalid(format!("`{instance}` is no instance, as `web.0` is")));
+        }
+        let which = Which::find(&args.app, None)?;
+        let rest = format!("instances/{instance}/restart?");
+        let path = which.path(&rest, &args.app.workspace);
+        shell.client()?.post::<_, ()>(&path, &serde_json::json!({})).await?;
+        shell.output.say(&format!("instance {instance} is being restarted"));
+        return Ok(());
+    }
     change(shell, &args.app, Operation::Restart).await
 }
 

@@ -136,6 +136,29 @@ pub(crate) async fn scale(
     Ok(Json(()))
 }
 
+/// Ends one instance gracefully; another takes its place. The others do not notice.
+#[utoipa::path(post, path = "/v1/projects/{project}/apps/{app}/instances/{instance}/restart",
+    params(InWorkspace), responses((status = 200), (status = 404, body = api::http_types::ErrorBody)))]
+pub(crate) async fn restart_instance(
+    server: State<Server>,
+    caller: Caller,
+    path: Path<(String, String, String)>,
+    Query(query): Query<InWorkspace>,
+) -> ApiResult<()> {
+    let (project, app, instance) = path.0;
+    let app_path = Path((project, app));
+    let row = app!(server, caller, Action::Change, app_path);
+    let workspace = workspace(query.workspace.as_deref())?;
+    let parts = instance.rsplit_once('.');
+    let parts = parts.and_then(|(process, index)| Some((process, index.parse::<u32>().ok()?)));
+    let Some((process, index)) = parts else {
+        return Err(ApiError::invalid(format!("`{instance}` is no instance, as `web.0` is one")));
+    };
+    let process = name("process", process)?;
+    server.apply(Command::RestartInstance { app: row.id, workspace, process, index }).await?;
+    Ok(Json(()))
+}
+
 /// Everything about an app in one workspace.
 #[utoipa::path(get, path = "/v1/projects/{project}/apps/{app}/status", params(InWorkspace),
     responses((status = 200, body = AppStatus)))]

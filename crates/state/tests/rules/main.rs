@@ -3,6 +3,7 @@
 
 mod bench;
 mod config;
+mod crashes;
 mod deployments;
 mod drains;
 mod jobs;

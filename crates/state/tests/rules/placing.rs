@@ -1,7 +1,6 @@
 //! Who goes where, in which order, and why something waits.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
 use model::{
     CellId, CellSpec, DeploymentId, InstanceState, ProcessSpec, TaskId, TaskReport, TaskState,
@@ -96,10 +95,12 @@ fn drivers_tags_and_room_decide() {
     }
 }
 
+type Change = fn(&mut ProcessSpec);
+
 #[test]
 fn shares_and_pids_count_where_a_cell_limits_them() {
     let limited = CellSpec { cpu_shares: Some(100), pids: Some(50), ..cell_spec(1_000) };
-    let cases: [(&str, fn(&mut ProcessSpec), Option<&str>); 4] = [
+    let cases: [(&str, Change, Option<&str>); 4] = [
         ("within", |spec| spec.container.limits.cpu_shares = Some(100), None),
         ("none asked for", |_| {}, None),
         (
@@ -225,12 +226,13 @@ fn however_many_wait_an_event_costs_little() {
     }
     let waiting = bench.state.all::<state::Task>().filter(|task| task.state.cell().is_none());
     assert_eq!(waiting.count(), count - 1);
-    let began = Instant::now();
+    // With a look at everything that waits each time this would take minutes.
     for _ in 0..100 {
         let running = bench.state.all::<state::Task>().find(|task| task.state.cell().is_some());
         let row = running.cloned().expect("one is there");
         let reason = "full".to_owned();
         bench.task_report(&row, TaskReport::Reject { reason }).expect("it was offered");
     }
-    assert!(began.elapsed() < Duration::from_secs(20), "{:?}", began.elapsed());
+    let waiting = bench.state.all::<state::Task>().filter(|task| task.state.cell().is_none());
+    assert_eq!(waiting.count(), count - 1, "always one is placed");
 }
