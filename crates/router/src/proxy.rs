@@ -265,6 +265,7 @@ async fn exchange(
         if !std::mem::replace(&mut is_first, false) {
             worker.counters.add(Count::Retries);
         }
+        target.begin_trial(worker.exact_now());
         let lease = worker.pools.lease(target);
         let reused = if may_reuse { lease.reuse(target, &worker.limits).await } else { None };
         let is_reused = reused.is_some();
@@ -291,7 +292,10 @@ async fn exchange(
             Err(SendError::TimedOut) => return Err(Refusal::TimedOut),
         }
         // A kept connection had been closed; a fresh one says what is the matter.
-        if !is_reused {
+        if link.is_unreachable() {
+            target.failed(worker.exact_now());
+            tried.add(target);
+        } else if !is_reused {
             tried.add(target);
         }
         may_reuse = false;

@@ -29,10 +29,17 @@ pub(crate) struct Target {
     kept: Arc<AtomicUsize>,
 }
 
+/// A socket to an instance, and whether the system gives it up early.
+#[derive(Debug)]
+pub(crate) struct Kept<S> {
+    pub(crate) stream: S,
+    pub(crate) is_hurried: bool,
+}
+
 /// A connection that is kept for the next request: nothing but the socket.
 #[derive(Debug)]
 struct Socket {
-    stream: TcpStream,
+    kept: Kept<TcpStream>,
     /// Milliseconds since the router's start.
     since: u64,
 }
@@ -50,23 +57,23 @@ impl Target {
 
     /// A kept connection that can take a request, as far as can be known. What an instance said
     /// without being asked would be taken for the answer to the next request.
-    pub(crate) fn take_socket(&self) -> Option<TcpStream> {
+    pub(crate) fn take_socket(&self) -> Option<Kept<TcpStream>> {
         loop {
             let socket = self.sockets().pop()?;
             self.kept.fetch_sub(1, Ordering::Relaxed);
-            if is_silent(&socket.stream) {
-                return Some(socket.stream);
+            if is_silent(&socket.kept.stream) {
+                return Some(socket.kept);
             }
         }
     }
 
     /// Keeps a connection for any thread to take, unless there are enough.
-    pub(crate) fn keep_socket(&self, stream: TcpStream, now_ms: u64, limits: &Limits) {
+    pub(crate) fn keep_socket(&self, kept: Kept<TcpStream>, now_ms: u64, limits: &Limits) {
         let mut sockets = self.sockets();
         if sockets.len() < limits.idle_per_target && self.kept.load(Ordering::Relaxed) < limits.idle
         {
             self.kept.fetch_add(1, Ordering::Relaxed);
-            sockets.push(Socket { stream, since: now_ms });
+            sockets.push(Socket { kept, since: now_ms });
         }
     }
 
@@ -83,6 +90,14 @@ impl Target {
     pub(crate) fn is_failing(&self, now_ms: u64) -> bool {
         let until = self.failing_until.load(Ordering::Relaxed);
         until != 0 && now_ms < until
+    }
+
+    /// Lets the first request after a failure find out alone whether the target is well again: it
+    /// may have to wait for long.
+    pub(crate) fn begin_trial(&self, now_ms: u64) {
+        if self.failing_until.load(Ordering::Relaxed) != 0 {
+            self.failed(now_ms);
+        }
     }
 
     pub(crate) fn failed(&self, now_ms: u64) {
@@ -319,6 +334,23 @@ mod tests {
         assert_eq!(number(&routes, "a.b"), None);
         changes.to = 5;
         assert_eq!(routes.change(&changes), Applied::Older);
+    }
+
+    #[test]
+    fn one_request_at_a_time_finds_out_whether_a_target_is_well_again() {
+        let routes = Routes::default();
+        routes.replace(&RouteTable { generation: 1, routes: vec![route("a.b", 1, 1)] });
+        let table = routes.load();
+        let target = &table.find(b"a.b").expect("a route").targets[0];
+        target.begin_trial(1_000);
+        assert!(!target.is_failing(1_000), "it has not failed");
+        target.failed(1_000);
+        let later = 1_000 + FAILING_MS;
+        assert!(target.is_failing(later - 1) && !target.is_failing(later));
+        target.begin_trial(later);
+        assert!(target.is_failing(later), "the others pass it over meanwhile");
+        target.answered();
+        assert!(!target.is_failing(later));
     }
 
     #[test]

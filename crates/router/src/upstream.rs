@@ -9,6 +9,7 @@ use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::{Arc, Weak};
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use bytes::Bytes;
 use foldhash::fast::RandomState;
@@ -22,12 +23,16 @@ use tokio::net::TcpStream;
 
 use crate::body::RequestBody;
 use crate::options::Limits;
-use crate::table::Target;
+use crate::table::{Kept, Target};
 
 /// What went over a connection since its request began.
 #[derive(Debug, Default)]
 struct Tally {
     read: Cell<bool>,
+    /// Whether the request may be sent again: then it is better soon given up than waited for.
+    repeats: Cell<bool>,
+    /// What was sent was not acknowledged in time: the instance's machine is out of reach.
+    unreachable: Cell<bool>,
     /// Whether what is written is to be remembered.
     keeps: Cell<bool>,
     /// The request as it was written, to be written once more on another connection.
@@ -38,6 +43,7 @@ impl Tally {
     fn begin(&self, keeps: bool) {
         self.read.set(false);
         self.keeps.set(keeps);
+        self.repeats.set(keeps);
         self.sent.borrow_mut().clear();
     }
 
@@ -60,9 +66,26 @@ pub(crate) struct UpstreamIo {
     /// Nothing is on its way in a socket that was kept, so the first write has room. To hear that
     /// from the system first would cost a turn of the event loop.
     has_room: bool,
+    /// How long the other side may take to acknowledge a request that may be sent again. A machine
+    /// that went away without a word says nothing at all, and the system would go on for minutes.
+    patience: Duration,
+    /// Whether the system was told so. A body may wait for an instance that reads slowly.
+    is_hurried: bool,
 }
 
 impl UpstreamIo {
+    /// Tells the system how long to wait for acknowledgements, if that is another time than before.
+    fn hurry(&mut self) {
+        let hurry = self.tally.repeats.get();
+        if hurry != self.is_hurried {
+            let limit = if hurry { self.patience } else { Duration::ZERO };
+            let limit = u32::try_from(limit.as_millis()).unwrap_or(u32::MAX);
+            // Without it the connection works all the same.
+            rustix::net::sockopt::set_tcp_user_timeout(&self.stream, limit).unwrap_or_default();
+            self.is_hurried = hurry;
+        }
+    }
+
     /// Writes without asking for room, once; `None` when that was of no use.
     fn write_at_once(&mut self, bytes: &[u8]) -> Option<usize> {
         let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
@@ -83,6 +106,10 @@ impl AsyncRead for UpstreamIo {
         let polled = Pin::new(&mut this.stream).poll_read(cx, buf);
         if buf.filled().len() > before {
             this.tally.read.set(true);
+        } else if let Poll::Ready(Err(error)) = &polled
+            && error.kind() == std::io::ErrorKind::TimedOut
+        {
+            this.tally.unreachable.set(true);
         }
         polled
     }
@@ -95,6 +122,7 @@ impl AsyncWrite for UpstreamIo {
         buf: &[u8],
     ) -> Poll<std::io::Result<usize>> {
         let this = self.get_mut();
+        this.hurry();
         this.tally.offered(&[std::io::IoSlice::new(buf)]);
         if let Some(written) = this.write_at_once(buf) {
             return Poll::Ready(Ok(written));
@@ -108,6 +136,7 @@ impl AsyncWrite for UpstreamIo {
         bufs: &[std::io::IoSlice<'_>],
     ) -> Poll<std::io::Result<usize>> {
         let this = self.get_mut();
+        this.hurry();
         this.tally.offered(bufs);
         if let [only] = bufs
             && let Some(written) = this.write_at_once(only)
@@ -194,17 +223,19 @@ impl Link {
             None => return Err(std::io::ErrorKind::TimedOut.into()),
         };
         stream.set_nodelay(true)?;
-        Self::over(stream, false, limits).await
+        Self::over(Kept { stream, is_hurried: false }, false, limits).await
     }
 
     /// Speaks HTTP over a connection that no request is on.
     async fn over(
-        stream: TcpStream,
+        Kept { stream, is_hurried }: Kept<TcpStream>,
         has_room: bool,
         limits: &Limits,
     ) -> std::io::Result<Box<Self>> {
         let tally = Rc::new(Tally::default());
-        let io = TokioIo::new(UpstreamIo { stream, tally: Rc::clone(&tally), has_room });
+        let (kept, patience) = (Rc::clone(&tally), limits.connect_timeout);
+        let io = UpstreamIo { stream, tally: kept, has_room, patience, is_hurried };
+        let io = TokioIo::new(io);
         let mut builder = hyper::client::conn::http1::Builder::new();
         builder.max_buf_size(limits.header_bytes).max_header_size(limits.header_bytes);
         let (sender, connection) =
@@ -217,6 +248,11 @@ impl Link {
     pub(crate) fn drive(&mut self, cx: &mut Context<'_>) -> bool {
         self.is_over = self.is_over || has_ended(&mut self.connection, cx);
         !self.is_over
+    }
+
+    /// Whether the instance's machine acknowledged nothing for too long.
+    pub(crate) fn is_unreachable(&self) -> bool {
+        self.tally.unreachable.get()
     }
 
     /// Whether it can take the next request now.
@@ -375,8 +411,9 @@ impl Lease {
             self.idle.set(self.idle.get().saturating_sub(1));
             return link;
         }
-        let stream = TcpStream::from_std(target.take_socket()?).ok()?;
-        Link::over(stream, true, limits).await.ok()
+        let Kept { stream, is_hurried } = target.take_socket()?;
+        let stream = TcpStream::from_std(stream).ok()?;
+        Link::over(Kept { stream, is_hurried }, true, limits).await.ok()
     }
 
     /// Keeps a connection for the next request, if it can take one.
@@ -391,10 +428,11 @@ impl Lease {
             self.idle.set(self.idle.get() + 1);
         } else if let Some(target) = self.pool.target.upgrade() {
             let Some((io, rest)) = link.into_raw() else { return };
+            let is_hurried = io.is_hurried;
             if rest.is_empty()
-                && let Ok(socket) = io.stream.into_std()
+                && let Ok(stream) = io.stream.into_std()
             {
-                target.keep_socket(socket, now, limits);
+                target.keep_socket(Kept { stream, is_hurried }, now, limits);
             }
         }
     }
