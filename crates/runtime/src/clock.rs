@@ -9,6 +9,10 @@ use std::time::{Duration, Instant, SystemTime};
 pub trait Clock: Send + Sync + Debug {
     /// Milliseconds since the Unix epoch.
     fn now_ms(&self) -> u64;
+
+    /// Tells it that this moment has been, as far as others know. A clock that can goes on from
+    /// there when it shows an earlier one.
+    fn has_been(&self, _ms: u64) {}
 }
 
 /// The machine's clock.
@@ -38,6 +42,10 @@ const LONGEST_STEP: Duration = Duration::from_secs(1);
 const READ_EVERY: Duration = Duration::from_millis(250);
 /// How much faster or slower it goes while it is wrong: an eighth.
 const CATCH_UP: u32 = 8;
+
+/// The farthest a steady clock is put ahead of the wall by [`Clock::has_been`]: it would need eight
+/// times as long to be right again.
+const FARTHEST_AHEAD: Duration = Duration::from_hours(24);
 
 /// What a steady clock showed last.
 #[derive(Debug)]
@@ -87,6 +95,14 @@ impl Clock for SteadyClock {
         let wall = Duration::from_millis(SystemClock.now_ms());
         let mut shown = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         u64::try_from(shown.read(mono_now(), wall).as_millis()).unwrap_or(u64::MAX)
+    }
+
+    fn has_been(&self, ms: u64) {
+        let mut shown = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = Duration::from_millis(ms);
+        if known <= shown.time + FARTHEST_AHEAD {
+            shown.time = shown.time.max(known);
+        }
     }
 }
 
@@ -159,6 +175,19 @@ mod tests {
         assert!(after <= before + LONGEST_STEP * 9 / 8, "a stop counts as little");
         assert_eq!(go_on(&mut shown, &mut wall, 8 * SECOND), after + 9 * SECOND);
         assert_eq!(go_on(&mut shown, &mut wall, 600 * SECOND), wall, "it has caught up");
+    }
+
+    #[test]
+    fn a_moment_that_has_been_does_not_come_again() {
+        let clock = SteadyClock::new();
+        let now = clock.now_ms();
+        let (hour, year) = (3_600_000, 365 * 24 * 3_600_000);
+        clock.has_been(now - hour);
+        assert!((now..now + hour).contains(&clock.now_ms()));
+        clock.has_been(now + hour);
+        assert!((now + hour..now + 2 * hour).contains(&clock.now_ms()));
+        clock.has_been(now + year);
+        assert!(clock.now_ms() < now + 2 * hour, "it would never be right again");
     }
 
     #[test]

@@ -134,9 +134,10 @@ where
 }
 
 /// Starts a named operating-system thread.
-pub fn spawn_thread<F>(name: &str, work: F) -> std::io::Result<std::thread::JoinHandle<()>>
+pub fn spawn_thread<F, T>(name: &str, work: F) -> std::io::Result<std::thread::JoinHandle<T>>
 where
-    F: FnOnce() + Send + 'static,
+    F: FnOnce() -> T + Send + 'static,
+    T: Send + 'static,
 {
     std::thread::Builder::new().name(name.to_owned()).spawn(work)
 }

@@ -86,6 +86,12 @@ pub enum Command {
     /// The state was loaded again after the store refused something: for a while nobody's report
     /// could be kept, so whatever waits for somebody gets a fresh deadline.
     Resume,
+    /// A router serves a table of this generation. One that is later than ours was made before the
+    /// clock was set back.
+    RoutesServed {
+        /// The generation.
+        generation: u64,
+    },
     /// Time passed: whatever is due happens.
     Tick,
     /// Looks at some of everything again, in case an event was missed.

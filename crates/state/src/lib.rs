@@ -176,6 +176,10 @@ impl State {
             Command::RemoveKey(id) => core.remove_key(id),
             Command::Boot => core.boot(now).map(|()| Reply::Done),
             Command::Resume => core.resume(now).map(|()| Reply::Done),
+            Command::RoutesServed { generation } => {
+                core.routes.catch_up(now, generation);
+                Ok(Reply::Done)
+            }
             Command::Tick => core.tick(now).map(|()| Reply::Done),
             Command::Sweep => core.sweep(now).map(|()| Reply::Done),
         }

@@ -1,6 +1,7 @@
 //! The route table, derived from releases and healthy instances.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::time::Duration;
 
 use model::{AppId, HostName, Name, Route, RouteTable, RouteTarget, Time, WEB};
 
@@ -11,6 +12,9 @@ use crate::tables::Core;
 pub const PRODUCTION: &str = "production";
 /// How many changes are kept for routers that are behind; one further back gets the whole table.
 pub const KEPT_CHANGES: usize = 1_024;
+
+/// How far ahead of the clock a generation may be that a router serves.
+const FARTHEST: Duration = Duration::from_hours(24 * 365);
 
 /// What changed from one generation to the next.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -55,6 +59,14 @@ impl Routes {
             return None;
         }
         Some(self.changes.iter().skip(known).cloned().collect())
+    }
+
+    /// Goes on after a generation that a router serves already, so that it takes what comes. One that
+    /// no clock can have made is passed over: it would leave nothing to count on with.
+    pub(crate) fn catch_up(&mut self, now: Time, served: u64) {
+        if served > self.generation && served <= now.after(FARTHEST).0 {
+            self.generation = served + 1;
+        }
     }
 
     fn set(&mut self, now: Time, host: HostName, route: Option<Route>) {

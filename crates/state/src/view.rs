@@ -17,7 +17,7 @@ use crate::records::{
 use crate::routes::RouteChange;
 use crate::tables::Row;
 use crate::work::DRAIN;
-use crate::{State, routes};
+use crate::{CELL_LEASE, Cell, State, routes};
 
 /// What a cell should be doing.
 #[derive(Debug, Clone, Default)]
@@ -174,6 +174,13 @@ impl State {
     pub fn host_of(&self, app: &App, workspace: &Name) -> Option<HostName> {
         let project = self.get::<Project>(app.project)?;
         routes::host(&self.core.routes.domain, &project.name, &app.name, workspace)
+    }
+
+    /// When a cell was last heard of: a moment that has been.
+    pub fn last_heard(&self) -> Option<Time> {
+        let latest = self.all::<Cell>().filter_map(|cell| cell.lease_until).max()?;
+        let lease = u64::try_from(CELL_LEASE.as_millis()).unwrap_or(u64::MAX);
+        Some(Time(latest.0.saturating_sub(lease)))
     }
 
     /// When the next deadline is.

@@ -56,8 +56,10 @@ pub(super) async fn session(
     let (router, welcome) = welcome(hello.hello.as_ref())?;
     let port = u16::try_from(hello.http_port).ok().filter(|port| *port != 0);
     let number = server.router_came(router, port);
+    let kept = state::Command::RoutesServed { generation: hello.generation };
     let mut session = Session { server, router, number, down, sent: 0 };
     session.send(Down::Welcome(welcome)).await?;
+    session.server.apply(kept).await.map_err(status)?;
     session.run(&mut up).await
 }
 

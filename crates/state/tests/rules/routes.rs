@@ -77,3 +77,20 @@ fn an_empty_table_after_a_restart_is_newer_than_the_one_before() {
     assert!(fresh.route_generation() > served.generation, "a router would refuse it");
     assert_eq!(fresh.routes_since(served.generation), None, "it is told the whole table");
 }
+
+#[test]
+fn a_router_that_is_ahead_takes_the_table_of_a_server_whose_clock_was_set_back() {
+    let mut bench = Bench::ready();
+    bench.released(1);
+    let hour = 3_600_000;
+    let ahead = bench.state.route_generation() + hour;
+    let before = bench.state.routes().routes;
+    bench.ok(Command::RoutesServed { generation: ahead });
+    assert!(bench.state.route_generation() > ahead);
+    assert_eq!(bench.state.routes().routes, before);
+    let caught_up = bench.state.route_generation();
+    bench.ok(Command::RoutesServed { generation: 1 });
+    bench.ok(Command::RoutesServed { generation: u64::MAX });
+    assert_eq!(bench.state.route_generation(), caught_up, "neither says anything");
+    assert_eq!(bench.state.routes_since(ahead), None, "it is told the whole table");
+}
