@@ -5,9 +5,13 @@
 //! it. Each host is a network namespace with a disk of its own. Needs root, `iproute2`, `iptables`,
 //! `e2fsprogs` and `libfaketime`.
 
+mod cell;
 mod machine;
+mod router;
+mod runner;
 mod server;
 mod stage;
+mod task;
 
 use std::fmt::Display;
 use std::path::Path;
@@ -17,6 +21,13 @@ use testkit::{Mark, Met};
 
 use crate::Failure;
 use stage::{Places, Stage};
+
+/// Longer than the lease of a cell (15 s) and of a job (20 s): as good as a minute.
+const LONG: Duration = Duration::from_secs(22);
+/// Longer than the lease of a cell, which is all that matters where no job runs.
+const CELL_LONG: Duration = Duration::from_secs(17);
+/// How long it may take until what ran on a lost cell runs elsewhere, and until a lost job has ended.
+const REPLACE_LIMIT: Duration = Duration::from_secs(30);
 
 /// One line of the matrix: what fails, how, and what is to be seen then.
 struct Entry {
@@ -43,7 +54,7 @@ pub(crate) fn run(shore: &Path) -> Result<(), Failure> {
     let args: Vec<String> = std::env::args().collect();
     let only = args.iter().position(|arg| arg == "--only").and_then(|at| args.get(at + 1));
     let wanted = |entry: &Entry| only.is_none_or(|only| entry.name().contains(only.as_str()));
-    let entries: Vec<Entry> = server::entries().into_iter().filter(wanted).collect();
+    let entries: Vec<Entry> = all().into_iter().filter(wanted).collect();
     let began = runtime::mono_now();
     let mut stage = Stage::start(shore)?;
     eprintln!("ok: the cluster is up after {}", Seconds(began.elapsed()));
@@ -72,8 +83,14 @@ pub(crate) fn run(shore: &Path) -> Result<(), Failure> {
     if failed == 0 { Ok(()) } else { Err(format!("{failed} of {entries} entries failed")) }
 }
 
+fn all() -> Vec<Entry> {
+    let parts =
+        [server::entries(), runner::entries(), cell::entries(), router::entries(), task::entries()];
+    parts.into_iter().flatten().collect()
+}
+
 fn play(stage: &mut Stage, entry: &Entry) -> Result<(), Failure> {
-    stage.settled().map_err(|failure| format!("before it began: {failure}"))?;
+    stage.spread().map_err(|failure| format!("before it began: {failure}"))?;
     let began = runtime::mono_now();
     let seen = (entry.run)(stage)?;
     println!("matrix {}: ok — {seen} [{}]", entry.name(), Seconds(began.elapsed()));

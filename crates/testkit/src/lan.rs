@@ -39,6 +39,9 @@ pub struct Host {
     /// Where the others reach it.
     pub address: Ipv4Addr,
     namespace: String,
+    /// The switch's namespace, and the port there.
+    switch: String,
+    port: String,
 }
 
 fn ip(args: &[&str]) -> Result<String, Failure> {
@@ -116,7 +119,8 @@ impl Lan {
         ip(&["-n", host, "addr", "add", &network, "dev", INTERFACE])?;
         ip(&["-n", host, "link", "set", "lo", "up"])?;
         ip(&["-n", host, "link", "set", INTERFACE, "up"])?;
-        Ok(Host { name: name.to_owned(), address, namespace })
+        let (name, switch) = (name.to_owned(), self.switch.clone());
+        Ok(Host { name, address, namespace, switch, port })
     }
 }
 
@@ -193,32 +197,29 @@ impl Host {
         self.tables(&["-A", "OUTPUT", "-o", INTERFACE, "-j", "DROP"])
     }
 
-    /// Sends no faster than so many kbit/s, and takes no more.
+    /// Runs `tc` at both ends of the host's cable.
+    fn shape(&self, args: &[&str]) -> Result<(), Failure> {
+        for (namespace, device) in
+            [(self.namespace.as_str(), INTERFACE), (self.switch.as_str(), self.port.as_str())]
+        {
+            let mut command = Command::new("tc");
+            command.args(["-n", namespace]).args(&args[..2]).args(["dev", device]).args(&args[2..]);
+            run(&mut command)?.ok(&format!("tc {}", args.join(" ")))?;
+        }
+        Ok(())
+    }
+
+    /// Sends and takes no more than so many kbit/s.
     pub fn slow(&self, kbit: u32) -> Result<(), Failure> {
         let rate = format!("{kbit}kbit");
-        let qdisc = ["qdisc", "add", "dev", INTERFACE];
-        let mut command = self.command("tc");
-        command.args(qdisc).args(["root", "tbf", "rate", &rate, "burst", "32k", "latency", "2s"]);
-        run(&mut command)?.ok("tc qdisc").map(|_| ())?;
-        let mut ingress = self.command("tc");
-        ingress.args(qdisc).args(["ingress"]);
-        run(&mut ingress)?.ok("tc ingress").map(|_| ())?;
-        let mut police = self.command("tc");
-        police.args(["filter", "add", "dev", INTERFACE, "parent", "ffff:", "protocol", "ip"]);
-        police.args(["u32", "match", "u32", "0", "0", "police", "rate", &rate]);
-        police.args(["burst", "64k", "drop", "flowid", ":1"]);
-        run(&mut police)?.ok("tc filter").map(|_| ())
+        self.shape(&["qdisc", "add", "root", "tbf", "rate", &rate, "burst", "32k", "latency", "1s"])
     }
 
     /// Undoes every fault of the network.
     pub fn heal(&self) -> Result<(), Failure> {
         self.tables(&["-F"])?;
-        for parent in ["root", "ingress"] {
-            let mut command = self.command("tc");
-            command.args(["qdisc", "del", "dev", INTERFACE, parent]);
-            // There may have been none.
-            drop(run(&mut command));
-        }
+        // There may have been none.
+        drop(self.shape(&["qdisc", "del", "root"]));
         Ok(())
     }
 

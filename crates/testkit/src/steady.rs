@@ -13,10 +13,10 @@ use std::time::{Duration, Instant};
 
 use crate::lan::Host;
 use crate::load::answer;
-use crate::{Failure, wait_for};
+use crate::{Failure, Page, wait_for};
 
 /// How long a request may take, each time it is sent.
-const REQUEST_LIMIT: Duration = Duration::from_secs(10);
+const REQUEST_LIMIT: Duration = Duration::from_secs(5);
 /// How long a connection may take to be made.
 const CONNECT_LIMIT: Duration = Duration::from_secs(3);
 /// Failures that are kept word for word.
@@ -181,7 +181,28 @@ impl Drop for Steady {
     }
 }
 
-type Line = BufReader<TcpStream>;
+/// One page from one address, asked for by `from`.
+pub fn get_from(from: &Host, at: SocketAddr, host: &str) -> Result<Page, Failure> {
+    let (from, host) = (from.clone(), host.to_owned());
+    let asking = runtime::spawn_thread("ask", move || -> Result<Page, Failure> {
+        from.enter()?;
+        let ask = || {
+            let mut stream = TcpStream::connect_timeout(&at, CONNECT_LIMIT)?;
+            stream.set_read_timeout(Some(REQUEST_LIMIT))?;
+            write!(stream, "GET / HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n")?;
+            crate::http::answer(&mut stream)
+        };
+        ask().map_err(|error: std::io::Error| format!("{at}: {error}"))
+    });
+    let asking = asking.map_err(|error| error.to_string())?;
+    asking.join().unwrap_or_else(|_| Err("the thread that asked broke".to_owned()))
+}
+
+/// A connection, and which of the addresses it goes to.
+struct Line {
+    stream: BufReader<TcpStream>,
+    to: usize,
+}
 
 impl Shared {
     /// Asks in turn, each time when the time has come, or at once when it has passed.
@@ -195,10 +216,11 @@ impl Shared {
             due = (due + pause).max(runtime::mono_now());
             let host = &self.wanted.hosts[turn % self.wanted.hosts.len()];
             let began = runtime::mono_now();
-            let first = self.once(&mut line, turn, host);
+            let to = line.as_ref().map_or(turn, |line: &Line| line.to);
+            let first = self.once(&mut line, to, host);
             let again = matches!(first, Err(Fault::Silent(_)));
             let done = match first {
-                Err(Fault::Silent(before)) => self.once(&mut line, turn + 1, host).map_err(|it| {
+                Err(Fault::Silent(before)) => self.once(&mut line, to + 1, host).map_err(|it| {
                     let (Fault::Silent(now) | Fault::Bad(now)) = it;
                     format!("{before}; again: {now}")
                 }),
@@ -226,30 +248,31 @@ impl Shared {
     }
 
     /// Sends one request, on the connection there is or on a new one.
-    fn once(&self, line: &mut Option<Line>, turn: usize, host: &str) -> Result<(), Fault> {
+    fn once(&self, line: &mut Option<Line>, to: usize, host: &str) -> Result<(), Fault> {
         let mut kept = match line.take() {
             Some(kept) => kept,
-            None => self.connect(turn).map_err(|error| Fault::Silent(error.to_string()))?,
+            None => self.connect(to).map_err(|error| Fault::Silent(error.to_string()))?,
         };
         let request = format!("GET / HTTP/1.1\r\nHost: {host}\r\n\r\n");
         let silent = |error: std::io::Error| Fault::Silent(error.to_string());
-        kept.get_mut().write_all(request.as_bytes()).map_err(silent)?;
-        has_begun(&kept).map_err(silent)?;
-        let (status, stays) =
-            answer(&mut kept).map_err(|error| Fault::Bad(format!("its answer broke: {error}")))?;
+        kept.stream.get_mut().write_all(request.as_bytes()).map_err(silent)?;
+        has_begun(kept.stream.get_ref()).map_err(silent)?;
+        let (status, stays) = answer(&mut kept.stream)
+            .map_err(|error| Fault::Bad(format!("its answer broke: {error}")))?;
         if stays {
             *line = Some(kept);
         }
         if status == 200 { Ok(()) } else { Err(Fault::Bad(format!("answered with {status}"))) }
     }
 
-    fn connect(&self, turn: usize) -> std::io::Result<Line> {
-        let address = self.wanted.at[turn % self.wanted.at.len()];
+    fn connect(&self, to: usize) -> std::io::Result<Line> {
+        let to = to % self.wanted.at.len();
+        let address = self.wanted.at[to];
         let stream = TcpStream::connect_timeout(&address, CONNECT_LIMIT)?;
         stream.set_nodelay(true)?;
         stream.set_read_timeout(Some(REQUEST_LIMIT))?;
         stream.set_write_timeout(Some(REQUEST_LIMIT))?;
-        Ok(BufReader::new(stream))
+        Ok(Line { stream: BufReader::new(stream), to })
     }
 }
 
@@ -262,8 +285,8 @@ enum Fault {
 }
 
 /// Waits for the first byte of an answer.
-fn has_begun(line: &Line) -> std::io::Result<()> {
-    match line.get_ref().peek(&mut [0]) {
+fn has_begun(stream: &TcpStream) -> std::io::Result<()> {
+    match stream.peek(&mut [0]) {
         Ok(0) => Err(std::io::Error::other("the connection was closed without an answer")),
         Ok(_) => Ok(()),
         Err(error) => Err(error),

@@ -30,6 +30,8 @@ pub(super) struct Machine {
     log: PathBuf,
     args: Vec<String>,
     variables: Vec<(String, String)>,
+    /// By how much its clock is wrong, in the words of libfaketime.
+    skew: Option<String>,
     child: Option<Child>,
 }
 
@@ -44,6 +46,7 @@ impl Machine {
             home,
             args: Vec::new(),
             variables: Vec::new(),
+            skew: None,
             child: None,
         })
     }
@@ -94,6 +97,9 @@ impl Machine {
         let args: Vec<&str> = self.args.iter().map(String::as_str).collect();
         let mut command = self.command(&[&args[..], &["--json", "--log", "info"]].concat());
         command.envs(self.variables.iter().map(|(name, value)| (name, value)));
+        if let Some(skew) = &self.skew {
+            command.env("LD_PRELOAD", faketime()?).env("FAKETIME", skew);
+        }
         command.stdin(Stdio::null()).stdout(out).stderr(log.map_err(failed)?);
         self.child = Some(command.spawn().map_err(failed)?);
         Ok(())
@@ -121,11 +127,6 @@ impl Machine {
         child.wait().map(|_| ()).map_err(|error| error.to_string())
     }
 
-    pub(super) fn restart(&mut self) -> Result<Value, Failure> {
-        self.kill()?;
-        self.start()
-    }
-
     /// Ends everything on it, as a power cut does.
     pub(super) fn power_off(&mut self) -> Result<(), Failure> {
         self.host.power_off()?;
@@ -147,6 +148,14 @@ impl Machine {
         self.signal("-CONT")
     }
 
+    /// Starts its role again with a clock that is wrong from now on, in the words of libfaketime; with
+    /// one that is right when absent.
+    pub(super) fn restart_with_clock(&mut self, skew: Option<&str>) -> Result<Value, Failure> {
+        self.kill()?;
+        self.skew = skew.map(str::to_owned);
+        self.start()
+    }
+
     /// Makes everything as it should be, whatever was done to it.
     pub(super) fn mend(&mut self) -> Result<(), Failure> {
         self.host.heal()?;
@@ -159,8 +168,10 @@ impl Machine {
             Some(child) => child.try_wait().map_err(|error| error.to_string())?.is_some(),
             None => true,
         };
-        if ended {
-            self.restart()?;
+        let is_wrong = self.skew.take().is_some();
+        if is_wrong || ended {
+            self.kill()?;
+            self.start()?;
         }
         self.thaw()
     }
@@ -175,4 +186,12 @@ pub(super) fn run(command: &mut Command) -> Result<Ran, Failure> {
         out: String::from_utf8_lossy(&output.stdout).into_owned(),
         err: String::from_utf8_lossy(&output.stderr).into_owned(),
     })
+}
+
+/// The library that lies about the time.
+fn faketime() -> Result<PathBuf, Failure> {
+    let dirs = std::fs::read_dir("/usr/lib").into_iter().flatten().flatten();
+    let mut found = dirs.map(|entry| entry.path().join("faketime/libfaketimeMT.so.1"));
+    let found = found.find(|path| path.is_file());
+    found.ok_or_else(|| "libfaketime is not on this machine".to_owned())
 }

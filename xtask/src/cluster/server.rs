@@ -4,15 +4,13 @@ use std::time::Duration;
 
 use testkit::wait_for;
 
-use super::stage::{COMMAND_LIMIT, SETTLE_LIMIT, Stage};
-use super::{Entry, Seconds, moved, requests, unmoved, within};
+use super::stage::{COMMAND_LIMIT, Places, SETTLE_LIMIT, Stage};
+use super::{CELL_LONG, Entry, LONG, Seconds, moved, requests, unmoved, within};
 use crate::Failure;
 use crate::e2e::holds;
 
 /// How long a server that was killed may take until it answers again.
 const BACK_LIMIT: Duration = Duration::from_secs(2);
-/// Longer than the lease of a cell (15 s) and of a job (20 s): as good as a minute.
-const LONG: Duration = Duration::from_secs(22);
 /// How long a command may take to say that it cannot reach the server.
 const GIVE_UP_LIMIT: Duration = Duration::from_secs(20);
 /// How long the server may take to do things again once it can.
@@ -23,12 +21,16 @@ const BIG: usize = 120 << 10;
 /// See [`BIG`].
 const MANY: usize = 500;
 
+/// How long a server with a wrong clock is watched.
+const SKEW_WATCH: Duration = Duration::from_secs(2);
+
 pub(super) fn entries() -> Vec<Entry> {
     vec![
         Entry::new("server", "kill -9", killed),
         Entry::new("server", "SIGSTOP", stopped),
         Entry::new("server", "disk full", disk_full),
         Entry::new("server", "partitioned", partitioned),
+        Entry::new("server", "clock wrong by an hour", clock),
     ]
 }
 
@@ -37,13 +39,6 @@ fn until_it_answers(stage: &Stage, limit: Duration) -> Result<Duration, Failure>
     let began = runtime::mono_now();
     let asks = || stage.shore(&["project", "list"]).ok().filter(|ran| ran.code == 0);
     wait_for("the server to answer", limit, asks)?;
-    Ok(began.elapsed())
-}
-
-/// Something that needs every stream: the runner's, a cell's and the routers'.
-fn whole_way(stage: &Stage) -> Result<Duration, Failure> {
-    let began = runtime::mono_now();
-    stage.shore(&["restart", "--project", "site"])?.ok("shore restart")?;
     Ok(began.elapsed())
 }
 
@@ -65,7 +60,7 @@ fn killed(stage: &mut Stage) -> Result<String, Failure> {
     up.end(COMMAND_LIMIT)?.ok("the `shore up` that was under way")?;
     stage.shore(&["destroy", "--project", "other", "--yes"])?.ok("destroy")?;
     unmoved(&before, &stage.settled()?)?;
-    let whole = whole_way(stage)?;
+    let whole = stage.whole_way()?;
     let seen = requests(stage, &mark, 0)?;
     Ok(format!(
         "answers again after {}, a deployment under way went through, a new one took {}, {seen}",
@@ -74,22 +69,15 @@ fn killed(stage: &mut Stage) -> Result<String, Failure> {
     ))
 }
 
-/// Lets `LONG` pass.
-fn wait_long(stage: &Stage) -> Result<(), Failure> {
-    let mark = runtime::mono_now();
-    wait_for("the lease to pass", 2 * LONG, || (mark.elapsed() > LONG).then_some(()))?;
-    stage.load().map(|_| ())
-}
-
 fn stopped(stage: &mut Stage) -> Result<String, Failure> {
     let before = stage.settled()?;
     let mark = stage.mark()?;
     stage.server.freeze()?;
-    wait_long(stage)?;
+    stage.pass(LONG)?;
     stage.server.thaw()?;
     let back = until_it_answers(stage, AGAIN_LIMIT)?;
     unmoved(&before, &stage.settled()?)?;
-    let whole = whole_way(stage)?;
+    let whole = stage.whole_way()?;
     let seen = requests(stage, &mark, 0)?;
     Ok(format!(
         "stopped for {}, which is longer than every lease, answers {} later, no instance moved, \
@@ -129,7 +117,7 @@ fn disk_full(stage: &mut Stage) -> Result<String, Failure> {
     holds(&said, &["the disk is full"])?;
     stage.shore(&["status", "--project", "site"])?.ok("reading")?;
     stage.up("site")?.failed("shore up")?;
-    wait_long(stage)?;
+    stage.pass(CELL_LONG)?;
     stage.server.disk.make_room()?;
     let began = runtime::mono_now();
     let writes = || stage.shore(&["project", "create", "room"]).ok().filter(|it| it.code == 0);
@@ -138,13 +126,13 @@ fn disk_full(stage: &mut Stage) -> Result<String, Failure> {
     remove_written(stage)?;
     stage.shore(&["project", "remove", "room"])?.ok("project remove")?;
     unmoved(&before, &stage.settled()?)?;
-    let whole = whole_way(stage)?;
+    let whole = stage.whole_way()?;
     let seen = requests(stage, &mark, 0)?;
     let said = said.lines().next().unwrap_or_default();
     Ok(format!(
         "full for {}: \"{said}\", reading goes on; writes {} after there is room, no instance \
          moved, a deployment took {}, {seen}",
-        Seconds(LONG),
+        Seconds(CELL_LONG),
         Seconds(again),
         Seconds(whole)
     ))
@@ -159,7 +147,7 @@ fn partitioned(stage: &mut Stage) -> Result<String, Failure> {
     let said = asking.end(GIVE_UP_LIMIT)?.failed("a command")?;
     let gave_up = asked.elapsed();
     holds(&said, &["cannot reach"])?;
-    wait_long(stage)?;
+    stage.pass(CELL_LONG.saturating_sub(gave_up))?;
     stage.server.host.heal()?;
     let healed = runtime::mono_now();
     let after = stage.settled()?;
@@ -169,10 +157,36 @@ fn partitioned(stage: &mut Stage) -> Result<String, Failure> {
     Ok(format!(
         "cut off for {}: commands say \"{said}\" after {}; settled {} after it was healed, {} of {} \
          instances were replaced, {seen}",
-        Seconds(LONG),
+        Seconds(CELL_LONG),
         Seconds(gave_up),
         Seconds(whole),
         moved(&before, &after),
         after.len()
+    ))
+}
+
+/// Where the instances of one app are.
+fn of(places: &Places, project: &str) -> Places {
+    let mut places = places.clone();
+    places.retain(|_, place| place.project == project);
+    places
+}
+
+fn clock(stage: &mut Stage) -> Result<String, Failure> {
+    let before = stage.settled()?;
+    let mark = stage.mark()?;
+    let mut steps = Vec::new();
+    for skew in [Some("+1h"), Some("-1h"), None] {
+        stage.server.restart_with_clock(skew)?;
+        stage.pass(SKEW_WATCH)?;
+        unmoved(&of(&before, "python"), &of(&stage.settled()?, "python"))?;
+        steps.push(stage.whole_way()?);
+    }
+    let seen = requests(stage, &mark, 0)?;
+    let slowest = steps.into_iter().max().unwrap_or_default();
+    Ok(format!(
+        "started an hour ahead, an hour behind and right again: no instance moved, each time \
+         routers took the next deployment, the slowest of which took {}, {seen}",
+        Seconds(slowest)
     ))
 }

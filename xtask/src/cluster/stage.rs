@@ -7,7 +7,7 @@ use std::process::{Child, Stdio};
 use std::time::Duration;
 
 use serde_json::Value;
-use testkit::{Lan, Mark, Met, Ran, Steady, Wanted, wait_for};
+use testkit::{Lan, Mark, Met, Page, Ran, Steady, Wanted, get_from, wait_for};
 
 use super::machine::{API_PORT, HTTP_PORT, Machine};
 use crate::traces::instances;
@@ -31,6 +31,7 @@ pub(super) const COMMAND_LIMIT: Duration = Duration::from_secs(90);
 /// Where an instance runs, and its processes there.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Place {
+    pub(super) project: &'static str,
     pub(super) cell: String,
     pub(super) processes: BTreeSet<u32>,
 }
@@ -47,7 +48,7 @@ pub(super) struct Stage {
     pub(super) cells: [Machine; 3],
     pub(super) client: Machine,
     /// Goes last: everything is on it.
-    _lan: Lan,
+    lan: Lan,
 }
 
 impl Stage {
@@ -62,7 +63,7 @@ impl Stage {
             cells: [machine("cell1", 11)?, machine("cell2", 12)?, machine("cell3", 13)?],
             client: machine("client", 20)?,
             load: None,
-            _lan: lan,
+            lan,
         };
         stage.start_roles()?;
         for (project, example) in APPS {
@@ -213,7 +214,7 @@ impl Stage {
                 let cell = cell.ok_or_else(|| format!("{project}: {it}"))?.to_owned();
                 let processes = running.get(&(id.clone(), cell.clone())).cloned();
                 let processes = processes.ok_or_else(|| format!("{id} is not on {cell}"))?;
-                places.insert(id, Place { cell, processes });
+                places.insert(id, Place { project, cell, processes });
             }
         }
         Ok(places)
@@ -226,6 +227,58 @@ impl Stage {
             |(id, cell): &(String, String)| places.get(id).is_none_or(|place| place.cell != *cell);
         let too_many: Vec<_> = self.running().into_keys().filter(surplus).collect();
         if too_many.is_empty() { Ok(places) } else { Err(format!("too many: {too_many:?}")) }
+    }
+
+    /// Waits until everything is as it should be, with something of each app on each cell.
+    pub(super) fn spread(&self) -> Result<(), Failure> {
+        let places = self.settled()?;
+        for (project, _) in APPS {
+            let ids: Vec<Value> = self.instances(project)?;
+            let ids = ids.iter().filter_map(|it| it["id"].as_str());
+            let cells: BTreeSet<&str> =
+                ids.filter_map(|id| places.get(id)).map(|place| place.cell.as_str()).collect();
+            if cells.len() < self.cells.len() {
+                self.shore(&["restart", "--project", project])?.ok("shore restart")?;
+            }
+        }
+        self.settled().map(|_| ())
+    }
+
+    /// Waits until every instance is healthy on another cell than this one.
+    pub(super) fn without(&self, cell: &str, limit: Duration) -> Result<Places, Failure> {
+        let mut last = String::new();
+        let look = || {
+            let places = self.places().map_err(|why| last = why).ok()?;
+            let left = places.values().filter(|place| place.cell == cell).count();
+            last = format!("{left} are on {cell}");
+            (left == 0).then_some(places)
+        };
+        let places = wait_for(&format!("instances to be elsewhere than on {cell}"), limit, look);
+        places.map_err(|late| format!("{late}: {last}"))
+    }
+
+    /// The page of an app from one of the routers.
+    pub(super) fn ask(&self, router: &Machine, project: &str) -> Result<Page, Failure> {
+        get_from(&self.client.host, router.at(HTTP_PORT), &host(project))
+    }
+
+    /// Lets so much time pass.
+    pub(super) fn pass(&self, time: Duration) -> Result<(), Failure> {
+        let began = runtime::mono_now();
+        wait_for("time to pass", 2 * time, || (began.elapsed() >= time).then_some(()))?;
+        self.load().map(|_| ())
+    }
+
+    /// A file in which work leaves its marks, on no machine's disk.
+    pub(super) fn marks(&self, name: &str) -> PathBuf {
+        self.lan.home().join(name)
+    }
+
+    /// Something that needs every stream: the runner's, a cell's and the routers'. How long it took.
+    pub(super) fn whole_way(&self) -> Result<Duration, Failure> {
+        let began = runtime::mono_now();
+        self.shore(&["restart", "--project", "site"])?.ok("shore restart")?;
+        Ok(began.elapsed())
     }
 
     /// Waits until every instance is healthy, where it should be and nowhere else, and no request
