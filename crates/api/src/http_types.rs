@@ -491,6 +491,52 @@ pub struct NewTask {
     pub spec: TaskSpec,
 }
 
+/// Where a watcher is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Revision {
+    /// The revision: go on after it.
+    pub revision: u64,
+}
+
+/// One change of one row, as an SSE event of type `change` carries it. The event's id is the revision.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct Change {
+    /// The number of the change; it only grows, also over restarts of the server.
+    pub revision: u64,
+    /// The kind of row: `job`, `task`, `instance`, …
+    pub kind: String,
+    /// Its identifier.
+    pub id: String,
+    /// `put` when it was made or changed, `delete` when it is gone.
+    pub op: String,
+    /// The project it belongs to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    pub project: Option<Name>,
+    /// The app it belongs to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    pub app: Option<Name>,
+    /// The row as its list shows it, after the change; without results and what is a row of its own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Object>)]
+    pub body: Option<serde_json::Value>,
+}
+
+/// An instance in a change.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct InstanceChange {
+    /// The instance.
+    #[serde(flatten)]
+    pub instance: InstanceView,
+    /// Its deployment.
+    #[schema(value_type = String)]
+    pub deployment: DeploymentId,
+    /// Its process.
+    #[schema(value_type = Option<String>)]
+    pub process: Option<Name>,
+}
+
 /// What a task's callback is told, in the body of a `POST`. The header `shore-delivery` names the
 /// message, the same however often it is sent; `shore-signature` proves who sent it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]

@@ -16,6 +16,9 @@ pub const VERSION: &str = env!("CARGO_PKG_VERSION");
 /// The header in which client and server of the HTTP API say which protocols they speak, as in
 /// `1-3`. Without it nothing is checked: other clients than ours need not know it.
 pub const PROTOCOL_HEADER: &str = "shore-protocol";
+/// The header in which a list says at which revision it was read: whoever watches from there misses
+/// nothing.
+pub const REVISION_HEADER: &str = "shore-revision";
 /// Where the server listens unless told otherwise.
 pub const SERVER_PORT: u16 = 7420;
 /// Where the server listens for SSH unless told otherwise.

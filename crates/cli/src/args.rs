@@ -95,6 +95,8 @@ pub(crate) enum Command {
     /// Run, list, show and cancel tasks: work that runs once
     #[command(subcommand)]
     Task(TaskCommand),
+    /// Show what changes
+    Events(EventsArgs),
     /// Show what an app says
     Logs(LogsArgs),
     /// Show what an app runs
@@ -189,6 +191,12 @@ pub(crate) struct ServerArgs {
     /// A network that callbacks of tasks may reach although it is not public, as in `10.0.0.0/8`
     #[arg(long = "callback-allow", value_name = "NETWORK")]
     pub(crate) callback_networks: Vec<server::Network>,
+    /// Show metrics to whoever asks, without a token
+    #[arg(long)]
+    pub(crate) metrics_open: bool,
+    /// Push metrics to this OpenTelemetry collector, as in `http://127.0.0.1:4318/v1/metrics`
+    #[arg(long, value_name = "URL", value_parser = url)]
+    pub(crate) otlp: Option<server::Url>,
 }
 
 /// How a component joins.
@@ -325,6 +333,9 @@ pub(crate) struct RouterArgs {
     /// Address to take requests on
     #[arg(long, default_value = "127.0.0.1:8080")]
     pub(crate) listen: SocketAddr,
+    /// Address to answer with metrics on, at `/metrics`, to whoever asks; nowhere when absent
+    #[arg(long, value_name = "ADDRESS")]
+    pub(crate) metrics: Option<SocketAddr>,
     /// Threads; one per core when absent
     #[arg(long)]
     pub(crate) threads: Option<usize>,
@@ -489,6 +500,25 @@ pub(crate) struct TaskRunArgs {
     /// The command and its arguments
     #[arg(last = true, required_unless_present = "file")]
     pub(crate) argv: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct EventsArgs {
+    /// Go on with what comes later
+    #[arg(long, short)]
+    pub(crate) follow: bool,
+    /// Only rows of this kind: job, task, instance, …
+    #[arg(long = "kind", value_name = "KIND", value_parser = word)]
+    pub(crate) kinds: Vec<String>,
+    /// Only this project's
+    #[arg(long, short)]
+    pub(crate) project: Option<Name>,
+    /// Only this app's
+    #[arg(long, short, requires = "project")]
+    pub(crate) app: Option<Name>,
+    /// What came after this revision
+    #[arg(long, value_name = "REVISION")]
+    pub(crate) after: Option<u64>,
 }
 
 #[derive(Debug, Args)]
@@ -679,6 +709,16 @@ fn host(text: &str) -> Result<String, String> {
         return Ok(text.to_owned());
     }
     text.parse::<HostName>().map(|host| host.to_string()).map_err(|error| error.to_string())
+}
+
+/// Letters only, as kinds of rows are.
+fn word(text: &str) -> Result<String, String> {
+    let plain = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_lowercase());
+    if plain { Ok(text.to_owned()) } else { Err(format!("`{text}` is no kind of row")) }
+}
+
+fn url(text: &str) -> Result<server::Url, String> {
+    server::Url::parse(text).map_err(|failure| failure.to_string())
 }
 
 fn key_value(text: &str) -> Result<(String, String), String> {

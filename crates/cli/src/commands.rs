@@ -4,6 +4,7 @@ mod access;
 mod apps;
 mod cells;
 mod contexts;
+mod events;
 mod jobs;
 mod tasks;
 mod up;
@@ -99,6 +100,7 @@ pub(crate) async fn run(cli: Cli) -> Result<()> {
         Command::App(command) => apps::app(&shell, command).await,
         Command::Job(command) => jobs::job(&shell, command).await,
         Command::Task(command) => tasks::task(&shell, command).await,
+        Command::Events(args) => events::events(&shell, args).await,
         Command::Logs(args) => apps::logs(&shell, args).await,
         Command::Status(args) => apps::status(&shell, args).await,
         Command::Deploy(args) => jobs::deploy(&shell, args).await,

@@ -14,7 +14,7 @@ use std::time::Duration;
 use api::Endpoint;
 use model::{HostName, JoinToken, Name, Role};
 use runtime::{Ids, Kind, Random, SteadyClock, Stop, Tasks};
-use server::{Authority, Network, Parts, Server};
+use server::{Authority, Parts, Server, Settings};
 use store::Store;
 use store::blobs::BlobLimits;
 use store::sqlite::SqliteStore;
@@ -80,8 +80,7 @@ pub(crate) struct ServerOptions {
     /// The flags that choose the address of the server and of its SSH.
     pub(crate) flags: [&'static str; 2],
     pub(crate) blobs: BlobLimits,
-    /// Networks that callbacks may reach besides public addresses.
-    pub(crate) callback_networks: Vec<Network>,
+    pub(crate) settings: Settings,
 }
 
 /// A server that listens.
@@ -94,8 +93,7 @@ pub(crate) struct RunningServer {
 
 /// Opens the store and starts listening.
 pub(crate) async fn start_server(options: ServerOptions, tasks: &Tasks) -> Result<RunningServer> {
-    let ServerOptions { listen, ssh, dir, domain, names, flags, blobs, callback_networks } =
-        options;
+    let ServerOptions { listen, ssh, dir, domain, names, flags, blobs, settings } = options;
     private_dir(&dir)?;
     let listener = port::bind("server", listen, flags[0]).await?;
     let listen = listener.local_addr().map_err(CliError::internal)?;
@@ -103,7 +101,7 @@ pub(crate) async fn start_server(options: ServerOptions, tasks: &Tasks) -> Resul
         Some(address) => Some(port::bind("SSH server", address, flags[1]).await?),
         None => None,
     };
-    let (server, authority) = open_server(&dir, domain, (blobs, callback_networks), tasks).await?;
+    let (server, authority) = open_server(&dir, domain, (blobs, settings), tasks).await?;
     let first = server.first_token().await.map_err(CliError::internal)?;
     let tls = if listen.ip().is_loopback() {
         None
@@ -125,7 +123,7 @@ pub(crate) async fn start_server(options: ServerOptions, tasks: &Tasks) -> Resul
 async fn open_server(
     dir: &Path,
     domain: HostName,
-    (blobs, callback_networks): (BlobLimits, Vec<Network>),
+    (blobs, settings): (BlobLimits, Settings),
     tasks: &Tasks,
 ) -> Result<(Server, Authority)> {
     let store = open_store(dir)?;
@@ -143,7 +141,7 @@ async fn open_server(
         domain: domain.to_string(),
         authority: Some(authority.fingerprint()),
         blobs,
-        callback_networks,
+        settings,
     };
     let server = Server::start(parts, dir).await.map_err(start_error)?;
     Ok((server, authority))
@@ -160,7 +158,8 @@ pub(crate) async fn token_in(dir: &Path, role: Role, label: String) -> Result<Jo
     }
     let tasks = Tasks::new(Stop::new());
     let domain = LOCALHOST.parse().map_err(CliError::internal)?;
-    let (server, _) = open_server(dir, domain, (BlobLimits::default(), Vec::new()), &tasks).await?;
+    let (server, _) =
+        open_server(dir, domain, (BlobLimits::default(), Settings::default()), &tasks).await?;
     let made = server.create_token(role, None, label, None).await.map_err(CliError::invalid);
     tasks.shutdown(STOP_GRACE).await;
     made
@@ -235,7 +234,11 @@ pub(crate) async fn server(shell: &Shell, args: ServerArgs) -> Result<()> {
         names: args.names,
         flags: ["--listen", "--ssh"],
         blobs: BlobLimits { max_blob_bytes: args.max_blob_mb << 20, ..BlobLimits::default() },
-        callback_networks: args.callback_networks,
+        settings: Settings {
+            callback_networks: args.callback_networks,
+            metrics_open: args.metrics_open,
+            otlp: args.otlp,
+        },
     };
     let running = start_server(options, &tasks).await?;
     let ready = serde_json::json!({
@@ -371,8 +374,15 @@ pub(crate) async fn router(shell: &Shell, args: RouterArgs) -> Result<()> {
     let (endpoint, dir) = joined(&args.join, Role::Router)?;
     let tasks = Tasks::new(Stop::new());
     let options = identity::router(&dir, vec![args.listen], args.threads)?;
+    let metrics = match args.metrics {
+        Some(address) => Some(port::bind("metrics", address, "--metrics").await?),
+        None => None,
+    };
     let router = router::Router::start(options, Some(endpoint), &tasks)
         .map_err(|error| router_error(&error, "--listen"))?;
+    if let Some(listener) = metrics {
+        router.serve_metrics(listener, &tasks);
+    }
     let ready = serde_json::json!({ "event": "ready", "listen": router.addresses() });
     shell.output.value(&ready, || format!("ready: {}", args.listen));
     let ended = until_stopped(&tasks).await;

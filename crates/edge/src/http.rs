@@ -8,8 +8,10 @@ mod cells;
 mod error;
 mod events;
 mod jobs;
+mod metrics;
 mod protocol;
 mod tasks;
+mod watch;
 mod work;
 
 use axum::Router;
@@ -24,6 +26,26 @@ pub use error::ApiError;
 
 /// What a handler gives back.
 pub type ApiResult<T> = Result<axum::Json<T>, ApiError>;
+
+/// What was read, with the revision at which it was.
+#[derive(Debug)]
+pub struct At<T>(u64, T);
+
+impl<T: serde::Serialize> axum::response::IntoResponse for At<T> {
+    fn into_response(self) -> axum::response::Response {
+        let header = [(api::REVISION_HEADER, self.0.to_string())];
+        (header, axum::Json(self.1)).into_response()
+    }
+}
+
+impl<T> From<(u64, T)> for At<T> {
+    fn from((revision, read): (u64, T)) -> Self {
+        Self(revision, read)
+    }
+}
+
+/// What a handler that reads gives back.
+pub type ReadResult<T> = Result<At<T>, ApiError>;
 
 #[derive(OpenApi)]
 #[openapi(info(
@@ -68,6 +90,8 @@ fn described() -> OpenApiRouter<Server> {
         .routes(routes!(tasks::callback_secret, tasks::rotate_callback_secret))
         .routes(routes!(work::cancel_task))
         .routes(routes!(events::task_events))
+        .routes(routes!(watch::watch))
+        .routes(routes!(metrics::metrics))
         .routes(routes!(work::record_build))
         .routes(routes!(work::start_deployment))
         .routes(routes!(work::restart_deployment))
@@ -85,6 +109,7 @@ pub fn router(server: Server) -> Router {
         .method_not_allowed_fallback(error::no_such_method)
         .layer(DefaultBodyLimit::max(api::MAX_JSON_BODY))
         .layer(axum::middleware::from_fn(protocol::agree))
+        .layer(axum::middleware::from_fn_with_state(server.clone(), metrics::measure))
         .with_state(server)
 }
 

@@ -12,6 +12,7 @@ mod head;
 mod headers;
 mod host;
 mod listen;
+mod metrics;
 mod options;
 mod proxy;
 mod stats;
@@ -29,7 +30,7 @@ use runtime::{Kind, Tasks};
 use tokio::sync::{oneshot, watch};
 
 pub use options::*;
-pub use stats::Stats;
+pub use stats::{Answers, Stats};
 pub use table::{Applied, TableChanges};
 
 use stats::Counters;
@@ -118,6 +119,11 @@ impl Router {
     /// What it did so far and does now.
     pub fn stats(&self) -> Stats {
         Stats::sum(self.threads.iter().map(AsRef::as_ref))
+    }
+
+    /// How requests were answered.
+    pub fn answers(&self) -> Answers {
+        Answers::sum(self.threads.iter().map(AsRef::as_ref))
     }
 
     /// The generation of the table it serves.

@@ -32,10 +32,13 @@ pub(crate) async fn serve(
     request: Request<Incoming>,
 ) -> Result<Answer, Infallible> {
     let serving = client.begin(!request.body().is_end_stream());
-    Ok(match admit(&client, &request) {
+    let began = runtime::mono_now();
+    let answer = match admit(&client, &request) {
         Ok(admitted) => forward(serving, admitted, request).await,
         Err(refusal) => refusal.page(&client.worker),
-    })
+    };
+    client.worker.counters.answered(answer.status(), began.elapsed());
+    Ok(answer)
 }
 
 /// Where a request may go.

@@ -1,11 +1,19 @@
 //! Counters. Each thread has its own; a reader adds them up.
 
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use http::StatusCode;
+use runtime::metrics::{Buckets, Histogram};
 
 /// What a thread counts. Only that thread writes.
 #[derive(Debug, Default)]
 pub(crate) struct Counters {
     counts: [AtomicU64; KINDS],
+    /// Answers by the first digit of their status; what has none is in the first place.
+    classes: [AtomicU64; CLASSES],
+    /// How long it took until they began.
+    took: Histogram,
 }
 
 /// What is counted.
@@ -29,6 +37,7 @@ pub(crate) enum Count {
     TunnelsEnded,
 }
 
+const CLASSES: usize = 6;
 const KINDS: usize = Count::TunnelsEnded as usize + 1;
 
 impl Counters {
@@ -37,6 +46,13 @@ impl Counters {
         let counter = &self.counts[count as usize];
         // One writer, so a plain load and store loses nothing.
         counter.store(counter.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
+    }
+
+    /// A request was answered.
+    pub(crate) fn answered(&self, status: StatusCode, took: Duration) {
+        let class = usize::from(status.as_u16() / 100).min(CLASSES - 1);
+        self.classes[class].fetch_add(1, Ordering::Relaxed);
+        self.took.observe(took);
     }
 
     /// Client connections that are open now.
@@ -78,6 +94,27 @@ pub struct Stats {
     pub active: u64,
     /// Upgraded connections (WebSocket) open now.
     pub tunnels: u64,
+}
+
+/// How a router answered requests.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Answers {
+    /// By the first digit of their status; what has none is in the first place.
+    pub classes: [u64; CLASSES],
+    /// From the head of the request to the head of the response.
+    pub took: Buckets,
+}
+
+impl Answers {
+    pub(crate) fn sum<'a>(threads: impl Iterator<Item = &'a Counters>) -> Self {
+        threads.fold(Self::default(), |mut sum, thread| {
+            for (own, other) in sum.classes.iter_mut().zip(&thread.classes) {
+                *own += other.load(Ordering::Relaxed);
+            }
+            sum.took.add(&thread.took.read());
+            sum
+        })
+    }
 }
 
 impl Stats {

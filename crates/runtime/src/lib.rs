@@ -1,4 +1,4 @@
-//! Clock, identifiers, task registry and back-off.
+//! Clock, identifiers, task registry, back-off and metrics.
 //!
 //! This is the only crate that reads a clock, draws randomness or spawns a task; a tidy test and
 //! lints hold every other crate to that. Everything here is passed as a value, so a test can give
@@ -11,6 +11,7 @@
 mod backoff;
 mod clock;
 mod ids;
+pub mod metrics;
 mod tasks;
 
 pub use backoff::Backoff;

@@ -10,16 +10,18 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use model::{CellId, Time};
 use runtime::Clock;
-use state::{Changes, Command, MAX_FINISHED_JOBS, Refusal, Reply, RowKey, State};
+use state::{Changes, Command, MAX_FINISHED_JOBS, News, Refusal, Reply, RowKey, State};
 use store::{
     Batch, Epoch, HistoryEntry, HistoryQuery, Kind, Record, Store, StoreError, Writer, WriterLimits,
 };
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
 
+use crate::feed::{Feed, first_revision};
+use crate::metrics::Meters;
 use crate::server::StartError;
 
 /// Commands that may wait; one more waits at its caller.
@@ -80,6 +82,8 @@ pub struct Loop {
     requests: mpsc::Sender<Request>,
     events: broadcast::Sender<Arc<Published>>,
     deadline: watch::Receiver<Option<Time>>,
+    feed: Feed,
+    meters: Arc<Meters>,
 }
 
 impl Loop {
@@ -92,6 +96,8 @@ impl Loop {
         let (requests, waiting) = mpsc::channel(MAX_WAITING);
         let (events, _) = broadcast::channel(MAX_EVENTS);
         let (deadline_out, deadline) = watch::channel(None);
+        let feed = Feed::new(0);
+        let meters = Arc::new(Meters::default());
         let mut applier = Applier {
             store,
             clock,
@@ -100,16 +106,22 @@ impl Loop {
             epoch: None,
             generation: 0,
             resumes: false,
+            base: 0,
+            revision: 0,
             publisher: Arc::new(Publisher {
                 events: events.clone(),
                 requests: requests.downgrade(),
                 void: AtomicU64::new(0),
+                feed: feed.clone(),
+                meters: Arc::clone(&meters),
             }),
+            meters: Arc::clone(&meters),
             deadline: deadline_out,
         };
         applier.live = Some(applier.load()?);
+        feed.reset(applier.base);
         runtime::spawn_thread("apply", move || applier.run(waiting))?;
-        Ok(Self { requests, events, deadline })
+        Ok(Self { requests, events, deadline, feed, meters })
     }
 
     /// Carries out a command; the answer comes once it is durable.
@@ -142,6 +154,15 @@ impl Loop {
         self.events.subscribe()
     }
 
+    /// The last changes.
+    pub(crate) const fn feed(&self) -> &Feed {
+        &self.feed
+    }
+
+    pub(crate) fn meters(&self) -> &Meters {
+        &self.meters
+    }
+
     /// When the next deadline is, whenever that changes.
     pub fn deadline(&self) -> watch::Receiver<Option<Time>> {
         self.deadline.clone()
@@ -153,7 +174,14 @@ struct Applied {
     answers: Vec<(Answer, Result<Reply, ApplyError>)>,
     deliveries: Vec<Delivery>,
     event: Published,
+    news: Vec<News>,
+    /// The revision that the state began with.
+    base: u64,
     generation: u64,
+    /// When it was applied.
+    at: Instant,
+    /// Whether there is anything to commit.
+    commits: bool,
 }
 
 /// The state as loaded from the store, and who commits for it.
@@ -171,10 +199,14 @@ struct Applier {
     epoch: Option<Epoch>,
     /// How often the state was loaded.
     generation: u64,
+    /// The revision that the state began with, and the last one it gave.
+    base: u64,
+    revision: u64,
     /// It was loaded again, and nothing was applied since.
     resumes: bool,
     publisher: Arc<Publisher>,
     deadline: watch::Sender<Option<Time>>,
+    meters: Arc<Meters>,
 }
 
 impl Applier {
@@ -194,6 +226,9 @@ impl Applier {
             return Err(StoreError::Deposed { epoch: epoch.0, current: loaded.epoch.0 });
         }
         load_ended(&*self.store, &mut state)?;
+        // Later than what was applied in vain.
+        self.base = first_revision(epoch).max(self.revision + 1);
+        state.number_from(self.base);
         let limits = WriterLimits { queue: MAX_IN_FLIGHT, ..WriterLimits::default() };
         let writer = Writer::start(Arc::clone(&self.store), epoch, limits)?;
         Ok(Live { state, writer })
@@ -251,7 +286,7 @@ impl Applier {
         for request in batch {
             match (request, &mut self.live) {
                 (Request::Apply(command, answer), Some(live)) => {
-                    let done = live.state.apply(now, *command).map_err(ApplyError::from);
+                    let done = measured(&self.meters, &mut live.state, now, *command);
                     answers.push((answer, done));
                 }
                 (Request::Read(read), Some(live)) => deliveries.push(read(&live.state)),
@@ -263,9 +298,11 @@ impl Applier {
             }
         }
         let event = Published::default();
-        let applied = Applied { answers, deliveries, event, generation: self.generation };
+        let (news, base, generation) = (Vec::new(), self.base, self.generation);
+        let (at, commits) = (runtime::mono_now(), false);
+        let applied = Applied { answers, deliveries, event, news, base, generation, at, commits };
         let Some(live) = &mut self.live else { return applied.refuse("the state is not loaded") };
-        let changes = match live.state.take_changes() {
+        let mut changes = match live.state.take_changes() {
             Ok(changes) => changes,
             Err(reason) => {
                 tracing::error!(reason, "what was applied cannot be committed");
@@ -280,7 +317,10 @@ impl Applier {
             cells: changes.cells.clone(),
             routes: live.state.route_generation(),
         };
-        let applied = Applied { event, ..applied };
+        self.revision = live.state.revision();
+        let news = std::mem::take(&mut changes.news);
+        let commits = !changes.rows.is_empty();
+        let applied = Applied { event, news, commits, ..applied };
         let publisher = Arc::clone(&self.publisher);
         let then = Box::new(move |result| publisher.publish(applied, result));
         let batch = batch_of(now, changes);
@@ -295,6 +335,25 @@ impl Applier {
             self.live = None;
         }
     }
+}
+
+/// Applies a command, and notes how long it took when that says something of its own.
+fn measured(
+    meters: &Meters,
+    state: &mut State,
+    now: Time,
+    command: Command,
+) -> Result<Reply, ApplyError> {
+    let (is_tick, before) = (matches!(command, Command::Tick), state.auctions());
+    let began = runtime::mono_now();
+    let done = state.apply(now, command).map_err(ApplyError::from);
+    if is_tick {
+        meters.convergence.observe(began.elapsed());
+    }
+    if state.auctions() != before {
+        meters.auctions.observe(began.elapsed());
+    }
+    done
 }
 
 /// The jobs that ended last, as the history has them.
@@ -340,6 +399,8 @@ struct Publisher {
     requests: mpsc::WeakSender<Request>,
     /// The generation of the state that is void since a commit of it failed; 0 for none.
     void: AtomicU64,
+    feed: Feed,
+    meters: Arc<Meters>,
 }
 
 impl Publisher {
@@ -347,6 +408,7 @@ impl Publisher {
     fn publish(&self, applied: Applied, result: Result<(), StoreError>) {
         if let Err(error) = result {
             self.void.store(applied.generation, Ordering::Release);
+            self.meters.refused.fetch_add(1, Ordering::Relaxed);
             applied.refuse(&format!("{error} ({})", error.hint()));
             // Must not wait here. When there is no room, whoever takes the next request looks.
             if let Some(requests) = self.requests.upgrade() {
@@ -358,7 +420,12 @@ impl Publisher {
             // The state was loaded again. A commit that failed may have been kept all the same, so
             // everybody looks at everything.
             drop(self.events.send(Arc::new(Published::default())));
+            self.feed.reset(applied.base);
         }
+        if applied.commits {
+            self.meters.commits.observe(applied.at.elapsed());
+        }
+        self.feed.push(applied.news);
         if !applied.event.rows.is_empty() || !applied.event.cells.is_empty() {
             // Nobody may be listening.
             drop(self.events.send(Arc::new(applied.event)));

@@ -7,6 +7,7 @@
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use api::http_types::TaskEnded;
@@ -120,6 +121,7 @@ async fn deliver(server: &Server, row: &Delivery) {
         None => Err(Failed::later(format!("no answer within {} s", SEND_LIMIT.as_secs()))),
     };
     let (id, attempts) = (row.id, row.attempts);
+    server.meters().callbacks[usize::from(sent.is_err())].fetch_add(1, Ordering::Relaxed);
     let command = match sent {
         Ok(()) => WorkCommand::Delivered { id, attempts },
         Err(Failed { reason, give_up }) => {

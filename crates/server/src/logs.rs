@@ -100,7 +100,7 @@ mod tests {
             domain: "localhost".to_owned(),
             authority: None,
             blobs: store::blobs::BlobLimits::default(),
-            callback_networks: Vec::new(),
+            settings: crate::Settings::default(),
         };
         Server::start(parts, dir).await.expect("starts")
     }

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
-use egress::{Guard, Network, Web};
+use egress::{Guard, Network, Url, Web};
 use logbuf::{LogError, LogStore, StoreLimits};
 use model::{Digest, JobId, JoinToken, ProjectId, Role, Time, TokenId};
 use runtime::{Clock, Ids, Kind, Tasks};
@@ -19,6 +19,7 @@ use tokio::sync::{broadcast, watch};
 use crate::apply::{ApplyError, Loop, Published};
 use crate::auth::{self, Principal, TokenFault};
 use crate::followers::{Followers, Following};
+use crate::metrics::Meters;
 
 /// Pushes to these branches are built and deployed.
 const DEPLOYED_BRANCHES: [&str; 2] = ["refs/heads/main", "refs/heads/master"];
@@ -53,8 +54,19 @@ pub struct Parts {
     pub authority: Option<Digest>,
     /// What its blob directory takes.
     pub blobs: BlobLimits,
+    /// What operators may choose.
+    pub settings: Settings,
+}
+
+/// What operators may choose; the defaults are safe.
+#[derive(Debug, Clone, Default)]
+pub struct Settings {
     /// Networks that callbacks may reach besides public addresses.
     pub callback_networks: Vec<Network>,
+    /// Whether metrics are shown to whoever asks.
+    pub metrics_open: bool,
+    /// Where metrics are pushed to, as in `http://127.0.0.1:4318/v1/metrics`.
+    pub otlp: Option<Url>,
 }
 
 /// Why the server did not start.
@@ -137,6 +149,7 @@ struct Inner {
     ssh_port: OnceLock<u16>,
     /// Asks the callbacks of users.
     web: Web,
+    metrics_open: bool,
 }
 
 impl Server {
@@ -146,9 +159,10 @@ impl Server {
         let blobs = Blobs::open(&dir.join("blobs"), parts.blobs)?;
         let store = Arc::clone(&parts.store);
         let apply = Loop::start(parts.store, Arc::clone(&parts.clock), &parts.domain)?;
-        let web = Web::new(Guard::new(parts.callback_networks), parts.tasks.clone());
+        let web = Web::new(Guard::new(parts.settings.callback_networks), parts.tasks.clone());
         let inner = Inner {
             web,
+            metrics_open: parts.settings.metrics_open,
             apply,
             clock: parts.clock,
             ids: parts.ids,
@@ -175,6 +189,9 @@ impl Server {
         tasks.spawn_ok("log-flusher", server.clone().flush_logs());
         tasks.spawn_ok("log-closer", server.clone().close_logs());
         tasks.spawn_ok("callbacks", crate::callbacks::run(server.clone()));
+        if let Some(url) = parts.settings.otlp {
+            tasks.spawn_ok("otlp", crate::otlp::run(server.clone(), url));
+        }
         Ok(server)
     }
 
@@ -190,6 +207,28 @@ impl Server {
         F: FnOnce(&State) -> T + Send + 'static,
     {
         self.inner.apply.read(read).await
+    }
+
+    pub(crate) fn apply_loop(&self) -> &Loop {
+        &self.inner.apply
+    }
+
+    pub(crate) fn meters(&self) -> &Meters {
+        self.inner.apply.meters()
+    }
+
+    /// Whether metrics are shown to whoever asks.
+    pub fn metrics_open(&self) -> bool {
+        self.inner.metrics_open
+    }
+
+    /// Reads the state and says at which revision: whoever watches from there misses nothing.
+    pub async fn read_at<T, F>(&self, read: F) -> Result<(u64, T), ApplyError>
+    where
+        T: Send + 'static,
+        F: FnOnce(&State) -> T + Send + 'static,
+    {
+        self.read(move |state| (state.revision(), read(state))).await
     }
 
     /// Reads again after every change until `read` finds something.

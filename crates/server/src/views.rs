@@ -96,7 +96,8 @@ fn process(state: &State, row: &Process) -> ProcessView {
     }
 }
 
-fn instance(row: &Instance) -> InstanceView {
+/// An instance.
+pub(crate) fn instance(row: &Instance) -> InstanceView {
     let (reason, address) = match &row.state {
         InstanceState::Unclaimed { reason } => (reason.clone(), None),
         InstanceState::Crashed { reason, .. } => (Some(reason.clone()), None),

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use model::{Action, Name, ProjectId, TaskId, TaskSpec, Time};
 use runtime::{Ids, Random, Stop, SystemClock, Tasks};
-use server::{Network, Parts, Server, signature};
+use server::{Network, Parts, Server, Settings, signature};
 use state::{Callback, Command, Delivery, Reply, State, Task, WorkCommand, delivery_id};
 use store::memory::MemoryStore;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -27,7 +27,7 @@ async fn start(store: &Arc<MemoryStore>, dir: &Path, allowed: &[&str]) -> (Serve
         domain: "localhost".to_owned(),
         authority: None,
         blobs: store::blobs::BlobLimits::default(),
-        callback_networks: networks.collect(),
+        settings: Settings { callback_networks: networks.collect(), ..Settings::default() },
     };
     (Server::start(parts, dir).await.expect("starts"), tasks)
 }

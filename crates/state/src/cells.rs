@@ -20,6 +20,15 @@ pub const MAX_HELD: usize = 100_000;
 /// Most characters of a reason that is kept.
 pub const MAX_REASON: usize = 10_000;
 
+impl Cell {
+    /// The same with the lease of another version.
+    pub(crate) fn renewed(&self, other: &Self) -> Self {
+        let both = self.lease_until.is_some() && other.lease_until.is_some();
+        let lease_until = if both { other.lease_until } else { self.lease_until };
+        Self { lease_until, ..self.clone() }
+    }
+}
+
 pub(crate) fn cut(reason: String) -> String {
     match reason.char_indices().nth(MAX_REASON) {
         Some((end, _)) => reason.get(..end).unwrap_or_default().to_owned(),

@@ -7,10 +7,11 @@ use model::{
     ProjectId, TaskId, Time,
 };
 
+use crate::counts::{Counts, fewer, more};
 use crate::placing::Placing;
 use crate::queue::Queue;
 use crate::records::{
-    App, Build, Cell, Delivery, Deployment, Instance, Key, Process, Project, Task,
+    App, Build, Cell, Delivery, Deployment, Instance, Job, Key, Process, Project, Task,
 };
 use crate::tables::RowKey;
 
@@ -19,6 +20,7 @@ use crate::tables::RowKey;
 pub struct Indexes {
     pub(crate) deadlines: BTreeSet<(Time, RowKey)>,
     pub(crate) queue: Queue,
+    pub(crate) counts: Counts,
     pub(crate) project_names: BTreeMap<Name, ProjectId>,
     pub(crate) app_names: BTreeMap<(ProjectId, Name), AppId>,
     pub(crate) public_keys: BTreeMap<String, KeyId>,
@@ -96,7 +98,18 @@ impl Indexes {
         self.dirty_cells.insert(row.id);
     }
 
+    pub(crate) fn add_job(&mut self, row: &Job) {
+        more(&mut self.counts.jobs, row.state.name());
+        self.queue.add(row);
+    }
+
+    pub(crate) fn remove_job(&mut self, row: &Job) {
+        fewer(&mut self.counts.jobs, row.state.name());
+        self.queue.remove(row);
+    }
+
     pub(crate) fn add_task(&mut self, row: &Task) {
+        more(&mut self.counts.tasks, row.state.name());
         if let (Some(project), Some(key)) = (row.project, &row.key) {
             self.task_keys.insert((project, key.clone()), row.id);
         }
@@ -119,6 +132,7 @@ impl Indexes {
     }
 
     pub(crate) fn remove_task(&mut self, row: &Task) {
+        fewer(&mut self.counts.tasks, row.state.name());
         if let (Some(project), Some(key)) = (row.project, &row.key) {
             self.task_keys.remove(&(project, key.clone()));
         }
@@ -179,6 +193,7 @@ impl Indexes {
     }
 
     pub(crate) fn add_instance(&mut self, row: &Instance) {
+        more(&mut self.counts.instances, row.state.name());
         self.instances.insert((row.process, row.index, row.id));
         if let Some(cell) = row.state.cell() {
             self.instances_by_cell.insert((cell, row.id));
@@ -195,6 +210,7 @@ impl Indexes {
     }
 
     pub(crate) fn remove_instance(&mut self, row: &Instance) {
+        fewer(&mut self.counts.instances, row.state.name());
         self.instances.remove(&(row.process, row.index, row.id));
         if let Some(placing) = &mut self.placing {
             placing.remove_instance(row);

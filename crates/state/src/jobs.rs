@@ -28,6 +28,19 @@ const MAX_LABELS: usize = 16;
 pub const MAX_DEPENDENCIES: usize = 100;
 
 impl Job {
+    /// The same with the lease of another version.
+    pub(crate) fn renewed(&self, other: &Self) -> Self {
+        let state = match (&self.state, &other.state) {
+            (JobState::Running { runner, .. }, JobState::Running { runner: same, .. })
+                if runner == same =>
+            {
+                other.state.clone()
+            }
+            _ => self.state.clone(),
+        };
+        Self { state, ..self.clone() }
+    }
+
     /// When something has to happen to it.
     pub(crate) fn next_deadline(&self) -> Option<Time> {
         match &self.state {

@@ -10,11 +10,13 @@ mod access;
 mod cells;
 mod command;
 mod converge;
+mod counts;
 mod deliveries;
 mod drains;
 mod indexes;
 mod instances;
 mod jobs;
+mod news;
 mod placing;
 #[cfg(feature = "planted")]
 pub mod planted;
@@ -39,6 +41,7 @@ pub use command::{
     WorkCommand,
 };
 pub use converge::instance_id;
+pub use counts::{ByState, Counts};
 pub use deliveries::{
     DELIVERY_BASE, DELIVERY_CAP, DELIVERY_LIFE, MAX_DELIVERY_REASON, SECRET_OVERLAP, delivery_id,
 };
@@ -48,6 +51,7 @@ pub use jobs::{
     ACK_TIMEOUT, JOB_LEASE, MAX_DEPENDENCIES, MAX_FINISHED_JOBS, MAX_QUEUED_JOBS,
     MAX_QUEUED_PER_PROJECT, MAX_TEXT,
 };
+pub use news::{News, Scope};
 pub use records::{
     App, Build, Callback, Cell, Crash, Delivery, Deployment, Drain, Instance, InstanceCopy, Job,
     JobSpec, Key, Predecessor, PredecessorKind, Process, ProcessTemplate, Project, Retiring,
@@ -55,7 +59,7 @@ pub use records::{
 };
 pub use routes::{KEPT_CHANGES, PRODUCTION, RouteChange};
 pub use sweep::{CLAIM_LIMIT, SUSPECT_LIMIT, SWEEP, SWEEP_SLICE};
-pub use tables::{Row, RowKey, Tables};
+pub use tables::{AnyRow, Row, RowKey, Tables};
 pub use tasks::{
     CANCEL_FORCE, MAX_OPEN_TASKS, MAX_OPEN_TASKS_PER_PROJECT, MAX_TASK_KEY, TASK_KEPT,
 };
@@ -107,6 +111,8 @@ pub struct Changes {
     pub archived: Vec<Archived>,
     /// Cells whose work changed.
     pub cells: BTreeSet<CellId>,
+    /// Every change of a row, in the order in which they were made.
+    pub news: Vec<News>,
 }
 
 impl State {
@@ -115,6 +121,21 @@ impl State {
         let mut core = Core::default();
         core.routes.domain = domain.into();
         Self { core }
+    }
+
+    /// Changes from now on have numbers after this one.
+    pub fn number_from(&mut self, revision: u64) {
+        self.core.journalist.revision = revision;
+    }
+
+    /// The number of the last change.
+    pub fn revision(&self) -> u64 {
+        self.core.journalist.revision
+    }
+
+    /// Where a row belongs, as far as its owners are still there.
+    pub fn scope_of(&self, row: &AnyRow) -> Scope {
+        self.core.scope_of(row)
     }
 
     /// Puts a row from the store back. An unknown kind or an unreadable body is refused.
@@ -190,6 +211,7 @@ impl State {
         self.core.take_changed();
         self.core.forget_old_jobs();
         self.core.indexes.dirty_cells.clear();
+        self.core.journalist.news.clear();
     }
 
     /// What was changed since the last call, rendered for the store.
@@ -206,6 +228,8 @@ impl State {
             rows.push(Change { key, body });
         }
         self.core.forget_old_jobs();
-        Ok(Changes { rows, archived, cells: std::mem::take(&mut self.core.indexes.dirty_cells) })
+        let cells = std::mem::take(&mut self.core.indexes.dirty_cells);
+        let news = std::mem::take(&mut self.core.journalist.news);
+        Ok(Changes { rows, archived, cells, news })
     }
 }

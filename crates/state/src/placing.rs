@@ -316,11 +316,13 @@ impl Core {
                 break;
             }
             let found = placing.candidates(&mut why);
+            self.indexes.counts.auctions += 1;
             if !self.place_all(now, &found, &mut why)? {
                 break;
             }
         }
         for (waiter, reason) in why {
+            self.indexes.counts.tally(false);
             self.say_why(now, waiter, &reason)?;
         }
         if let Some(placing) = &mut self.indexes.placing {
@@ -345,6 +347,7 @@ impl Core {
             match answer {
                 Ok(cell) => {
                     placed = true;
+                    self.indexes.counts.tally(true);
                     self.place(now, waiter, cell)?;
                 }
                 Err(reason) => {

@@ -43,6 +43,10 @@ impl Routes {
         self.generation
     }
 
+    pub(crate) fn len(&self) -> usize {
+        self.by_host.len()
+    }
+
     pub(crate) fn table(&self) -> RouteTable {
         let routes = self.by_host.values().cloned().collect();
         RouteTable { generation: self.generation, routes }

@@ -11,6 +11,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::indexes::Indexes;
+use crate::news::Journalist;
 use crate::records::{
     App, Build, Cell, Delivery, Deployment, Instance, Job, Key, Process, Project, Runner, Signing,
     Task, Token,
@@ -36,6 +37,10 @@ pub trait Row: Clone + PartialEq + Serialize + DeserializeOwned + 'static {
     }
     /// Its key in all tables.
     fn key(id: Self::Id) -> RowKey;
+    /// Whether another version of it differs in what somebody who watches wants to know.
+    fn differs(&self, other: &Self) -> bool {
+        self != other
+    }
     #[doc(hidden)]
     fn index(&self, _: &mut Indexes) {}
     #[doc(hidden)]
@@ -64,6 +69,12 @@ macro_rules! tables {
             $($row($id, Option<Arc<$row>>),)*
         }
 
+        /// A row of any table.
+        #[derive(Debug, Clone)]
+        pub enum AnyRow {
+            $(#[doc = concat!("A row of kind `", $kind, "`.")] $row(Arc<$row>),)*
+        }
+
         impl RowKey {
             /// Every kind of row, in the order in which they load.
             pub const KINDS: &'static [&'static str] = &[$($kind),*];
@@ -77,9 +88,23 @@ macro_rules! tables {
             pub const fn raw(self) -> u128 {
                 match self { $(Self::$row(id) => id.0,)* }
             }
+
+            /// The identifier as people see it.
+            pub fn id_text(self) -> String {
+                match self { $(Self::$row(id) => id.to_string(),)* }
+            }
         }
 
         impl Before {
+            /// Whether somebody who watches wants to know of the change.
+            pub(crate) fn is_news(&self, now: Option<&AnyRow>) -> bool {
+                match (self, now) {
+                    $((Self::$row(_, Some(old)), Some(AnyRow::$row(new))) => old.differs(new),)*
+                    $((Self::$row(_, old), None) => old.is_some(),)*
+                    (_, Some(_)) => true,
+                }
+            }
+
             pub(crate) const fn key(&self) -> RowKey {
                 match self { $(Self::$row(id, _) => RowKey::$row(*id),)* }
             }
@@ -88,6 +113,13 @@ macro_rules! tables {
         impl Core {
             pub(crate) fn undo(&mut self, before: Before) {
                 match before { $(Before::$row(id, old) => { self.replace::<$row>(id, old); })* }
+            }
+
+            /// A row as it is now.
+            pub(crate) fn any(&self, key: RowKey) -> Option<AnyRow> {
+                match key {
+                    $(RowKey::$row(id) => self.tables.$field.get(&id).cloned().map(AnyRow::$row),)*
+                }
             }
 
             pub(crate) fn body(&self, key: RowKey) -> Result<Option<Vec<u8>>, serde_json::Error> {
@@ -144,13 +176,15 @@ tables! {
     runners "runner" Runner RunnerId {}
     cells "cell" Cell CellId {
         fn deadline(&self) -> Option<Time> { self.next_deadline() }
+        fn differs(&self, other: &Self) -> bool { self.renewed(other) != *other }
         fn index(&self, indexes: &mut Indexes) { indexes.add_cell(self); }
         fn unindex(&self, indexes: &mut Indexes) { indexes.remove_cell(self); }
     }
     jobs "job" Job JobId {
         fn deadline(&self) -> Option<Time> { self.next_deadline() }
-        fn index(&self, indexes: &mut Indexes) { indexes.queue.add(self); }
-        fn unindex(&self, indexes: &mut Indexes) { indexes.queue.remove(self); }
+        fn differs(&self, other: &Self) -> bool { self.renewed(other) != *other }
+        fn index(&self, indexes: &mut Indexes) { indexes.add_job(self); }
+        fn unindex(&self, indexes: &mut Indexes) { indexes.remove_job(self); }
     }
     tasks "task" Task TaskId {
         fn deadline(&self) -> Option<Time> { self.next_deadline() }
@@ -192,8 +226,9 @@ pub(crate) struct Core {
     pub(crate) routes: Routes,
     /// Where the next sweep goes on.
     pub(crate) swept: Swept,
-    journal: Vec<Before>,
-    changed: Vec<RowKey>,
+    pub(crate) journal: Vec<Before>,
+    pub(crate) changed: Vec<RowKey>,
+    pub(crate) journalist: Journalist,
     /// Tasks whose messages come too late.
     #[cfg(feature = "planted")]
     pub(crate) late: Vec<TaskId>,
@@ -211,6 +246,7 @@ impl Core {
     }
 
     pub(crate) fn delete<R: Row>(&mut self, id: R::Id) {
+        self.note_gone(R::key(id));
         let old = self.replace::<R>(id, None);
         self.journal.push(R::before(id, old));
     }
@@ -241,11 +277,6 @@ impl Core {
         old
     }
 
-    /// Keeps what was changed since the last call.
-    pub(crate) fn keep(&mut self) {
-        self.changed.extend(self.journal.drain(..).map(|before| before.key()));
-    }
-
     /// Takes back what was changed since the last [`Self::keep`].
     pub(crate) fn roll_back(&mut self) {
         while let Some(before) = self.journal.pop() {
@@ -254,6 +285,7 @@ impl Core {
         if let Some(placing) = &mut self.indexes.placing {
             placing.settled();
         }
+        self.forget_gone();
     }
 
     /// The rows changed since the last call, each once, in a fixed order.

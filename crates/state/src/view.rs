@@ -9,6 +9,7 @@ use model::{
     Target, TaskId, Time, WEB,
 };
 
+use crate::counts::Counts;
 use crate::queue::accepts;
 use crate::records::{
     App, Build, Delivery, Deployment, Instance, InstanceCopy, Job, Key, Process, Project, Runner,
@@ -153,6 +154,21 @@ impl State {
         let later = (now.after(Duration::from_millis(1)), DeliveryId(0));
         let own = self.core.indexes.deliveries.values();
         own.filter_map(|own| own.range(later..).next()).map(|(at, _)| *at).min()
+    }
+
+    /// How many rows there are, by state.
+    pub fn counts(&self) -> Counts {
+        self.core.indexes.counts.clone()
+    }
+
+    /// How many auctions were held.
+    pub fn auctions(&self) -> u64 {
+        self.core.indexes.counts.auctions
+    }
+
+    /// How many hosts have a route.
+    pub fn route_count(&self) -> usize {
+        self.core.routes.len()
     }
 
     /// The whole route table.

@@ -12,8 +12,18 @@ const LIMIT: Duration = Duration::from_secs(10);
 pub struct Page {
     /// The status.
     pub status: u16,
+    /// The status line and the headers.
+    pub head: String,
     /// The body.
     pub body: String,
+}
+
+impl Page {
+    /// The value of a header.
+    pub fn header(&self, name: &str) -> Option<&str> {
+        let mut pairs = self.head.lines().filter_map(|line| line.split_once(": "));
+        pairs.find(|(key, _)| key.eq_ignore_ascii_case(name)).map(|(_, value)| value)
+    }
 }
 
 /// `GET path` of `host`, from the router on `port` of this machine.
@@ -39,6 +49,6 @@ pub fn answer(stream: &mut TcpStream) -> std::io::Result<Page> {
     let text = String::from_utf8_lossy(&bytes);
     let status = text.split(' ').nth(1).and_then(|status| status.parse().ok());
     let status = status.ok_or_else(|| std::io::Error::other(format!("no status in {text:?}")))?;
-    let body = text.split_once("\r\n\r\n").map_or("", |(_, body)| body).to_owned();
-    Ok(Page { status, body })
+    let (head, body) = text.split_once("\r\n\r\n").unwrap_or((&text, ""));
+    Ok(Page { status, head: head.to_owned(), body: body.to_owned() })
 }

@@ -7,7 +7,7 @@ use api::{Client, Endpoint};
 use model::{JoinToken, Role};
 use runtime::{Kind, Stop, Tasks};
 use serde::{Deserialize, Serialize};
-use server::Server;
+use server::{Server, Settings};
 use store::blobs::BlobLimits;
 
 use super::{
@@ -83,7 +83,7 @@ impl AllInOne {
             names: Vec::new(),
             flags: ["--port", "--ssh-port"],
             blobs: BlobLimits::default(),
-            callback_networks: Vec::new(),
+            settings: Settings::default(),
         };
         let running = start_server(options, &server).await?;
         for part in ["runner", "cell", "router"] {

@@ -16,7 +16,7 @@ use sha2::{Digest as _, Sha256};
 use state::{Command, Key, NewKey, Project, Runner, Token};
 
 use super::caller::{Body, Caller, Path, id, name};
-use super::{ApiError, ApiResult};
+use super::{ApiError, ApiResult, ReadResult};
 
 /// Who the server is and who it thinks you are.
 #[utoipa::path(get, path = "/v1/info", responses((status = 200, body = ServerInfo)))]
@@ -43,12 +43,12 @@ pub(crate) async fn info(server: State<Server>, caller: Caller) -> ApiResult<Ser
 pub(crate) async fn list_projects(
     server: State<Server>,
     caller: Caller,
-) -> ApiResult<Vec<ProjectView>> {
-    let list = server.read(move |state| {
+) -> ReadResult<Vec<ProjectView>> {
+    let list = server.read_at(move |state| {
         let mine = state.all::<Project>().filter(|row| caller.can(Action::Read, Some(row.id)));
         mine.map(|row| views::project(state, row)).collect()
     });
-    Ok(Json(list.await?))
+    Ok(list.await?.into())
 }
 
 /// Makes a project.
@@ -94,11 +94,12 @@ pub(crate) async fn delete_project(
 pub(crate) async fn list_tokens(
     server: State<Server>,
     caller: Caller,
-) -> ApiResult<Vec<TokenView>> {
+) -> ReadResult<Vec<TokenView>> {
     caller.require(Action::Administer)?;
-    let list = server
-        .read(|state| state.all::<Token>().map(|row| views::token(state, row)).collect::<Vec<_>>());
-    Ok(Json(list.await?))
+    let list = server.read_at(|state| {
+        state.all::<Token>().map(|row| views::token(state, row)).collect::<Vec<_>>()
+    });
+    Ok(list.await?.into())
 }
 
 /// Makes a token. Its secret is in this answer and nowhere else.
@@ -136,11 +137,11 @@ pub(crate) async fn revoke_token(
 
 /// Every SSH key.
 #[utoipa::path(get, path = "/v1/keys", responses((status = 200, body = Vec<KeyView>)))]
-pub(crate) async fn list_keys(server: State<Server>, caller: Caller) -> ApiResult<Vec<KeyView>> {
+pub(crate) async fn list_keys(server: State<Server>, caller: Caller) -> ReadResult<Vec<KeyView>> {
     caller.require(Action::Administer)?;
     let list = server
-        .read(|state| state.all::<Key>().map(|row| views::key(state, row)).collect::<Vec<_>>());
-    Ok(Json(list.await?))
+        .read_at(|state| state.all::<Key>().map(|row| views::key(state, row)).collect::<Vec<_>>());
+    Ok(list.await?.into())
 }
 
 /// Adds an SSH public key that may push.
@@ -212,11 +213,11 @@ pub(crate) async fn remove_key(
 pub(crate) async fn list_runners(
     server: State<Server>,
     caller: Caller,
-) -> ApiResult<Vec<RunnerView>> {
+) -> ReadResult<Vec<RunnerView>> {
     caller.require(Action::Read)?;
     let list = server
-        .read(|state| state.all::<Runner>().map(|row| views::runner(row)).collect::<Vec<_>>());
-    Ok(Json(list.await?))
+        .read_at(|state| state.all::<Runner>().map(|row| views::runner(row)).collect::<Vec<_>>());
+    Ok(list.await?.into())
 }
 
 #[cfg(test)]

@@ -14,7 +14,7 @@ use server::{Action, Server, views};
 use state::{App, Command, Deployment, Process, Reply, State as Control, WorkCommand};
 
 use super::caller::{Body, Caller, Path, Query, name, workspace};
-use super::{ApiError, ApiResult};
+use super::{ApiError, ApiResult, ReadResult};
 
 /// Which workspace.
 #[derive(Debug, Deserialize, utoipa::IntoParams)]
@@ -39,13 +39,13 @@ pub(crate) async fn list_apps(
     server: State<Server>,
     caller: Caller,
     Path(project): Path<String>,
-) -> ApiResult<Vec<AppView>> {
+) -> ReadResult<Vec<AppView>> {
     let project = caller.project(&server, Action::Read, &name("project", &project)?).await?;
-    let list = server.read(move |state| {
+    let list = server.read_at(move |state| {
         let mine = state.all::<App>().filter(|row| row.project == project.id);
         mine.map(|row| views::app(state, row)).collect()
     });
-    Ok(Json(list.await?))
+    Ok(list.await?.into())
 }
 
 /// Makes an app, or finds the one of that name.
@@ -167,13 +167,14 @@ pub(crate) async fn status(
     caller: Caller,
     path: AppPath,
     Query(query): Query<InWorkspace>,
-) -> ApiResult<AppStatus> {
+) -> ReadResult<AppStatus> {
     let row = app!(server, caller, Action::Read, path);
     let workspace = workspace(query.workspace.as_deref())?;
     let (app, place) = (row.clone(), workspace.clone());
     let host = server.read(move |state| state.host_of(&app, &place)).await?;
     let url = host.and_then(|host| server.url_of(host.as_str()));
-    Ok(Json(server.read(move |state| views::status(state, &row, &workspace, url)).await?))
+    let read = move |state: &Control| views::status(state, &row, &workspace, url);
+    Ok(server.read_at(read).await?.into())
 }
 
 /// The builds of an app, newest first.
@@ -183,11 +184,11 @@ pub(crate) async fn list_builds(
     server: State<Server>,
     caller: Caller,
     path: AppPath,
-) -> ApiResult<Vec<BuildView>> {
+) -> ReadResult<Vec<BuildView>> {
     let row = app!(server, caller, Action::Read, path);
-    let list =
-        server.read(move |state| state.builds_of(row.id).rev().map(|b| views::build(b)).collect());
-    Ok(Json(list.await?))
+    let list = server
+        .read_at(move |state| state.builds_of(row.id).rev().map(|b| views::build(b)).collect());
+    Ok(list.await?.into())
 }
 
 /// How long a one-off command may take.

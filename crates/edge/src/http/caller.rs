@@ -136,6 +136,21 @@ impl Caller {
     }
 }
 
+/// Somebody who may see the server's metrics: with a token, unless the operator shows them to all.
+#[derive(Debug)]
+pub(super) struct Scraper;
+
+impl FromRequestParts<Server> for Scraper {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, server: &Server) -> Result<Self, ApiError> {
+        if !server.metrics_open() {
+            Caller::from_request_parts(parts, server).await?.require(Action::Read)?;
+        }
+        Ok(Self)
+    }
+}
+
 /// What is wrong, without what axum says in front of it.
 fn reason_of(text: &str) -> &str {
     let told = text.strip_prefix("Failed to ").and_then(|text| text.split_once(": "));

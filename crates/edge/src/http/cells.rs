@@ -12,16 +12,17 @@ use server::{Action, Server, views};
 use state::{Cell, CellCommand, Command, DRAIN_TIMEOUT};
 
 use super::caller::{Body, Caller, Path};
-use super::{ApiError, ApiResult};
+use super::{ApiError, ApiResult, ReadResult};
 use crate::near::near;
 
 /// Every cell.
 #[utoipa::path(get, path = "/v1/cells", responses((status = 200, body = Vec<CellView>)))]
-pub(crate) async fn list_cells(server: State<Server>, caller: Caller) -> ApiResult<Vec<CellView>> {
+pub(crate) async fn list_cells(server: State<Server>, caller: Caller) -> ReadResult<Vec<CellView>> {
     caller.require(Action::Read)?;
-    let list = server
-        .read(|state| state.all::<Cell>().map(|row| views::cell(state, row)).collect::<Vec<_>>());
-    Ok(Json(list.await?))
+    let list = server.read_at(|state| {
+        state.all::<Cell>().map(|row| views::cell(state, row)).collect::<Vec<_>>()
+    });
+    Ok(list.await?.into())
 }
 
 /// A cell, by name or id.

@@ -32,7 +32,7 @@ const KEEP_ALIVE: Duration = Duration::from_secs(15);
 /// How often a follower of an app looks for instances that came or went.
 const LOOK_AGAIN: Duration = Duration::from_millis(500);
 
-type Events = Sse<axum::response::sse::KeepAliveStream<BoxedEvents>>;
+pub(super) type Events = Sse<axum::response::sse::KeepAliveStream<BoxedEvents>>;
 type BoxedEvents = std::pin::Pin<Box<dyn Stream<Item = Result<Event, Infallible>> + Send>>;
 type Out = mpsc::Sender<Result<Event, Infallible>>;
 
@@ -62,12 +62,19 @@ impl LogQuery {
 }
 
 /// The follower went away.
-struct Gone;
+#[derive(Debug)]
+pub(super) struct Gone;
 
-struct Sink(Out);
+pub(super) struct Sink(Out);
 
 impl Sink {
-    async fn send(
+    /// One event whose data is JSON already.
+    pub(super) async fn send_text(&self, name: &str, id: String, data: &str) -> Result<(), Gone> {
+        let event = Event::default().event(name).id(id).data(data);
+        self.0.send(Ok(event)).await.map_err(|_| Gone)
+    }
+
+    pub(super) async fn send(
         &self,
         name: &str,
         id: Option<String>,
@@ -105,7 +112,7 @@ fn line(entry: EntryRef<'_>, stream: Option<String>) -> LogLine {
 
 /// Runs `follow` beside the response, for as long as the caller's token works: a follower that comes
 /// back after that is told why it may not.
-fn events<F>(
+pub(super) fn events<F>(
     server: &Server,
     (caller, following): (Caller, Following),
     follow: impl FnOnce(Sink) -> F,
@@ -134,7 +141,7 @@ where
 }
 
 /// Counts one more stream of the caller's, before anything is opened for it.
-fn counted(server: &Server, caller: Caller) -> Result<(Caller, Following), ApiError> {
+pub(super) fn counted(server: &Server, caller: Caller) -> Result<(Caller, Following), ApiError> {
     let following = server.following(caller.token()).ok_or_else(|| {
         let message = format!("this token follows {MAX_FOLLOWED} streams, which is the limit");
         let hint = "end some of them, or use another token: `shore token create`";
@@ -143,7 +150,7 @@ fn counted(server: &Server, caller: Caller) -> Result<(Caller, Following), ApiEr
     Ok((caller, following))
 }
 
-fn resume(headers: &HeaderMap) -> Result<Option<u64>, ApiError> {
+pub(super) fn resume(headers: &HeaderMap) -> Result<Option<u64>, ApiError> {
     let Some(id) = last_event_id(headers) else { return Ok(None) };
     let wrong = || ApiError::invalid(format!("Last-Event-ID {id:?} is none of ours"));
     id.parse().map(Some).map_err(|_| wrong())

@@ -15,7 +15,7 @@ use state::{
 };
 
 use super::caller::{Body, Caller, Path, Query, id, name};
-use super::{ApiError, ApiResult};
+use super::{ApiError, ApiResult, ReadResult};
 
 /// Most jobs in one answer.
 pub(crate) const MAX_LISTED: usize = 1_000;
@@ -113,10 +113,10 @@ pub(crate) async fn list_jobs(
     server: State<Server>,
     caller: Caller,
     Query(filter): Query<JobFilter>,
-) -> ApiResult<Vec<JobView>> {
+) -> ReadResult<Vec<JobView>> {
     let limit = filter.limit.unwrap_or(DEFAULT_LISTED).min(MAX_LISTED);
     let older = filter.clone();
-    let list = server.read(move |state| {
+    let list = server.read_at(move |state| {
         let wanted = |job: &&Arc<Job>| {
             caller.can(Action::Read, Some(job.spec.project)) && filter.takes(state, job)
         };
@@ -127,15 +127,15 @@ pub(crate) async fn list_jobs(
         let complete = shown.len() >= limit || ended() < MAX_FINISHED_JOBS;
         (shown, complete)
     });
-    let (mut list, complete) = list.await?;
+    let (revision, (mut list, complete)) = list.await?;
     if complete {
-        return Ok(Json(list));
+        return Ok((revision, list).into());
     }
     let wanted = move |state: &Control, job: &Job| {
         caller.can(Action::Read, Some(job.spec.project)) && older.takes(state, job)
     };
     add_older(&server, &mut list, limit, Arc::new(wanted)).await?;
-    Ok(Json(list))
+    Ok((revision, list).into())
 }
 
 type Wanted = Arc<dyn Fn(&Control, &Job) -> bool + Send + Sync>;

@@ -12,7 +12,7 @@ use state::{Command, Project, Reply, Signing, State as Control, Task, WorkComman
 
 use super::caller::{Body, Caller, Path, Query, name};
 use super::jobs::MAX_LISTED;
-use super::{ApiError, ApiResult, work};
+use super::{ApiError, ApiResult, ReadResult, work};
 
 const DEFAULT_LISTED: usize = 50;
 
@@ -72,16 +72,16 @@ pub(crate) async fn list_tasks(
     server: State<Server>,
     caller: Caller,
     Query(filter): Query<TaskFilter>,
-) -> ApiResult<Vec<TaskView>> {
+) -> ReadResult<Vec<TaskView>> {
     let limit = filter.limit.unwrap_or(DEFAULT_LISTED).min(MAX_LISTED);
-    let list = server.read(move |state| {
+    let list = server.read_at(move |state| {
         let mine =
             |task: &&Arc<Task>| caller.can(Action::Read, task.project) && filter.takes(state, task);
         // Results are large: they are shown with the one task that is asked for.
         let shown = state.all::<Task>().rev().filter(mine).take(limit);
         shown.map(|row| TaskView { result: None, ..views::task(state, row) }).collect()
     });
-    Ok(Json(list.await?))
+    Ok(list.await?.into())
 }
 
 /// Asks a task, or the attempt that followed it, to end.

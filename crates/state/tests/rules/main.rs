@@ -7,6 +7,7 @@ mod crashes;
 mod deployments;
 mod drains;
 mod jobs;
+mod news;
 mod placing;
 mod predecessors;
 mod properties;

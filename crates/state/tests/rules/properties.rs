@@ -281,7 +281,12 @@ fn picture(state: &State) -> String {
     let drains: Vec<_> = (0..2).map(|id| state.drain_progress(CellId(id))).collect();
     let why: Vec<_> = state.all::<Job>().map(|job| state.why_queued(job)).collect();
     let message = state.next_delivery(Time(0));
-    let asked = (state.next_deadline(), state.ready_jobs(), cells, drains, why, message);
+    let counts = state.counts();
+    let mut counts = [counts.jobs, counts.tasks, counts.instances];
+    for counts in &mut counts {
+        counts.retain(|_, count| *count > 0);
+    }
+    let asked = (state.next_deadline(), state.ready_jobs(), cells, drains, why, message, counts);
     format!("{rows:#?}\n{asked:#?}")
 }
 
