@@ -195,7 +195,8 @@ mod tests {
         for set in [3_600, -3_600] {
             let mut wall = 10_000 * SECOND;
             let mut shown = Shown { time: wall, at: mono_now() };
-            wall = if set > 0 { wall + 3_600 * SECOND } else { wall.saturating_sub(3_600 * SECOND) };
+            wall =
+                if set > 0 { wall + 3_600 * SECOND } else { wall.saturating_sub(3_600 * SECOND) };
             let before = shown.time;
             let after = go_on(&mut shown, &mut wall, 16 * SECOND);
             let passed = after.checked_sub(before).expect("it never goes back");
