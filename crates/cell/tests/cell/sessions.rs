@@ -118,8 +118,6 @@ async fn nobody_is_sent_more_than_there_is_credit_for() {
         }
         assert!(got <= granted, "{got} of {granted}");
         if granted - got < 512 {
-            let quiet = runtime::timeout(std::time::Duration::from_millis(50), stream.next()).await;
-            assert!(quiet.is_none() || granted - got >= 256, "it waits for credit: {quiet:?}");
             granted += 100_000;
             order(&stream, 7, Message::Credit(SessionCredit { bytes: 100_000 })).await;
         }
