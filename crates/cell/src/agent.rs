@@ -17,6 +17,7 @@ use crate::actor::Actor;
 use crate::adopt::{Found, adopt};
 use crate::bucket::Bucket;
 use crate::error::CellError;
+use crate::identity::Identities;
 use crate::limits::{LEAVE_LIMIT, MAX_ENDED, UNREAD_CREDIT};
 use crate::lines::Position;
 use crate::link::{Connection, Link};
@@ -79,20 +80,29 @@ impl Cell {
     /// Runs until `tasks` are asked to stop, or until the cell has left. After a stop the
     /// containers go on: the next agent in the same directory takes over.
     pub async fn run(options: Options, endpoint: Endpoint, tasks: Tasks) -> Result<(), CellError> {
-        let mut agent = Agent::new(options, endpoint, tasks)?;
+        let identities = Identities::open(&options, &tasks).await?;
+        let mut agent = Agent::new(options, endpoint, (identities, tasks))?;
         agent.adopt().await?;
-        Box::pin(agent.stay()).await
+        let stayed = Box::pin(agent.stay()).await;
+        if agent.shared.options.leave.is_stopped() {
+            agent.shared.identities.close().await;
+        }
+        stayed
     }
 }
 
 impl Agent {
-    fn new(options: Options, endpoint: Endpoint, tasks: Tasks) -> Result<Self, CellError> {
+    fn new(
+        options: Options,
+        endpoint: Endpoint,
+        (identities, tasks): (Identities, Tasks),
+    ) -> Result<Self, CellError> {
         let home = Home::open(&options.dir)?;
         let capacity = options.capacity.unwrap_or_else(|| machine::capacity(&options.dir));
         let (publish, connection) = watch::channel(None);
         let client = Client::new(endpoint.clone())?;
         let resume = ResumeFile::new(&options.dir);
-        let shared = Arc::new(Shared::new(options, client, Link(connection), tasks)?);
+        let shared = Arc::new(Shared::new(options, (client, identities), Link(connection), tasks)?);
         shared.fence.lost(mono_now());
         let ended = mpsc::channel(MAX_ENDED);
         let entries = BTreeMap::new();
@@ -101,9 +111,9 @@ impl Agent {
 
     async fn adopt(&mut self) -> Result<(), CellError> {
         let positions = self.resume.read();
-        for Found { key, notes, held, driver } in
-            adopt(&self.shared.drivers, &self.shared.tasks).await?
-        {
+        let found = adopt(&self.shared.drivers, &self.shared.tasks).await?;
+        self.shared.identities.keep_only(found.iter().map(|found| found.key)).await?;
+        for Found { key, notes, held, driver } in found {
             let position = positions.get(&key.to_string()).copied().unwrap_or_default();
             tracing::info!(work = %key, "taking over an instance");
             let actor = self.open(key, driver, position);

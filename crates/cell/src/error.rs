@@ -36,6 +36,9 @@ pub enum CellError {
     /// The server cannot be called.
     #[error(transparent)]
     Client(#[from] ClientError),
+    /// The gate in front of its instances does not work.
+    #[error(transparent)]
+    Gate(#[from] gate::GateError),
     /// The server does not want this cell.
     #[error("the server refused this cell: {0}")]
     Refused(String),

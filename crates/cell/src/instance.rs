@@ -10,6 +10,7 @@ use runtime::mono_now;
 use crate::actor::{Actor, Reading, Voice, describe, status};
 use crate::error::{Context as _, Failure};
 use crate::health::{Checks, Health, Length, Verdict};
+use crate::identity::{self, Proof};
 use crate::inside::Inside;
 use crate::limits::REJECT_PAUSE;
 use crate::lines::Position;
@@ -39,6 +40,14 @@ struct Running<'a> {
     notes: Notes,
     place: Place,
     reading: Reading,
+    proof: Option<Proof>,
+}
+
+/// What [`start`] made.
+struct Begun {
+    notes: Notes,
+    place: Place,
+    proof: Option<Proof>,
 }
 
 /// Why an instance ends.
@@ -57,13 +66,15 @@ pub(crate) async fn run(actor: &Actor, spec: &ProcessSpec, labels: &HashMap<Stri
     let started = match start(actor, (spec, labels), port).await {
         Ok(started) => started,
         Err(failure) => {
+            actor.shared.identities.forget(actor.key).await;
             actor.remove().await;
             let reason = format!("could not start: {failure}");
             let crashed = InstanceReport::Crashed { reason, never_healthy: false, detail: None };
             return actor.reporter.end(&crashed).await;
         }
     };
-    let Some((notes, place)) = started else {
+    let Some(Begun { notes, place, proof }) = started else {
+        actor.shared.identities.forget(actor.key).await;
         actor.remove().await;
         if *actor.want.borrow() == Want::Stop {
             actor.reporter.end(&InstanceReport::Gone).await;
@@ -71,7 +82,7 @@ pub(crate) async fn run(actor: &Actor, spec: &ProcessSpec, labels: &HashMap<Stri
         return;
     };
     let reading = actor.read(&notes.process, Some(Position::default()), Voice::Plain).await;
-    Running { actor, notes, place, reading }.watch().await;
+    Running { actor, notes, place, reading, proof }.watch().await;
 }
 
 /// Takes care of an instance that an earlier agent started.
@@ -79,7 +90,8 @@ pub(crate) async fn adopt(actor: &Actor, notes: Notes, resume: Position) {
     let port = actor.shared.ports.keep(notes.host_port);
     let place = actor.shared.place(actor, port);
     let reading = actor.read(&notes.process, Some(resume), Voice::Plain).await;
-    Running { actor, notes, place, reading }.watch().await;
+    let proof = Some(actor.shared.identities.known(actor.key).await);
+    Running { actor, notes, place, reading, proof }.watch().await;
 }
 
 /// Gives an instance back that cannot run here.
@@ -93,7 +105,7 @@ async fn start(
     actor: &Actor,
     (spec, labels): (&ProcessSpec, &HashMap<String, String>),
     port: Port,
-) -> Result<Option<(Notes, Place)>, Failure> {
+) -> Result<Option<Begun>, Failure> {
     let name = labels.get("process").map_or(DEFAULT_PROCESS, String::as_str);
     let ports = (inner_port(actor, &port), port.number);
     let notes = Notes::new(spec, ProcessId::new(name)?, ports);
@@ -113,8 +125,14 @@ async fn start(
     if place.address.ip().is_unspecified() {
         return Err(Failure::new("the container has no address"));
     }
+    let proving = actor.shared.identities.prove(actor, place.address);
+    let proof = tokio::select! {
+        biased;
+        _ = actor.unwanted() => return Ok(None),
+        proof = proving => proof?,
+    };
     actor.driver.start(&actor.handle, command).await?;
-    Ok(Some((notes, place)))
+    Ok(Some(Begun { notes, place, proof }))
 }
 
 /// What every process of an instance finds in its environment.
@@ -128,6 +146,10 @@ fn variables(
         ("SHORE_INSTANCE_ID".to_owned(), actor.key.id_text()),
         ("SHORE_PROCESS".to_owned(), notes.process.to_string()),
     ]);
+    if actor.shared.identities.are_made() {
+        let dir = identity::directory(actor.driver.as_ref(), &actor.handle);
+        env.insert(identity::VARIABLE.to_owned(), dir);
+    }
     for (label, variable) in LABELS {
         env.extend(labels.get(label).map(|value| (variable.to_owned(), value.clone())));
     }
@@ -159,16 +181,28 @@ impl Running<'_> {
         Health::new(checks, prober, spread)
     }
 
+    /// Keeps its certificate valid; never ends.
+    async fn renewal(&self) {
+        let Self { actor, place, .. } = self;
+        match self.proof {
+            Some(proof) => actor.shared.identities.renew(actor, place.address, proof).await,
+            None => std::future::pending().await,
+        }
+    }
+
     /// Waits for whatever ends the instance.
     async fn end(&self) -> Result<End, Failure> {
         let actor = self.actor;
         let mut health = self.health();
         let exit = actor.driver.wait(&actor.handle, &self.notes.process);
         tokio::pin!(exit);
+        let renewal = self.renewal();
+        tokio::pin!(renewal);
         loop {
             tokio::select! {
                 biased;
                 want = actor.unwanted() => return Ok(End::Unwanted(want)),
+                () = &mut renewal => {}
                 exit = &mut exit => {
                     return exit.map(End::Exited).context(|| "its end is unknown".to_owned());
                 }
@@ -256,6 +290,8 @@ impl Running<'_> {
             End::Unwanted(Want::Forget) => None,
             End::Unwanted(Want::Run | Want::Stop) => Some(InstanceReport::Gone),
         };
+        // Nothing leads to its address any more when that becomes another one's.
+        actor.shared.identities.forget(actor.key).await;
         actor.remove().await;
         drop(place);
         if let Some(report) = report {

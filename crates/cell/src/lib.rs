@@ -16,6 +16,7 @@ mod error;
 mod files;
 mod furnish;
 mod health;
+mod identity;
 mod image;
 mod inside;
 mod instance;
@@ -48,6 +49,7 @@ mod work;
 pub use agent::Cell;
 pub use egress::{MAX_REDIRECTS, Network};
 pub use error::CellError;
+pub use gate::{PORT as GATE_PORT, maybe_run as maybe_run_gate};
 pub use limits::{
     CACHED_BUILD_BYTES, CACHED_LAYER_BYTES, LOG_BURST_SECONDS, LOG_BYTES, MAX_CREATES,
     MAX_DOWNLOADS, MAX_FETCHES, MAX_LINE, MAX_NAMED_UPLOADS, MAX_SESSIONS, MAX_UPLOADS,

@@ -62,6 +62,14 @@ pub(crate) const UNREAD_CREDIT: Duration = Duration::from_mins(1);
 pub(crate) const MAX_LOG_UP: usize = 16;
 /// How long a connected server may acknowledge nothing while the last lines of a container wait.
 pub(crate) const FLUSH_LIMIT: Duration = Duration::from_secs(10);
+/// How often a certificate is asked for before an instance cannot start, and how long each may take.
+pub(crate) const IDENTITY_ATTEMPTS: u32 = 3;
+/// See [`IDENTITY_ATTEMPTS`].
+pub(crate) const IDENTITY_LIMIT: Duration = Duration::from_secs(5);
+/// When less of a certificate's time is left, another one is asked for. The server gives 24 h.
+pub(crate) const RENEW_LEFT: Duration = Duration::from_hours(12);
+/// How often that is looked at.
+pub(crate) const RENEW_LOOK: Duration = Duration::from_mins(1);
 /// How often the places where logs continue are written down.
 pub(crate) const SAVE_EVERY: Duration = Duration::from_secs(1);
 /// The largest image manifest or configuration.

@@ -1,7 +1,7 @@
 //! What an agent is told.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -43,6 +43,9 @@ pub struct Options {
     pub drivers: Vec<Arc<dyn Driver>>,
     /// Where routers reach instances that share the machine's network.
     pub address: IpAddr,
+    /// Where a gate listens for routers, so that instances prove who they are; without one, routers
+    /// reach instances by their addresses.
+    pub gate: Option<SocketAddr>,
     /// The ports of instances that share the machine's network.
     pub ports: RangeInclusive<u16>,
     /// Directories of programs that containers without isolation find, as in `PATH`.
@@ -105,6 +108,7 @@ impl Options {
             capacity: None,
             drivers: Vec::new(),
             address: Ipv4Addr::LOCALHOST.into(),
+            gate: None,
             ports: PORTS,
             path: String::new(),
             tools: BTreeMap::new(),

@@ -156,6 +156,7 @@ impl Agent {
             containers: self.capacity.containers,
             cpu_shares: self.capacity.cpu_shares,
             pids: self.capacity.pids,
+            gate: self.shared.identities.gate_address(),
             labels: options.labels.clone(),
         };
         Ok(CellHello {
@@ -189,6 +190,7 @@ impl Agent {
             return Err(Status::unavailable("the server did not begin with a welcome"));
         };
         welcome.check()?;
+        self.shared.identities.set_made(welcome.certificates);
         tracing::info!(server = welcome.version, "connected to the server");
         Ok(down)
     }
@@ -246,6 +248,7 @@ impl Agent {
                 sessions.take(message, place, (connection, &self.shared.tasks));
             }
             Down::Claimed(work) => self.claimed(&work),
+            Down::Identity(identity) => self.shared.identities.arrived(identity),
             Down::Refused(work) => self.refused(&work),
             Down::Kept(kept) => {
                 if let Some(work) = &kept.work {

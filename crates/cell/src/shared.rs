@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -16,6 +16,7 @@ use tokio::sync::Semaphore;
 use crate::actor::Actor;
 use crate::caches::Caches;
 use crate::error::CellError;
+use crate::identity::Identities;
 use crate::image::Images;
 use crate::layers::Layers;
 use crate::limits::{
@@ -34,6 +35,7 @@ pub(crate) struct Shared {
     pub(crate) options: Options,
     pub(crate) drivers: Vec<Arc<dyn Driver>>,
     pub(crate) client: Client,
+    pub(crate) identities: Identities,
     pub(crate) tasks: Tasks,
     pub(crate) link: Link,
     pub(crate) fence: Fence,
@@ -64,7 +66,7 @@ pub(crate) struct Place {
 impl Shared {
     pub(crate) fn new(
         options: Options,
-        client: Client,
+        (client, identities): (Client, Identities),
         link: Link,
         tasks: Tasks,
     ) -> Result<Self, CellError> {
@@ -93,6 +95,7 @@ impl Shared {
             options,
             drivers,
             client,
+            identities,
             tasks,
             link,
             downloads,
@@ -114,16 +117,17 @@ impl Shared {
     /// The address it is asked to listen on; an app that listens on all may ignore it.
     pub(crate) fn inner_host(&self, actor: &Actor) -> String {
         match actor.driver.network(&actor.handle) {
-            Network::Host => self.options.address.to_string(),
+            Network::Host => self.host_address().to_string(),
             Network::Own(_) => Ipv4Addr::UNSPECIFIED.to_string(),
         }
     }
 
     /// Which port of the machine leads to an instance in a network of its own. Routers on this
-    /// machine need none.
+    /// machine need none, and nor does a gate.
     pub(crate) fn publish(&self, actor: &Actor, port: &Port) -> Option<Publish> {
         let able = actor.driver.capabilities().can(Ability::Publish);
-        let needed = able && !self.options.address.is_loopback();
+        let is_near = self.options.address.is_loopback() || self.options.gate.is_some();
+        let needed = able && !is_near;
         match actor.driver.network(&actor.handle) {
             Network::Own(_) if needed => {
                 Some(Publish { host: port.number, container: OWN_NETWORK_PORT })
@@ -134,13 +138,26 @@ impl Shared {
 
     /// How the instance of a container that was made is reached.
     pub(crate) fn place(&self, actor: &Actor, port: Port) -> Place {
-        let advertised = SocketAddr::new(self.options.address, port.number);
-        let address = match actor.driver.network(&actor.handle) {
-            Network::Host => advertised,
-            Network::Own(address) => SocketAddr::new(address, OWN_NETWORK_PORT),
+        let at = |address| SocketAddr::new(address, port.number);
+        let advertised = at(self.options.address);
+        let (address, reached) = match actor.driver.network(&actor.handle) {
+            Network::Host => (at(self.host_address()), advertised),
+            Network::Own(address) => {
+                let address = SocketAddr::new(address, OWN_NETWORK_PORT);
+                (address, address)
+            }
         };
-        let published = self.publish(actor, &port).map_or(address, |_| advertised);
+        let published = self.publish(actor, &port).map_or(reached, |_| advertised);
         Place { address, published, _port: port }
+    }
+
+    /// Where instances listen that share the machine's network. Behind a gate nobody else need
+    /// reach them.
+    fn host_address(&self) -> IpAddr {
+        match self.options.gate {
+            Some(_) => Ipv4Addr::LOCALHOST.into(),
+            None => self.options.address,
+        }
     }
 }
 

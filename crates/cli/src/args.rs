@@ -247,6 +247,10 @@ pub(crate) struct CellArgs {
     /// The address under which routers reach its instances
     #[arg(long, default_value = "127.0.0.1")]
     pub(crate) address: std::net::IpAddr,
+    /// The port at that address where instances prove to routers who they are; unused while cell
+    /// and server are on one machine
+    #[arg(long, value_name = "PORT", default_value_t = cell::GATE_PORT)]
+    pub(crate) gate_port: u16,
     /// A way to run containers, the best first: `process`, `oci` or `docker`. Absent: `oci` for root
     /// where it works, else `process`
     #[arg(long = "driver", value_name = "DRIVER")]

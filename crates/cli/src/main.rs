@@ -18,8 +18,11 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
     // In a container this binary is the supervisor of one process, the image builder, the launcher
-    // or the static file server. None of those may pay for anything else.
+    // or the static file server; in front of all of them it is the gate. None of those may pay for anything else.
     if let Some(code) = drivers::shim::maybe_run() {
+        return code;
+    }
+    if let Some(code) = cell::maybe_run_gate() {
         return code;
     }
     if let Some(code) = edge::ssh::hook::maybe_run() {

@@ -14,7 +14,7 @@ use std::time::Duration;
 use api::Endpoint;
 use model::{HostName, JoinToken, Name, Role};
 use runtime::{Ids, Kind, Random, SteadyClock, Stop, Tasks};
-use server::{Authority, Parts, Server, Settings};
+use server::{Authority, IdentityAuthority, Parts, Server, Settings};
 use store::Store;
 use store::blobs::BlobLimits;
 use store::sqlite::SqliteStore;
@@ -102,6 +102,7 @@ pub(crate) async fn start_server(options: ServerOptions, tasks: &Tasks) -> Resul
         None => None,
     };
     let (server, authority) = open_server(&dir, domain, (blobs, settings), tasks).await?;
+    server.issues(IdentityAuthority::open(&dir).map_err(CliError::internal)?);
     let first = server.first_token().await.map_err(CliError::internal)?;
     let tls = if listen.ip().is_loopback() {
         None
@@ -333,6 +334,9 @@ pub(crate) async fn cell(shell: &Shell, args: CellArgs) -> Result<()> {
     options.tags = args.tags.iter().cloned().collect();
     options.required_tags = args.required_tags.iter().cloned().collect();
     options.address = args.address;
+    // Where no certificate vouches for the server, everything is on one machine.
+    let is_apart = endpoint.url.scheme_str() == Some("https") && !args.address.is_loopback();
+    options.gate = is_apart.then(|| SocketAddr::new(args.address, args.gate_port));
     options.transfer_networks.clone_from(&args.allow_networks);
     options.capacity = Some(capacity(&args, &dir));
     let (drivers, chosen) = containers::drivers(&args.drivers, &dir, &tasks)?;

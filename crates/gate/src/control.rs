@@ -5,8 +5,8 @@ use std::net::{SocketAddr, TcpListener};
 use std::os::fd::AsFd as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use runtime::Tasks;
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
@@ -22,7 +22,8 @@ use crate::serve::Shared;
 #[derive(Debug)]
 pub(crate) struct Control {
     pub(crate) shared: Arc<Shared>,
-    pub(crate) listener: TcpListener,
+    /// Gone once this gate takes no more connections: as long as it is open, somebody connects.
+    pub(crate) listener: Mutex<Option<TcpListener>>,
     pub(crate) listen: SocketAddr,
     pub(crate) version: String,
 }
@@ -72,6 +73,7 @@ pub(crate) async fn serve(control: Control, socket: Socket, dir: &Path, tasks: &
             Some(Some(Err(_)) | None) | None => {}
         }
     }
+    drop(control.listener.lock().unwrap_or_else(PoisonError::into_inner).take());
 }
 
 async fn talk(control: &Control, stream: UnixStream) -> io::Result<()> {
@@ -89,7 +91,9 @@ async fn talk(control: &Control, stream: UnixStream) -> io::Result<()> {
             return Ok(());
         }
         if matches!(ask, Ask::Listener) {
-            hand_over(stream.get_ref(), &control.listener).await?;
+            let listener = control.listener();
+            let listener = listener.ok_or(io::ErrorKind::NotConnected)?;
+            hand_over(stream.get_ref(), &listener).await?;
             continue;
         }
         let mut answer = serde_json::to_vec(&control.answer(ask))?;
@@ -99,6 +103,12 @@ async fn talk(control: &Control, stream: UnixStream) -> io::Result<()> {
 }
 
 impl Control {
+    /// Another handle of the socket.
+    fn listener(&self) -> Option<TcpListener> {
+        let listener = self.listener.lock().unwrap_or_else(PoisonError::into_inner);
+        listener.as_ref().and_then(|listener| listener.try_clone().ok())
+    }
+
     fn answer(&self, ask: Ask) -> Answer {
         let table = &self.shared.table;
         let done = match ask {

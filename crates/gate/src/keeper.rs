@@ -49,6 +49,9 @@ pub enum GateError {
     /// The process does not start.
     #[error("the gate does not start: {0}")]
     Start(String),
+    /// It was closed for good.
+    #[error("the gate was closed")]
+    Closed,
     /// It does not answer.
     #[error("the gate does not answer: {0}")]
     Silent(#[from] io::Error),
@@ -74,8 +77,8 @@ struct Inner {
 struct Line {
     /// How it is talked to; gone once it broke.
     stream: Option<BufReader<UnixStream>>,
-    /// The socket it listens on: while it is away, who connects waits.
-    listener: TcpListener,
+    /// The socket it listens on: while it is away, who connects waits. Gone once it was closed.
+    listener: Option<TcpListener>,
 }
 
 async fn connect(dir: &Path) -> io::Result<BufReader<UnixStream>> {
@@ -132,8 +135,9 @@ impl Gate {
     /// or starts one. `tasks` own what starts it again when it ends.
     pub async fn open(options: Options, tasks: &Tasks) -> Result<Self, GateError> {
         private_dir(&options.dir)?;
-        let line = find_or_start(&options).await?;
-        let listen = line.listener.local_addr()?;
+        let (stream, listener) = find_or_start(&options).await?;
+        let listen = listener.local_addr()?;
+        let line = Line { stream: Some(stream), listener: Some(listener) };
         let inner = Arc::new(Inner { options, line: Mutex::new(line) });
         let gate = Self { inner, listen };
         let (watching, stop) = (gate.clone(), tasks.stop().clone());
@@ -179,8 +183,16 @@ impl Gate {
     }
 
     /// Ends it for good: its connections end by themselves, and nobody new gets in.
-    pub async fn close(self) -> Result<(), GateError> {
-        self.order(Ask::Drain).await
+    pub async fn close(&self) -> Result<(), GateError> {
+        let mut line = self.inner.line.lock().await;
+        line.listener = None;
+        if line.stream.is_none() {
+            line.stream = connect(&self.inner.options.dir).await.ok();
+        }
+        if let Some(mut stream) = line.stream.take() {
+            ask(&mut stream, &Ask::Drain).await?;
+        }
+        Ok(())
     }
 
     async fn hello(&self) -> Result<Hello, GateError> {
@@ -220,6 +232,7 @@ impl Gate {
         line: &'a mut MutexGuard<'_, Line>,
     ) -> Result<&'a mut BufReader<UnixStream>, GateError> {
         let options = &self.inner.options;
+        let Some(listener) = &line.listener else { return Err(GateError::Closed) };
         if line.stream.is_none() {
             let mut found = connect(&options.dir).await.ok();
             if let Some(stream) = &mut found
@@ -229,7 +242,7 @@ impl Gate {
             }
             line.stream = Some(match found {
                 Some(stream) => stream,
-                None => start(options, &line.listener).await?,
+                None => start(options, listener).await?,
             });
         }
         line.stream.as_mut().ok_or_else(|| GateError::Silent(timed_out()))
@@ -249,6 +262,9 @@ impl Gate {
             }
             runtime::sleep(backoff.next_delay(&random)).await;
             let mut line = self.inner.line.lock().await;
+            if line.listener.is_none() {
+                return;
+            }
             line.stream = None;
             match self.stream(&mut line).await {
                 Ok(_) => tracing::warn!("the gate had ended and was started again"),
@@ -258,11 +274,13 @@ impl Gate {
     }
 }
 
-async fn find_or_start(options: &Options) -> Result<Line, GateError> {
+async fn find_or_start(
+    options: &Options,
+) -> Result<(BufReader<UnixStream>, TcpListener), GateError> {
     let Ok((mut old, known)) = find(&options.dir).await else {
         let listener = bind(options.listen)?;
         let stream = start(options, &listener).await?;
-        return Ok(Line { stream: Some(stream), listener });
+        return Ok((stream, listener));
     };
     let is_there = known.listen == options.listen
         || options.listen.port() == 0 && known.listen.ip() == options.listen.ip();
@@ -273,13 +291,13 @@ async fn find_or_start(options: &Options) -> Result<Line, GateError> {
         bind(options.listen)?
     };
     if is_there && known.version == options.version {
-        return Ok(Line { stream: Some(old), listener });
+        return Ok((old, listener));
     }
     // Both take connections from the one socket for a moment, with the same table.
     let stream = start(options, &listener).await?;
     drop(ask(&mut old, &Ask::Drain).await);
     tracing::info!(from = known.version, to = options.version, "the gate was replaced");
-    Ok(Line { stream: Some(stream), listener })
+    Ok((stream, listener))
 }
 
 async fn find(dir: &Path) -> io::Result<(BufReader<UnixStream>, Hello)> {

@@ -9,8 +9,8 @@ use std::io::{self, Write as _};
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use runtime::{Stop, Tasks};
@@ -71,6 +71,7 @@ fn run(dir: &Path, version: String) -> io::Result<()> {
         }
         let tasks = Tasks::new(Stop::new());
         reply()?;
+        let listener = Mutex::new(Some(listener));
         let control = Control { shared: Arc::clone(&shared), listener, listen, version };
         control::serve(control, socket, dir, &tasks).await;
         drain(&shared).await;

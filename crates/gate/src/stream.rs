@@ -137,6 +137,11 @@ impl TlsStream {
         .await
     }
 
+    /// The socket, for its options.
+    pub const fn socket(&self) -> &TcpStream {
+        &self.io
+    }
+
     /// Whether the handshake was shortened by what an earlier one left.
     pub fn is_resumed(&self) -> bool {
         self.tls.handshake_kind() == Some(rustls::HandshakeKind::Resumed)

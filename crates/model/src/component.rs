@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::net::SocketAddr;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
@@ -135,6 +136,9 @@ pub struct CellSpec {
     /// Processes and threads of all containers; not limited when absent.
     #[serde(default)]
     pub pids: Option<u64>,
+    /// Where its gate listens; without one, routers reach its instances by their addresses.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gate: Option<SocketAddr>,
     /// Labels for people.
     #[serde(default)]
     pub labels: BTreeMap<String, String>,

@@ -16,11 +16,12 @@ pub const STATIC_SERVER: &str = "/cnb/lifecycle/static-server";
 pub const PROGRAMS: [&str; 3] = [CREATOR, LAUNCHER, STATIC_SERVER];
 
 /// Variables that the platform sets for every process; a value of somebody else has no effect.
-pub const PLATFORM_ENV: [&str; 10] = [
+pub const PLATFORM_ENV: [&str; 11] = [
     "PORT",
     "SHORE_APP",
     "SHORE_CONTAINER",
     "SHORE_DEPLOYMENT",
+    "SHORE_IDENTITY_DIR",
     "SHORE_INSTANCE_ID",
     "SHORE_INSTANCE_INDEX",
     "SHORE_PROCESS",

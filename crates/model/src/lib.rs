@@ -11,6 +11,7 @@ mod convention;
 mod deployment;
 mod digest;
 mod id;
+mod identity;
 mod instance;
 mod job;
 mod log;
@@ -39,12 +40,13 @@ pub use id::{
     AppId, BuildId, CellId, DeliveryId, DeploymentId, IdError, InstanceId, JobId, KeyId, ProcessId,
     ProjectId, RunnerId, TaskId, TokenId, parse_ulid,
 };
+pub use identity::{IDENTITY_DIR, ROUTER_HOST, instance_host};
 pub use instance::{CrashPolicy, InstanceEvent, InstanceState};
 pub use job::{JobEvent, JobState, Operation, Outcome, Target};
 pub use log::{ERROR_MARK, LogEntry, LogSource, StepStatus, TerminalEvent};
 pub use name::{HostName, MAX_NAME, Name, NameError};
 pub use report::{InstanceReport, TaskReport};
-pub use route::{Route, RouteTable, RouteTarget};
+pub use route::{Route, RouteGate, RouteTable, RouteTarget};
 pub use spec::{
     ContainerSpec, DRIVERS, EgressProtocol, EgressRule, Limits, MAX_ANNOTATION, MAX_CACHE_KEY,
     MAX_EGRESS_RULES, MAX_ENV_BYTES, MAX_ENV_NAME, MAX_ENV_VARS, MAX_INSTANCES, MAX_MOUNTS,

@@ -33,4 +33,16 @@ pub struct RouteTarget {
     pub instance: InstanceId,
     /// Where it listens.
     pub address: SocketAddr,
+    /// How it is reached on a machine that proves who it is; else by its address alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gate: Option<RouteGate>,
+}
+
+/// The gate in front of an instance.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct RouteGate {
+    /// Where the gate listens.
+    pub address: SocketAddr,
+    /// The attempt at the instance, which is part of the name it proves.
+    pub epoch: u32,
 }

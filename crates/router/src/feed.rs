@@ -1,12 +1,13 @@
 //! Where the table comes from: the server's stream and, before that, the file of the last run.
 
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use api::proto::router_down::Message as Down;
 use api::proto::router_up::Message as Up;
-use api::proto::{Changes, RouterDown, RouterHello, RouterUp, components_client};
+use api::proto::{Changes, Identify, RouterDown, RouterHello, RouterUp, components_client};
 use api::{Connector, Endpoint, Joining};
+use bytes::Bytes;
 use model::{HostName, Route, RouteTable};
 use runtime::{Backoff, Kind, Random, Stop, Tasks};
 use tokio::sync::{mpsc, watch};
@@ -165,18 +166,24 @@ impl Feed {
             hello: Some(api::proto::hello(self.id, &self.name)),
             generation: self.router.generation(),
             http_port: self.router.addresses().first().map_or(0, |first| first.port().into()),
+            public_key: self.public_key()?,
         };
         tell(&up, Up::Hello(hello)).await?;
         let opened = runtime::timeout(CONNECT_TIMEOUT, self.open(messages)).await;
         let mut down = opened.ok_or_else(|| Status::deadline_exceeded("no answer in time"))??;
-        let mut parts = Vec::new();
+        let mut coming = Coming::default();
         loop {
+            if coming.renewal.is_some_and(|due| runtime::mono_now() >= due) {
+                coming.renewal = None;
+                let public_key = self.public_key()?;
+                tell(&up, Up::Identify(Identify { work: None, public_key })).await?;
+            }
             let next = runtime::timeout(SILENCE, down.message()).await;
             let next =
                 next.ok_or_else(|| Status::deadline_exceeded("the server went silent"))??;
             let Some(message) = next else { return Ok(()) };
             if let Some(message) = message.message {
-                self.message(message, &mut parts, &up).await?;
+                self.message(message, &mut coming, &up).await?;
                 backoff.reset();
                 if let Some(sentence) = joining.joined() {
                     tracing::warn!("{sentence}");
@@ -200,11 +207,17 @@ impl Feed {
         Ok(client.router(request).await?.into_inner())
     }
 
-    /// Takes in what the server says; `parts` holds a table that is not whole yet.
+    /// Makes a key that the server is to make a certificate for.
+    fn public_key(&self) -> Result<Bytes, Status> {
+        let public = self.router.shared.identity.ask();
+        public.map(Bytes::from).map_err(|error| Status::internal(error.to_string()))
+    }
+
+    /// Takes in what the server says.
     async fn message(
         &self,
         message: Down,
-        parts: &mut Vec<u8>,
+        coming: &mut Coming,
         up: &mpsc::Sender<RouterUp>,
     ) -> Result<(), Status> {
         let applied = match message {
@@ -214,11 +227,19 @@ impl Feed {
                 return Ok(());
             }
             Down::Heartbeat(_) => return Ok(()),
+            Down::Identity(identity) => {
+                match self.router.shared.identity.take(identity) {
+                    Ok(due) => coming.renewal = Some(due),
+                    Err(error) => tracing::warn!(%error, "the router has no new certificate"),
+                }
+                return Ok(());
+            }
             Down::TableJson(json) => {
                 let table: RouteTable = api::proto::from_json("route table", &json)?;
                 self.router.apply(&table)
             }
             Down::TablePart(part) => {
+                let parts = &mut coming.parts;
                 if parts.len() + part.json.len() > api::MAX_TABLE {
                     let message = format!("the route table has more than {} bytes", api::MAX_TABLE);
                     return Err(Status::resource_exhausted(message));
@@ -245,6 +266,15 @@ impl Feed {
             Applied::Gap => Err(Status::aborted("changes are missing: asking for the whole table")),
         }
     }
+}
+
+/// What is to be gone on with in the course of a session.
+#[derive(Default)]
+struct Coming {
+    /// A table that is not whole yet.
+    parts: Vec<u8>,
+    /// When the next certificate is asked for. The server says something every few seconds.
+    renewal: Option<Instant>,
 }
 
 /// Whether trying again cannot help.

@@ -11,6 +11,7 @@ mod feed;
 mod head;
 mod headers;
 mod host;
+mod identity;
 mod listen;
 mod metrics;
 mod options;
@@ -33,6 +34,7 @@ pub use options::*;
 pub use stats::{Answers, Stats};
 pub use table::{Applied, TableChanges};
 
+use identity::Identity;
 use stats::Counters;
 use worker::Shared;
 
@@ -86,6 +88,7 @@ impl Router {
             connections: AtomicUsize::new(0),
             started: runtime::mono_now(),
             stop: tasks.stop().clone(),
+            identity: Identity::new(options.keep.as_deref()),
         });
         if let Some(path) = &options.keep {
             feed::load(&shared.routes, path);
@@ -129,6 +132,11 @@ impl Router {
     /// The generation of the table it serves.
     pub fn generation(&self) -> u64 {
         self.shared.routes.generation()
+    }
+
+    /// Shows gates who this router is. A server does that by itself.
+    pub fn prove(&self, dialer: gate::Dialer) {
+        self.shared.identity.prove(dialer);
     }
 
     /// Serves `table` unless it is older than the one served. When this returns, every thread

@@ -28,6 +28,9 @@ pub const MAX_WARM: usize = 256;
 /// Most connections to instances kept as bare sockets, for all threads, unless half of the files
 /// the process may have open are fewer.
 pub const MAX_IDLE: usize = 16_384;
+/// How many bare sockets a kept connection through a gate counts for: its keys and buffers take
+/// some 6 KiB.
+pub const SEALED_WEIGHT: usize = 2;
 /// Most connections from clients.
 pub const MAX_CONNECTIONS: usize = 20_000;
 /// Most requests at a time on one HTTP/2 connection.

@@ -307,7 +307,7 @@ async fn exchange(
 }
 
 async fn open(worker: &Worker, target: &Target) -> Option<Box<Link>> {
-    match Link::open(target, &worker.limits).await {
+    match Link::open(target, worker).await {
         Ok(link) => {
             worker.counters.add(Count::UpstreamConnections);
             Some(link)

@@ -35,10 +35,12 @@ pub(crate) enum Count {
     ActiveEnded,
     Tunnels,
     TunnelsEnded,
+    GateHandshakes,
+    GateResumed,
 }
 
 const CLASSES: usize = 6;
-const KINDS: usize = Count::TunnelsEnded as usize + 1;
+const KINDS: usize = Count::GateResumed as usize + 1;
 
 impl Counters {
     /// Adds one.
@@ -94,6 +96,10 @@ pub struct Stats {
     pub active: u64,
     /// Upgraded connections (WebSocket) open now.
     pub tunnels: u64,
+    /// Connections on which an instance proved who it is.
+    pub gate_handshakes: u64,
+    /// Those that an earlier one made cheaper.
+    pub gate_resumed: u64,
 }
 
 /// How a router answered requests.
@@ -136,6 +142,8 @@ impl Stats {
                 connections: sum.connections + now(Count::Connections, Count::ConnectionsEnded),
                 active: sum.active + now(Count::Active, Count::ActiveEnded),
                 tunnels: sum.tunnels + now(Count::Tunnels, Count::TunnelsEnded),
+                gate_handshakes: sum.gate_handshakes + thread.get(Count::GateHandshakes),
+                gate_resumed: sum.gate_resumed + thread.get(Count::GateResumed),
             }
         })
     }

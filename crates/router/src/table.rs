@@ -7,9 +7,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use arc_swap::ArcSwap;
 use foldhash::fast::RandomState;
-use model::{DeploymentId, HostName, InstanceId, Route, RouteTable, RouteTarget};
+use gate::{Parked, PeerName};
+use model::{
+    DeploymentId, HostName, InstanceId, Route, RouteGate, RouteTable, RouteTarget, instance_host,
+};
 
-use crate::options::Limits;
+use crate::options::{Limits, SEALED_WEIGHT};
 
 /// How long a target that refused a connection is passed over while there are others.
 const FAILING_MS: u64 = 2_000;
@@ -21,6 +24,8 @@ pub(crate) struct Target {
     pub(crate) number: u64,
     pub(crate) instance: InstanceId,
     pub(crate) address: SocketAddr,
+    /// The way to it, if it is to prove who it is.
+    pub(crate) gate: Option<Gate>,
     /// Milliseconds since the router's start; 0 for a target that is well.
     failing_until: AtomicU64,
     /// Connections that no thread has, the latest last.
@@ -36,10 +41,52 @@ pub(crate) struct Kept<S> {
     pub(crate) is_hurried: bool,
 }
 
-/// A connection that is kept for the next request: nothing but the socket.
+/// A gate, and the name of the instance behind it.
+#[derive(Debug)]
+pub(crate) struct Gate {
+    told: RouteGate,
+    pub(crate) name: PeerName,
+}
+
+impl Gate {
+    fn new(instance: InstanceId, told: RouteGate) -> Option<Self> {
+        let name = PeerName::new(instance_host(instance, told.epoch)).ok()?;
+        Some(Self { told, name })
+    }
+
+    pub(crate) const fn address(&self) -> SocketAddr {
+        self.told.address
+    }
+}
+
+/// A connection that no thread has.
+#[derive(Debug)]
+pub(crate) enum Resting {
+    Plain(TcpStream),
+    Sealed(Parked),
+}
+
+impl Resting {
+    const fn socket(&self) -> &TcpStream {
+        match self {
+            Self::Plain(stream) => stream,
+            Self::Sealed(parked) => parked.socket(),
+        }
+    }
+
+    /// How many plain ones take as much room.
+    const fn weight(&self) -> usize {
+        match self {
+            Self::Plain(_) => 1,
+            Self::Sealed(_) => SEALED_WEIGHT,
+        }
+    }
+}
+
+/// A connection that is kept for the next request: nothing but what cannot be made again.
 #[derive(Debug)]
 struct Socket {
-    kept: Kept<TcpStream>,
+    kept: Kept<Resting>,
     /// Milliseconds since the router's start.
     since: u64,
 }
@@ -57,22 +104,22 @@ impl Target {
 
     /// A kept connection that can take a request, as far as can be known. What an instance said
     /// without being asked would be taken for the answer to the next request.
-    pub(crate) fn take_socket(&self) -> Option<Kept<TcpStream>> {
+    pub(crate) fn take_socket(&self) -> Option<Kept<Resting>> {
         loop {
             let socket = self.sockets().pop()?;
-            self.kept.fetch_sub(1, Ordering::Relaxed);
-            if is_silent(&socket.kept.stream) {
+            self.kept.fetch_sub(socket.kept.stream.weight(), Ordering::Relaxed);
+            if is_silent(socket.kept.stream.socket()) {
                 return Some(socket.kept);
             }
         }
     }
 
     /// Keeps a connection for any thread to take, unless there are enough.
-    pub(crate) fn keep_socket(&self, kept: Kept<TcpStream>, now_ms: u64, limits: &Limits) {
+    pub(crate) fn keep_socket(&self, kept: Kept<Resting>, now_ms: u64, limits: &Limits) {
         let mut sockets = self.sockets();
         if sockets.len() < limits.idle_per_target && self.kept.load(Ordering::Relaxed) < limits.idle
         {
-            self.kept.fetch_add(1, Ordering::Relaxed);
+            self.kept.fetch_add(kept.stream.weight(), Ordering::Relaxed);
             sockets.push(Socket { kept, since: now_ms });
         }
     }
@@ -80,11 +127,14 @@ impl Target {
     /// Drops connections that were not used for long; instances close theirs.
     fn sweep(&self, now_ms: u64, limits: &Limits) {
         let mut sockets = self.sockets();
-        let before = sockets.len();
+        let mut freed = 0;
         sockets.retain(|socket| {
-            u128::from(now_ms.saturating_sub(socket.since)) <= limits.upstream_idle.as_millis()
+            let age = u128::from(now_ms.saturating_sub(socket.since));
+            let stays = age <= limits.upstream_idle.as_millis();
+            freed += if stays { 0 } else { socket.kept.stream.weight() };
+            stays
         });
-        self.kept.fetch_sub(before - sockets.len(), Ordering::Relaxed);
+        self.kept.fetch_sub(freed, Ordering::Relaxed);
     }
 
     pub(crate) fn is_failing(&self, now_ms: u64) -> bool {
@@ -113,7 +163,8 @@ impl Target {
 
 impl Drop for Target {
     fn drop(&mut self) {
-        self.kept.fetch_sub(self.sockets().len(), Ordering::Relaxed);
+        let freed = self.sockets().iter().map(|socket| socket.kept.stream.weight()).sum();
+        self.kept.fetch_sub(freed, Ordering::Relaxed);
     }
 }
 
@@ -149,6 +200,7 @@ impl Table {
                     .map(|target| RouteTarget {
                         instance: target.instance,
                         address: target.address,
+                        gate: target.gate.as_ref().map(|gate| gate.told),
                     })
                     .collect();
                 Some(Route { host, deployment: entry.deployment, targets })
@@ -190,9 +242,12 @@ pub(crate) struct Routes {
     swept: AtomicU64,
 }
 
+/// What makes a target another one.
+type Whole = (InstanceId, SocketAddr, Option<RouteGate>);
+
 #[derive(Debug, Default)]
 struct Known {
-    targets: HashMap<(InstanceId, SocketAddr), Weak<Target>, RandomState>,
+    targets: HashMap<Whole, Weak<Target>, RandomState>,
     numbered: u64,
     sweep_at: usize,
     kept: Arc<AtomicUsize>,
@@ -200,26 +255,32 @@ struct Known {
 
 impl Known {
     fn entry(&mut self, route: &Route) -> Arc<Entry> {
-        let targets = route.targets.iter().map(|target| self.target(*target)).collect();
+        let targets = route.targets.iter().filter_map(|target| self.target(*target)).collect();
         Arc::new(Entry { deployment: route.deployment, targets })
     }
 
-    fn target(&mut self, target: RouteTarget) -> Arc<Target> {
-        let key = (target.instance, target.address);
+    fn target(&mut self, target: RouteTarget) -> Option<Arc<Target>> {
+        let key = (target.instance, target.address, target.gate);
         if let Some(known) = self.targets.get(&key).and_then(Weak::upgrade) {
-            return known;
+            return Some(known);
         }
+        let gate = match target.gate {
+            // Never by its address alone if it is to prove itself.
+            Some(told) => Some(Gate::new(target.instance, told)?),
+            None => None,
+        };
         self.numbered += 1;
         let fresh = Arc::new(Target {
             number: self.numbered,
             instance: target.instance,
             address: target.address,
+            gate,
             failing_until: AtomicU64::new(0),
             sockets: Mutex::default(),
             kept: Arc::clone(&self.kept),
         });
         self.targets.insert(key, Arc::downgrade(&fresh));
-        fresh
+        Some(fresh)
     }
 
     /// Forgets targets that no table has, now and then.
@@ -310,7 +371,7 @@ mod tests {
 
     fn route(host: &str, instance: u128, port: u16) -> Route {
         let address = SocketAddr::from(([127, 0, 0, 1], port));
-        let targets = vec![RouteTarget { instance: InstanceId(instance), address }];
+        let targets = vec![RouteTarget { instance: InstanceId(instance), address, gate: None }];
         Route { host: host.parse().expect("a host"), deployment: DeploymentId(1), targets }
     }
 

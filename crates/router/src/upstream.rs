@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use foldhash::fast::RandomState;
+use gate::TlsStream;
 use http::{Request, Response};
 use hyper::body::Incoming;
 use hyper::client::conn::http1::{Connection, SendRequest};
@@ -23,7 +24,9 @@ use tokio::net::TcpStream;
 
 use crate::body::RequestBody;
 use crate::options::Limits;
-use crate::table::{Kept, Target};
+use crate::stats::Count;
+use crate::table::{Kept, Resting, Target};
+use crate::worker::Worker;
 
 /// What went over a connection since its request began.
 #[derive(Debug, Default)]
@@ -58,10 +61,28 @@ impl Tally {
     }
 }
 
+/// How an instance is spoken to.
+#[derive(Debug)]
+pub(crate) enum Stream {
+    /// At its address.
+    Plain(TcpStream),
+    /// Through its machine's gate.
+    Sealed(TlsStream),
+}
+
+impl Stream {
+    const fn socket(&self) -> &TcpStream {
+        match self {
+            Self::Plain(stream) => stream,
+            Self::Sealed(stream) => stream.socket(),
+        }
+    }
+}
+
 /// An instance's socket, watched.
 #[derive(Debug)]
 pub(crate) struct UpstreamIo {
-    pub(crate) stream: TcpStream,
+    stream: Stream,
     tally: Rc<Tally>,
     /// Nothing is on its way in a socket that was kept, so the first write has room. To hear that
     /// from the system first would cost a turn of the event loop.
@@ -81,7 +102,8 @@ impl UpstreamIo {
             let limit = if hurry { self.patience } else { Duration::ZERO };
             let limit = u32::try_from(limit.as_millis()).unwrap_or(u32::MAX);
             // Without it the connection works all the same.
-            rustix::net::sockopt::set_tcp_user_timeout(&self.stream, limit).unwrap_or_default();
+            rustix::net::sockopt::set_tcp_user_timeout(self.stream.socket(), limit)
+                .unwrap_or_default();
             self.is_hurried = hurry;
         }
     }
@@ -89,9 +111,12 @@ impl UpstreamIo {
     /// Writes without asking for room, once; `None` when that was of no use.
     fn write_at_once(&mut self, bytes: &[u8]) -> Option<usize> {
         let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
-        std::mem::take(&mut self.has_room)
-            .then(|| rustix::net::send(&self.stream, bytes, flags).ok())
-            .flatten()
+        match &self.stream {
+            Stream::Plain(stream) if std::mem::take(&mut self.has_room) => {
+                rustix::net::send(stream, bytes, flags).ok()
+            }
+            Stream::Plain(_) | Stream::Sealed(_) => None,
+        }
     }
 }
 
@@ -103,7 +128,10 @@ impl AsyncRead for UpstreamIo {
     ) -> Poll<std::io::Result<()>> {
         let this = self.get_mut();
         let before = buf.filled().len();
-        let polled = Pin::new(&mut this.stream).poll_read(cx, buf);
+        let polled = match &mut this.stream {
+            Stream::Plain(stream) => Pin::new(stream).poll_read(cx, buf),
+            Stream::Sealed(stream) => Pin::new(stream).poll_read(cx, buf),
+        };
         if buf.filled().len() > before {
             this.tally.read.set(true);
         } else if let Poll::Ready(Err(error)) = &polled
@@ -127,7 +155,10 @@ impl AsyncWrite for UpstreamIo {
         if let Some(written) = this.write_at_once(buf) {
             return Poll::Ready(Ok(written));
         }
-        Pin::new(&mut this.stream).poll_write(cx, buf)
+        match &mut this.stream {
+            Stream::Plain(stream) => Pin::new(stream).poll_write(cx, buf),
+            Stream::Sealed(stream) => Pin::new(stream).poll_write(cx, buf),
+        }
     }
 
     fn poll_write_vectored(
@@ -143,19 +174,28 @@ impl AsyncWrite for UpstreamIo {
         {
             return Poll::Ready(Ok(written));
         }
-        write_vectored(&mut this.stream, cx, bufs)
+        match &mut this.stream {
+            Stream::Plain(stream) => write_vectored(stream, cx, bufs),
+            Stream::Sealed(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
+        }
     }
 
     fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
+        true
     }
 
-    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<std::io::Result<()>> {
-        Poll::Ready(Ok(()))
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        match &mut self.get_mut().stream {
+            Stream::Plain(_) => Poll::Ready(Ok(())),
+            Stream::Sealed(stream) => Pin::new(stream).poll_flush(cx),
+        }
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
-        Pin::new(&mut self.get_mut().stream).poll_shutdown(cx)
+        match &mut self.get_mut().stream {
+            Stream::Plain(stream) => Pin::new(stream).poll_shutdown(cx),
+            Stream::Sealed(stream) => Pin::new(stream).poll_shutdown(cx),
+        }
     }
 }
 
@@ -215,20 +255,34 @@ impl std::fmt::Debug for Link {
 }
 
 impl Link {
-    /// Opens a connection.
-    pub(crate) async fn open(target: &Target, limits: &Limits) -> std::io::Result<Box<Self>> {
-        let connect = TcpStream::connect(target.address);
-        let stream = match runtime::timeout(limits.connect_timeout, connect).await {
-            Some(stream) => stream?,
-            None => return Err(std::io::ErrorKind::TimedOut.into()),
+    /// Opens a connection. One through a gate exists only once the instance has proven itself.
+    pub(crate) async fn open(target: &Target, worker: &Worker) -> std::io::Result<Box<Self>> {
+        let limits = &worker.limits;
+        let connect = async {
+            let Some(gate) = &target.gate else {
+                let stream = TcpStream::connect(target.address).await?;
+                stream.set_nodelay(true)?;
+                return Ok::<_, std::io::Error>(Stream::Plain(stream));
+            };
+            // Boxed: a handshake is large and rare.
+            let dialled = Box::pin(worker.identity.dial(gate)).await?;
+            worker.counters.add(Count::GateHandshakes);
+            if dialled.is_resumed() {
+                worker.counters.add(Count::GateResumed);
+            }
+            Ok(Stream::Sealed(dialled))
         };
-        stream.set_nodelay(true)?;
-        Self::over(Kept { stream, is_hurried: false }, false, limits).await
+        match runtime::timeout(limits.connect_timeout, connect).await {
+            Some(stream) => {
+                Self::over(Kept { stream: stream?, is_hurried: false }, false, limits).await
+            }
+            None => Err(std::io::ErrorKind::TimedOut.into()),
+        }
     }
 
     /// Speaks HTTP over a connection that no request is on.
     async fn over(
-        Kept { stream, is_hurried }: Kept<TcpStream>,
+        Kept { stream, is_hurried }: Kept<Stream>,
         has_room: bool,
         limits: &Limits,
     ) -> std::io::Result<Box<Self>> {
@@ -412,7 +466,10 @@ impl Lease {
             return link;
         }
         let Kept { stream, is_hurried } = target.take_socket()?;
-        let stream = TcpStream::from_std(stream).ok()?;
+        let stream = match stream {
+            Resting::Plain(stream) => Stream::Plain(TcpStream::from_std(stream).ok()?),
+            Resting::Sealed(parked) => Stream::Sealed(parked.resume().ok()?),
+        };
         Link::over(Kept { stream, is_hurried }, true, limits).await.ok()
     }
 
@@ -429,9 +486,11 @@ impl Lease {
         } else if let Some(target) = self.pool.target.upgrade() {
             let Some((io, rest)) = link.into_raw() else { return };
             let is_hurried = io.is_hurried;
-            if rest.is_empty()
-                && let Ok(stream) = io.stream.into_std()
-            {
+            let resting = match io.stream {
+                Stream::Plain(stream) => stream.into_std().ok().map(Resting::Plain),
+                Stream::Sealed(stream) => stream.park().map(Resting::Sealed),
+            };
+            if let Some(stream) = resting.filter(|_| rest.is_empty()) {
                 target.keep_socket(Kept { stream, is_hurried }, now, limits);
             }
         }

@@ -18,6 +18,7 @@ use tokio::runtime::LocalOptions;
 
 use crate::client::Client;
 use crate::connection;
+use crate::identity::Identity;
 use crate::options::Limits;
 use crate::stats::{Count, Counters};
 use crate::table::Routes;
@@ -32,6 +33,8 @@ pub(crate) struct Shared {
     pub(crate) connections: AtomicUsize,
     pub(crate) started: Instant,
     pub(crate) stop: Stop,
+    /// Who we are for gates.
+    pub(crate) identity: Identity,
 }
 
 /// What one thread has.

@@ -8,8 +8,10 @@ use std::pin::Pin;
 
 use api::proto::components_server::{Components, ComponentsServer};
 use api::proto::{
-    CellDown, CellUp, Hello, RouterDown, RouterUp, RunnerDown, RunnerUp, Welcome, id_from,
+    CellDown, CellUp, Hello, Identity, RouterDown, RouterUp, RunnerDown, RunnerUp, Welcome, Work,
+    id_from,
 };
+use bytes::Bytes;
 use futures_util::Stream;
 use model::PROTOCOL;
 use tokio::sync::mpsc;
@@ -18,7 +20,9 @@ use tonic::{Request, Response, Status, Streaming};
 
 use crate::apply::ApplyError;
 use crate::auth::{Action, Principal, TokenFault, allows};
+use crate::identity::Issued;
 use crate::server::Server;
+use crate::tls::TlsError;
 
 /// Messages that may wait for a component that reads slowly.
 const MAX_DOWN: usize = 256;
@@ -89,7 +93,20 @@ fn welcome(hello: Option<&Hello>) -> Result<(u128, Welcome), Status> {
         let theirs: String = hello.version.chars().take(40).collect();
         Status::failed_precondition(format!("{mismatch} (client {theirs}, server {ours})"))
     })?;
-    Ok((id_from(&hello.id)?, Welcome { version: api::VERSION.to_owned(), protocol }))
+    Ok((
+        id_from(&hello.id)?,
+        Welcome { version: api::VERSION.to_owned(), protocol, certificates: false },
+    ))
+}
+
+/// A certificate as a component is told of it.
+fn identity(
+    issued: Result<Issued, TlsError>,
+    (work, public_key): (Option<Work>, Bytes),
+) -> Result<Identity, Status> {
+    let Issued { certificate, expires_ms, authorities } =
+        issued.map_err(|error| Status::invalid_argument(error.to_string()))?;
+    Ok(Identity { work, public_key, certificate, expires_ms, authorities })
 }
 
 /// The name of a component, or one made from its id when it gave none that is allowed.

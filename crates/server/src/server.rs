@@ -19,7 +19,9 @@ use tokio::sync::{broadcast, watch};
 use crate::apply::{ApplyError, Loop, Published};
 use crate::auth::{self, Principal, TokenFault};
 use crate::followers::{Followers, Following};
+use crate::identity::{IdentityAuthority, Issued, Subject};
 use crate::metrics::Meters;
+use crate::tls::TlsError;
 
 /// Pushes to these branches are built and deployed.
 const DEPLOYED_BRANCHES: [&str; 2] = ["refs/heads/main", "refs/heads/master"];
@@ -150,6 +152,8 @@ struct Inner {
     /// Asks the callbacks of users.
     web: Web,
     metrics_open: bool,
+    /// Who makes certificates for instances and routers, if this server does.
+    identities: OnceLock<IdentityAuthority>,
 }
 
 impl Server {
@@ -175,6 +179,7 @@ impl Server {
             store,
             routers: watch::Sender::new(BTreeMap::new()),
             ssh_port: OnceLock::new(),
+            identities: OnceLock::new(),
         };
         let server = Self { inner: Arc::new(inner) };
         // Deadlines and routes were made by the clock as it was. Were it behind that now, they would
@@ -326,6 +331,28 @@ impl Server {
     pub fn serves_ssh(&self, port: u16) {
         // A second SSH server would be a second address of the same thing.
         self.inner.ssh_port.set(port).unwrap_or_default();
+    }
+
+    /// Makes certificates with this authority from now on; said once.
+    pub fn issues(&self, identities: IdentityAuthority) {
+        // A second one would make certificates that nobody believes.
+        self.inner.identities.set(identities).unwrap_or_default();
+    }
+
+    /// Whether it makes certificates.
+    pub(crate) fn issues_certificates(&self) -> bool {
+        self.inner.identities.get().is_some()
+    }
+
+    /// A certificate for a key, unless this server makes none.
+    pub(crate) fn issue(
+        &self,
+        subject: &Subject,
+        public_key: &[u8],
+    ) -> Option<Result<Issued, TlsError>> {
+        let (domain, now) = (&self.inner.domain, self.now());
+        let issue = |by: &IdentityAuthority| by.issue(subject, domain, public_key, now);
+        self.inner.identities.get().map(issue)
     }
 
     /// The URL of a host, as long as a router is connected.

@@ -2,7 +2,7 @@
 
 use std::io::Write as _;
 use std::os::unix::fs::OpenOptionsExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use model::Digest;
@@ -26,6 +26,9 @@ pub enum TlsError {
     /// A certificate could not be made or read.
     #[error("cannot make a certificate: {0}")]
     Certificate(#[from] rcgen::Error),
+    /// Something else than a public key of the usual kind was sent.
+    #[error("this is no public key (ECDSA, P-256)")]
+    PublicKey,
     /// TLS refused the certificate.
     #[error("cannot set up TLS: {0}")]
     Tls(#[from] rustls::Error),
@@ -48,28 +51,11 @@ fn file_error<'a>(
 impl Authority {
     /// Reads the authority in `dir`, or makes one there.
     pub fn open(dir: &Path) -> Result<Self, TlsError> {
-        let (key_file, cert_file) = (dir.join("ca.key"), dir.join("ca.pem"));
-        if !key_file.exists() {
-            Self::make(&key_file, &cert_file)?;
-        }
-        let key = std::fs::read_to_string(&key_file).map_err(file_error("read", &key_file))?;
-        let pem = std::fs::read_to_string(&cert_file).map_err(file_error("read", &cert_file))?;
-        let issuer = Issuer::from_ca_cert_pem(&pem, KeyPair::from_pem(&key)?)?;
+        let files = (dir.join("ca.key"), dir.join("ca.pem"));
+        let (issuer, pem) = open_authority(&files, "Longshore server authority")?;
         let certificate = rustls::pki_types::pem::PemObject::from_pem_slice(pem.as_bytes())
-            .map_err(|error| file_error("read", &cert_file)(std::io::Error::other(error)))?;
+            .map_err(|error| file_error("read", &files.1)(std::io::Error::other(error)))?;
         Ok(Self { issuer, certificate })
-    }
-
-    fn make(key_file: &Path, cert_file: &Path) -> Result<(), TlsError> {
-        let key = KeyPair::generate()?;
-        let mut params = CertificateParams::default();
-        params.distinguished_name.push(DnType::CommonName, "Longshore server authority");
-        params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
-        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::DigitalSignature];
-        let certificate = params.self_signed(&key)?;
-        // The key last: where it is, the certificate is too.
-        write_private(cert_file, &certificate.pem())?;
-        write_private(key_file, &key.serialize_pem())
     }
 
     /// SHA-256 of the authority's certificate.
@@ -91,6 +77,32 @@ impl Authority {
         config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
         Ok(Arc::new(config))
     }
+}
+
+/// Reads the authority in two files, its key and its certificate, or makes it. Gives its
+/// certificate as PEM, too.
+pub(crate) fn open_authority(
+    (key_file, cert_file): &(PathBuf, PathBuf),
+    name: &str,
+) -> Result<(Issuer<'static, KeyPair>, String), TlsError> {
+    if !key_file.exists() {
+        make_authority(key_file, cert_file, name)?;
+    }
+    let key = std::fs::read_to_string(key_file).map_err(file_error("read", key_file))?;
+    let pem = std::fs::read_to_string(cert_file).map_err(file_error("read", cert_file))?;
+    Ok((Issuer::from_ca_cert_pem(&pem, KeyPair::from_pem(&key)?)?, pem))
+}
+
+fn make_authority(key_file: &Path, cert_file: &Path, name: &str) -> Result<(), TlsError> {
+    let key = KeyPair::generate()?;
+    let mut params = CertificateParams::default();
+    params.distinguished_name.push(DnType::CommonName, name);
+    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::DigitalSignature];
+    let certificate = params.self_signed(&key)?;
+    // The key last: where it is, the certificate is too.
+    write_private(cert_file, &certificate.pem())?;
+    write_private(key_file, &key.serialize_pem())
 }
 
 fn write_private(path: &Path, text: &str) -> Result<(), TlsError> {

@@ -103,6 +103,7 @@ impl Cell {
                     containers: u32::try_from(rng.between(6, 40)).unwrap_or(6),
                     cpu_shares: None,
                     pids: None,
+                    gate: None,
                     labels: BTreeMap::new(),
                 },
                 alive: false,

@@ -370,7 +370,7 @@ impl World {
         let Some(row) = self.check.instances.get(&id).filter(|_| is_drained) else { return };
         let served_last = self.check.served.get(&id) == Some(&key.epoch);
         let is_wanted = !matches!(row.state, InstanceState::Stopping { .. });
-        if served_last && is_wanted && row.routed_address().is_none() {
+        if served_last && is_wanted && row.routed().is_none() {
             self.fail(
                 "M14",
                 format!("{id} is ended on a drained cell and nothing serves: {row:?}"),

@@ -117,6 +117,9 @@ impl Core {
         let before = self.get::<Cell>(id).cloned();
         let epoch = before.as_ref().map_or(1, |cell| cell.epoch + 1);
         let joined_at = before.as_ref().map_or(now, |cell| cell.joined_at);
+        if before.as_ref().is_some_and(|cell| cell.spec.gate != spec.gate) {
+            self.reroute(id);
+        }
         // One that leaves says so again; what an operator asked for stays.
         let draining = before.and_then(|cell| cell.draining).filter(|drain| !drain.leaving);
         let lease_until = Some(now.after(CELL_LEASE));

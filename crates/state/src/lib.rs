@@ -55,7 +55,7 @@ pub use news::{News, Scope};
 pub use records::{
     App, Build, Callback, Cell, Crash, Delivery, Deployment, Drain, Instance, InstanceCopy, Job,
     JobSpec, Key, Predecessor, PredecessorKind, Process, ProcessTemplate, Project, Retiring,
-    Runner, Secret, Signing, Task, Token,
+    Routed, Runner, Secret, Signing, Task, Token,
 };
 pub use routes::{KEPT_CHANGES, PRODUCTION, RouteChange};
 pub use sweep::{CLAIM_LIMIT, SUSPECT_LIMIT, SWEEP, SWEEP_SLICE};

@@ -459,6 +459,17 @@ pub enum PredecessorKind {
     Stopping,
 }
 
+/// The copy of an instance that requests go to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Routed {
+    /// Where it is.
+    pub cell: CellId,
+    /// Where it listens.
+    pub address: SocketAddr,
+    /// Its epoch.
+    pub epoch: u32,
+}
+
 /// One copy of an instance, as its cell knows it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct InstanceCopy {
@@ -473,13 +484,17 @@ pub struct InstanceCopy {
 impl Instance {
     /// Where requests for it go: to the copy that is wanted, or to the one before it while that
     /// is not ready.
-    pub fn routed_address(&self) -> Option<SocketAddr> {
+    pub fn routed(&self) -> Option<Routed> {
         if matches!(self.state, InstanceState::Stopping { .. }) {
             return None;
         }
+        let wanted = self.state.cell().zip(self.state.ready_address());
+        let wanted = wanted.map(|(cell, address)| Routed { cell, address, epoch: self.epoch });
         let serves = |it: &&Predecessor| it.ready && it.kind != PredecessorKind::Stopping;
-        let before = self.before.as_ref().filter(serves).map(|it| it.address);
-        self.state.ready_address().or(before)
+        let before = self.before.as_ref().filter(serves);
+        let before =
+            before.map(|it| Routed { cell: it.cell, address: it.address, epoch: it.epoch });
+        wanted.or(before)
     }
 
     /// What a cell has of it.

@@ -3,9 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
-use model::{AppId, HostName, Name, Route, RouteTable, RouteTarget, Time, WEB};
+use model::{AppId, CellId, HostName, Name, Route, RouteGate, RouteTable, RouteTarget, Time, WEB};
 
-use crate::records::{App, Deployment, Process, Project};
+use crate::records::{App, Cell, Deployment, Instance, Process, Project, Routed};
 use crate::tables::Core;
 
 /// The workspace that needs no name in a host.
@@ -141,8 +141,22 @@ impl Core {
         let rows = deployment.processes.iter().filter_map(|id| self.get::<Process>(*id));
         let web = rows.into_iter().find(|row| row.name.as_str() == WEB)?;
         let targets = self.instances_of(web.id).into_iter().filter_map(|row| {
-            row.routed_address().map(|address| RouteTarget { instance: row.id, address })
+            let Routed { cell, address, epoch } = row.routed()?;
+            let gate = self.get::<Cell>(cell).and_then(|cell| cell.spec.gate);
+            let gate = gate.map(|address| RouteGate { address, epoch });
+            Some(RouteTarget { instance: row.id, address, gate })
         });
         Some(targets.collect())
+    }
+
+    /// The instances of a cell are reached another way from now on.
+    pub(crate) fn reroute(&mut self, cell: CellId) {
+        for id in self.instances_on(cell) {
+            let app = self.get::<Instance>(id).and_then(|row| {
+                let process = self.get::<Process>(row.process)?;
+                Some(self.get::<Deployment>(process.deployment)?.app)
+            });
+            self.indexes.dirty_routes.extend(app);
+        }
     }
 }

@@ -2,6 +2,7 @@
 //! and ssh, asks for pages. For end-to-end tests and measurements; never shipped.
 
 mod alone;
+mod authority;
 mod cluster;
 mod dev;
 mod disk;
@@ -12,9 +13,11 @@ mod load;
 mod steady;
 
 pub use alone::Alone;
+pub use authority::{Authority, GOOD_UNTIL_MS, ROUTER, Validity, gate_options};
 pub use cluster::{Cluster, Role};
 pub use dev::{Dev, Ports, Ran, shore_binary};
 pub use disk::Disk;
+pub use gate;
 pub use git::Repo;
 pub use http::{Page, answer, exchange, get};
 pub use lan::{Host, Lan};

@@ -8,6 +8,9 @@ fn main() -> ExitCode {
     if let Some(code) = drivers::shim::maybe_run() {
         return code;
     }
+    if let Some(code) = gate::maybe_run() {
+        return code;
+    }
     match serve() {
         Ok(()) => ExitCode::SUCCESS,
         Err(_) => ExitCode::FAILURE,

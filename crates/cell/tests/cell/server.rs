@@ -9,8 +9,8 @@ use api::proto::cell_down::Message as Down;
 use api::proto::cell_up::Message as Up;
 use api::proto::components_server::{Components, ComponentsServer};
 use api::proto::{
-    CellDown, CellHello, CellUp, Desired, DesiredWork, LogKept, RouterDown, RouterUp, RunnerDown,
-    RunnerUp, Welcome, Work,
+    CellDown, CellHello, CellUp, Desired, DesiredWork, Identify, Identity, LogKept, RouterDown,
+    RouterUp, RunnerDown, RunnerUp, Welcome, Work,
 };
 use axum::Router;
 use axum::body::Bytes;
@@ -21,6 +21,7 @@ use futures_util::Stream as FutureStream;
 use model::{Digest, JoinToken, TokenId};
 use runtime::{Stop, Tasks};
 use serde_json::{Value, json};
+use testkit::{Authority, Validity};
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -116,7 +117,14 @@ impl Components for Service {
         }
         let (down, receiver) = mpsc::channel(64);
         let up = request.into_inner();
-        let stream = Stream { hello: CellHello::default(), up, down, seen: Vec::new(), keep: true };
+        let stream = Stream {
+            hello: CellHello::default(),
+            up,
+            down,
+            seen: Vec::new(),
+            keep: true,
+            authority: None,
+        };
         self.0.send(stream).await.map_err(|_| Status::unavailable("the test is over"))?;
         Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
     }
@@ -132,6 +140,8 @@ pub(crate) struct Server {
     pub(crate) blobs: Blobs,
     streams: mpsc::Receiver<Stream>,
     tasks: Tasks,
+    /// Makes certificates.
+    pub(crate) authority: Option<Arc<Authority>>,
 }
 
 impl Drop for Server {
@@ -159,7 +169,7 @@ impl Server {
         tasks.spawn_ok("server", async move {
             stop.or_stop(axum::serve(listener, app).into_future()).await;
         });
-        Self { url, blobs, streams, tasks }
+        Self { url, blobs, streams, tasks, authority: None }
     }
 
     /// The next connection of a cell, welcomed.
@@ -171,7 +181,9 @@ impl Server {
             Some(Up::Hello(hello)) => stream.hello = hello,
             other => unreachable!("the first message is {other:?}"),
         }
-        let welcome = Welcome { version: "test".to_owned(), protocol: 1 };
+        let certificates = self.authority.is_some();
+        stream.authority.clone_from(&self.authority);
+        let welcome = Welcome { version: "test".to_owned(), protocol: 1, certificates };
         stream.send(Down::Welcome(welcome)).await;
         stream
     }
@@ -187,6 +199,8 @@ pub(crate) struct Stream {
     pub(crate) seen: Vec<String>,
     /// Whether log lines are acknowledged.
     pub(crate) keep: bool,
+    /// Makes certificates.
+    authority: Option<Arc<Authority>>,
 }
 
 impl Stream {
@@ -213,7 +227,7 @@ impl Stream {
                         let json = serde_json::from_slice(&report.report_json).expect("is JSON");
                         return (report.work.expect("names its work"), json);
                     }
-                    Up::Heartbeat(_) | Up::Log(_) => {}
+                    Up::Heartbeat(_) | Up::Log(_) | Up::Identify(_) => {}
                     other => unreachable!("unexpected {other:?}"),
                 }
             }
@@ -265,6 +279,22 @@ impl Stream {
         self.try_next().await.expect("the stream goes on")
     }
 
+    /// A certificate for what a cell asks for.
+    fn certify(&self, asked: &Identify) -> Identity {
+        let work = asked.work.clone().expect("an instance");
+        let id = api::proto::id_from(&work.id).expect("an id");
+        let name = model::instance_host(model::InstanceId(id), work.epoch);
+        let authority = self.authority.as_ref().expect("this server makes certificates");
+        let certificate = authority.certificate(&name, &asked.public_key, Validity::Good);
+        Identity {
+            work: Some(work),
+            public_key: asked.public_key.clone(),
+            certificate: certificate.expect("a certificate"),
+            expires_ms: testkit::GOOD_UNTIL_MS,
+            authorities: authority.pem.clone(),
+        }
+    }
+
     /// The next message. Log lines are kept.
     async fn try_next(&mut self) -> Option<Up> {
         let message = self.up.message().await.ok()??.message?;
@@ -281,6 +311,11 @@ impl Stream {
             }
             Up::Report(report) => {
                 self.seen.push(String::from_utf8_lossy(&report.report_json).into_owned());
+            }
+            Up::Identify(asked) => {
+                let identity = self.certify(asked);
+                let identity = CellDown { message: Some(Down::Identity(identity)) };
+                self.down.send(Ok(identity)).await.ok()?;
             }
             _ => {}
         }

@@ -124,7 +124,7 @@ struct Later;
 type Down<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
 fn welcome() -> Welcome {
-    Welcome { version: "9.9.9".to_owned(), protocol: NEXT }
+    Welcome { version: "9.9.9".to_owned(), protocol: NEXT, certificates: false }
 }
 
 fn once<T: Send + 'static>(message: T) -> Response<Down<T>> {

@@ -8,7 +8,7 @@ use std::os::unix::ffi::OsStrExt as _;
 
 use rustix::fs::{
     AtFlags, FileType, Mode, OFlags, Timespec, Timestamps, UTIME_OMIT, fchmod, futimens, linkat,
-    openat, statat, symlinkat, unlinkat,
+    openat, renameat, statat, symlinkat, unlinkat,
 };
 use rustix::io::Errno;
 use tar::{Archive, Entry, EntryType, PaxExtensions};
@@ -267,7 +267,19 @@ impl Unpacker<'_> {
         let target = facts.link.as_deref().filter(|target| !target.is_empty());
         let target = OsStr::from_bytes(target.ok_or(Fault::Refused("a link to nothing"))?);
         let parent = self.parent(path)?;
-        replacing(parent, name, || symlinkat(target, parent, name))
+        match symlinkat(target, parent, name) {
+            Err(Errno::EXIST) => {}
+            other => return Ok(other?),
+        }
+        // Whoever goes through a link meanwhile gets where it led or where it leads.
+        let mut fresh = OsString::from(".");
+        fresh.push(name);
+        fresh.push(".new");
+        replacing(parent, &fresh, || symlinkat(target, parent, &fresh))?;
+        renameat(parent, &fresh, parent, name).map_err(|error| match error {
+            Errno::ISDIR => Fault::Refused("a directory has this name"),
+            other => other.into(),
+        })
     }
 
     fn hard_link(

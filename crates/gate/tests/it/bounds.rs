@@ -18,7 +18,7 @@ async fn slow_handshakes_hold_nobody_up() {
     let site = Site::start().await;
     let (app, one) = (App::start().await, name(1, 1));
     site.put(&one, app.address).await;
-    let router = site.authority.router();
+    let router = site.router();
     // More than may be under way at once, and none of them says a word.
     let most = gate::MAX_HANDSHAKES * gate::MAX_THREADS + 100;
     let mut silent = Vec::new();
@@ -46,7 +46,7 @@ async fn connections_that_nobody_uses_cost_little() {
     let site = Site::start().await;
     let (app, one) = (App::start().await, name(1, 1));
     site.put(&one, app.address).await;
-    let router = site.authority.router();
+    let router = site.router();
     let pid = site.gate.pid().await.expect("a gate");
     let mut idle = Vec::new();
     for at in 0..=MANY {
@@ -69,7 +69,7 @@ async fn one_instance_cannot_take_all_connections() {
     let (app, one, two) = (App::start().await, name(1, 1), name(2, 1));
     site.put(&one, app.address).await;
     site.put(&two, app.address).await;
-    let router = site.authority.router();
+    let router = site.router();
     let files = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
     let needed = u64::try_from(3 * gate::MAX_PER_INSTANCE).expect("a number");
     if files.is_some_and(|files| files / 4 < needed) {

@@ -9,7 +9,9 @@ use gate::{Gate, PeerName};
 use runtime::{Stop, Tasks};
 use rustix::process::{Pid, Signal, kill_process, test_kill_process};
 
-use crate::support::{App, Authority, Site, echo, name, options, soon, until};
+use testkit::Validity;
+
+use crate::support::{App, Site, authority, echo, name, options, soon, until};
 
 fn pid(number: u32) -> Pid {
     Pid::from_raw(number.cast_signed()).expect("a process")
@@ -20,7 +22,7 @@ async fn a_killed_gate_is_started_again_with_all_it_knew() {
     let site = Site::start().await;
     let (app, one) = (App::start().await, name(1, 1));
     site.put(&one, app.address).await;
-    let router = site.authority.router();
+    let router = site.router();
     for _ in 0..5 {
         let killed = site.gate.pid().await.expect("a gate");
         kill_process(pid(killed), Signal::KILL).expect("it was there");
@@ -50,13 +52,13 @@ async fn a_gate_outlives_its_agent_and_is_found_again() {
     let output = agent.stdout.take().expect("its output");
     BufReader::new(output).read_line(&mut said).expect("an address");
     let address: std::net::SocketAddr = said.trim().parse().expect("an address");
-    let (authority, app, one) = (Authority::new(), App::start().await, name(1, 1));
-    let router = authority.router();
+    let (authority, app, one) = (authority(), App::start().await, name(1, 1));
+    let router = authority.router().expect("a dialer");
     let (first, second) = (Tasks::new(Stop::new()), Tasks::new(Stop::new()));
     let gate = Gate::open(options(dir.path(), "1"), &first).await.expect("the same gate");
     assert_eq!(gate.address(), address);
     gate.trust(authority.trust()).await.expect("it trusts");
-    let identity = authority.identity(&one, crate::support::Validity::Good);
+    let identity = authority.identity(&one, Validity::Good).expect("an identity");
     let entry = gate::Entry { name: one.clone(), address: app.address, identity };
     gate.put(entry).await.expect("it takes the instance");
     let peer = PeerName::new(one.clone()).expect("a name");
@@ -103,7 +105,7 @@ async fn a_gate_is_replaced_under_load_and_nothing_is_lost() {
         let (site, ended) = (Arc::clone(&site), ended.clone());
         let (asked, enough, one) = (Arc::clone(&asked), Arc::clone(&enough), one.clone());
         load.spawn_ok("router", async move {
-            let router = site.authority.router();
+            let router = site.router();
             let mut kept = site.dial(&router, &one).await.expect("a connection");
             while !enough.load(Ordering::SeqCst) {
                 echo(&mut kept, "on a kept one").await.expect("an echo");
@@ -138,4 +140,22 @@ async fn a_gate_is_replaced_under_load_and_nothing_is_lost() {
             until("a replaced gate ends", is_gone).await;
         }
     }
+}
+
+#[tokio::test]
+async fn a_closed_gate_stays_closed() {
+    let site = Site::start().await;
+    let (app, one) = (App::start().await, name(1, 1));
+    site.put(&one, app.address).await;
+    let mut kept = site.dial(&site.router(), &one).await.expect("a connection");
+    let process = pid(site.gate.pid().await.expect("a gate"));
+    site.gate.close().await.expect("it closes");
+    until("nobody gets in", async || {
+        tokio::net::TcpStream::connect(site.gate.address()).await.is_err()
+    })
+    .await;
+    echo(&mut kept, "what is open goes on").await.expect("an echo");
+    assert!(site.gate.pid().await.is_err());
+    drop(kept);
+    until("it ends", async || test_kill_process(process).is_err() || is_zombie(process)).await;
 }

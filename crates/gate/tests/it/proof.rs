@@ -7,7 +7,9 @@ use rustls::pki_types::ServerName;
 use rustls::{ClientConfig, RootCertStore};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
-use crate::support::{App, Authority, ROUTER, Site, Validity, echo, name, soon};
+use testkit::{ROUTER, Validity};
+
+use crate::support::{App, Site, authority, echo, name, soon};
 
 #[tokio::test]
 async fn an_instance_is_reached_by_its_name() {
@@ -15,7 +17,7 @@ async fn an_instance_is_reached_by_its_name() {
     let (one, two) = (App::start().await, App::start().await);
     site.put(&name(1, 1), one.address).await;
     site.put(&name(2, 1), two.address).await;
-    let router = site.authority.router();
+    let router = site.router();
     let mut stream = site.dial(&router, &name(1, 1)).await.expect("a connection");
     echo(&mut stream, "to the first").await.expect("an echo");
     let mut stream = site.dial(&router, &name(2, 1)).await.expect("a connection");
@@ -41,7 +43,7 @@ async fn an_address_that_another_instance_has_now_gets_nothing() {
     let first = App::start().await;
     let address = first.address;
     site.put(&name(1, 1), address).await;
-    let router = site.authority.router();
+    let router = site.router();
     let mut kept = site.dial(&router, &name(1, 1)).await.expect("a connection");
     echo(&mut kept, "hello").await.expect("an echo");
     site.gate.remove(&name(1, 1)).await.expect("it forgets");
@@ -64,7 +66,7 @@ async fn another_epoch_and_an_unknown_name_are_refused() {
     let site = Site::start().await;
     let app = App::start().await;
     site.put(&name(1, 2), app.address).await;
-    let router = site.authority.router();
+    let router = site.router();
     for wrong in [name(1, 1), name(1, 3), name(2, 2), "instance.internal".to_owned()] {
         let refusal = site.refusal(&router, &wrong).await;
         assert!(refusal.contains("AccessDenied"), "{wrong}: {refusal}");
@@ -76,8 +78,8 @@ async fn another_epoch_and_an_unknown_name_are_refused() {
 #[tokio::test]
 async fn a_certificate_must_be_the_right_one() {
     let site = Site::start().await;
-    let (app, other) = (App::start().await, Authority::new());
-    let router = site.authority.router();
+    let (app, other) = (App::start().await, authority());
+    let router = site.router();
     let (one, two) = (name(1, 1), name(2, 1));
     let cases = [
         (site.authority.identity(&two, Validity::Good), "NotValidForName"),
@@ -85,7 +87,7 @@ async fn a_certificate_must_be_the_right_one() {
         (other.identity(&one, Validity::Good), "UnknownIssuer"),
     ];
     for (identity, reason) in cases {
-        site.put_as(&one, app.address, identity).await;
+        site.put_as(&one, app.address, identity.expect("an identity")).await;
         let refusal = site.refusal(&router, &one).await;
         assert!(refusal.contains(reason) || refusal.contains("not valid for name"), "{refusal}");
     }
@@ -97,7 +99,7 @@ async fn only_routers_are_let_in() {
     let site = Site::start().await;
     let (app, one) = (App::start().await, name(1, 1));
     site.put(&one, app.address).await;
-    let (ours, theirs) = (&site.authority, Authority::new());
+    let (ours, theirs) = (&site.authority, authority());
     let not_routers = [
         // An instance has a certificate of the same authority.
         (ours.identity(&name(2, 1), Validity::Good), "BadCertificate"),
@@ -105,10 +107,11 @@ async fn only_routers_are_let_in() {
         (theirs.identity(ROUTER, Validity::Good), "UnknownCA"),
     ];
     for (identity, reason) in not_routers {
-        let refusal = site.refusal(&ours.dialer(&identity), &one).await;
+        let dialer = ours.dialer(&identity.expect("an identity")).expect("a dialer");
+        let refusal = site.refusal(&dialer, &one).await;
         assert!(refusal.contains(reason), "{refusal} is not {reason}");
     }
-    assert!(site.dial(&ours.router(), &one).await.is_ok());
+    assert!(site.dial(&site.router(), &one).await.is_ok());
     assert_eq!(app.bytes(), 0);
 }
 
@@ -141,7 +144,7 @@ async fn the_next_connection_to_the_same_instance_is_cheaper() {
     let site = Site::start().await;
     let (app, one) = (App::start().await, name(1, 1));
     site.put(&one, app.address).await;
-    let router = site.authority.router();
+    let router = site.router();
     assert!(!site.dial(&router, &one).await.expect("a connection").is_resumed());
     for _ in 0..5 {
         assert!(site.dial(&router, &one).await.expect("a connection").is_resumed());
@@ -159,7 +162,7 @@ async fn an_instance_that_takes_no_connection_is_told_apart_before_anything_is_s
     let app = App::start().await;
     site.put(&name(1, 1), app.address).await;
     app.stop().await;
-    assert!(site.dial(&site.authority.router(), &name(1, 1)).await.is_err());
+    assert!(site.dial(&site.router(), &name(1, 1)).await.is_err());
 }
 
 #[tokio::test]
@@ -167,7 +170,7 @@ async fn a_kept_connection_goes_on_elsewhere() {
     let site = Site::start().await;
     let (app, one) = (App::start().await, name(1, 1));
     site.put(&one, app.address).await;
-    let mut stream = site.dial(&site.authority.router(), &one).await.expect("a connection");
+    let mut stream = site.dial(&site.router(), &one).await.expect("a connection");
     echo(&mut stream, "first").await.expect("an echo");
     let parked = stream.park().expect("nothing is under way");
     let peeked = parked.socket().peek(&mut [0]).expect_err("nothing came");

@@ -2,22 +2,17 @@
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use gate::{Dialer, Entry, Gate, Identity, Key, Options, PeerName, TlsStream, Trust};
-use rcgen::{
-    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
-    SubjectPublicKeyInfo,
-};
+use gate::{Dialer, Entry, Gate, Identity, Options, PeerName, TlsStream};
 use runtime::{Stop, Tasks};
+use testkit::{Authority, Validity, gate_options};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 
-/// The name that routers have.
-pub(crate) const ROUTER: &str = "router.internal";
 /// How long anything in a test may take before it is wrong.
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -36,57 +31,6 @@ pub(crate) async fn until(what: &str, mut condition: impl AsyncFnMut() -> bool) 
 
 pub(crate) fn name(instance: u32, epoch: u32) -> String {
     format!("ins-{instance}.{epoch}.instance.internal")
-}
-
-/// Whether a certificate is good now.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Validity {
-    Good,
-    Expired,
-}
-
-pub(crate) struct Authority {
-    issuer: Issuer<'static, KeyPair>,
-    pub(crate) pem: String,
-}
-
-impl Authority {
-    pub(crate) fn new() -> Self {
-        let key = KeyPair::generate().expect("a key");
-        let mut params = CertificateParams::default();
-        let name = runtime::Random::system().next_u64().to_string();
-        params.distinguished_name.push(DnType::CommonName, name);
-        params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
-        let pem = params.self_signed(&key).expect("a certificate").pem();
-        Self { issuer: Issuer::from_ca_cert_pem(&pem, key).expect("an authority"), pem }
-    }
-
-    pub(crate) fn identity(&self, name: &str, validity: Validity) -> Identity {
-        let key = Key::generate().expect("a key");
-        let mut params = CertificateParams::new(vec![name.to_owned()]).expect("a name");
-        params.not_after = match validity {
-            Validity::Good => rcgen::date_time_ymd(2100, 1, 1),
-            Validity::Expired => rcgen::date_time_ymd(2001, 1, 1),
-        };
-        params.not_before = rcgen::date_time_ymd(2000, 1, 1);
-        params.extended_key_usages =
-            vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
-        let public = SubjectPublicKeyInfo::from_der(&key.public()).expect("a public key");
-        let certificate = params.signed_by(&public, &self.issuer).expect("a certificate");
-        Identity { certificate: certificate.pem(), key: key.pem(), expires_ms: 4_102_444_800_000 }
-    }
-
-    pub(crate) fn dialer(&self, identity: &Identity) -> Dialer {
-        Dialer::new(identity, &self.pem).expect("a dialer")
-    }
-
-    pub(crate) fn router(&self) -> Dialer {
-        self.dialer(&self.identity(ROUTER, Validity::Good))
-    }
-
-    pub(crate) fn trust(&self) -> Trust {
-        Trust { authorities: self.pem.clone(), clients: ROUTER.to_owned() }
-    }
 }
 
 async fn say_again(stream: &mut TcpStream, count: &AtomicUsize) {
@@ -145,12 +89,11 @@ pub(crate) struct Site {
 }
 
 pub(crate) fn options(dir: &Path, version: &str) -> Options {
-    Options {
-        dir: dir.join("gate"),
-        listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
-        program: PathBuf::from(env!("CARGO_BIN_EXE_gate-testbed")),
-        version: version.to_owned(),
-    }
+    gate_options(dir, env!("CARGO_BIN_EXE_gate-testbed"), version)
+}
+
+pub(crate) fn authority() -> Authority {
+    Authority::new().expect("an authority")
 }
 
 impl Site {
@@ -158,13 +101,18 @@ impl Site {
         let dir = tempfile::tempdir().expect("a directory");
         let tasks = Tasks::new(Stop::new());
         let gate = Gate::open(options(dir.path(), "1"), &tasks).await.expect("a gate");
-        let authority = Authority::new();
+        let authority = authority();
         gate.trust(authority.trust()).await.expect("it trusts");
         Self { dir, authority, gate, tasks }
     }
 
     pub(crate) async fn put(&self, name: &str, address: SocketAddr) {
-        self.put_as(name, address, self.authority.identity(name, Validity::Good)).await;
+        self.put_as(
+            name,
+            address,
+            self.authority.identity(name, Validity::Good).expect("an identity"),
+        )
+        .await;
     }
 
     pub(crate) async fn put_as(&self, name: &str, address: SocketAddr, identity: Identity) {
@@ -175,6 +123,10 @@ impl Site {
     pub(crate) async fn dial(&self, dialer: &Dialer, name: &str) -> io::Result<TlsStream> {
         let name = PeerName::new(name.to_owned()).expect("a name");
         soon("a connection or none", dialer.dial(self.gate.address(), &name)).await
+    }
+
+    pub(crate) fn router(&self) -> Dialer {
+        self.authority.router().expect("a dialer")
     }
 
     /// The reason why there is no connection.

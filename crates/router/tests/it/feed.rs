@@ -112,12 +112,12 @@ impl Server {
         let mut session = soon("a stream", self.sessions.recv()).await.expect("a stream");
         let hello = match session.hear().await {
             Up::Hello(hello) => Some(hello),
-            Up::Applied(_) => None,
+            Up::Applied(_) | Up::Identify(_) => None,
         };
         let hello = hello.expect("the first message is a hello");
         assert_eq!(hello.hello.map(|hello| hello.name), Some("test".into()));
         assert!(hello.http_port > 0);
-        let welcome = Welcome { version: "1".into(), protocol: 1 };
+        let welcome = Welcome { version: "1".into(), protocol: 1, certificates: false };
         session.tell(Down::Welcome(welcome)).await;
         (session, hello.generation)
     }

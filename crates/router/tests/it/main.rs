@@ -2,6 +2,7 @@
 
 mod drain;
 mod feed;
+mod gate;
 mod headers;
 mod http2;
 mod limits;

@@ -88,6 +88,7 @@ pub(crate) fn table(generation: u64, hosts: &[(&str, &[SocketAddr])]) -> RouteTa
     let target = |address: &SocketAddr| RouteTarget {
         instance: InstanceId(u128::from(address.port())),
         address: *address,
+        gate: None,
     };
     let route = |(host, addresses): &(&str, &[SocketAddr])| Route {
         host: host.parse().expect("a host"),

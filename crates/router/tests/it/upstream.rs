@@ -181,7 +181,11 @@ async fn keeps_to_the_instance(site: Site) {
         routes: vec![Route {
             host: "a.example".parse().expect("a host"),
             deployment: DeploymentId(1),
-            targets: vec![RouteTarget { instance: InstanceId(id), address: instance.address }],
+            targets: vec![RouteTarget {
+                instance: InstanceId(id),
+                address: instance.address,
+                gate: None,
+            }],
         }],
     };
     let mut stream = site.connect().await;

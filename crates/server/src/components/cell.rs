@@ -8,9 +8,10 @@ use api::proto::cell_down::Message as Down;
 use api::proto::cell_up::Message as Up;
 use api::proto::work::Kind;
 use api::proto::{
-    CellDown, CellHello, CellLog, CellUp, Desired, DesiredWork, Drained, LogKept, Report, Work,
-    from_json, id_bytes, id_from, json,
+    CellDown, CellHello, CellLog, CellUp, Desired, DesiredWork, Drained, Identify, LogKept, Report,
+    Work, from_json, id_bytes, id_from, json,
 };
+use bytes::Bytes;
 use model::{CellId, CellSpec, InstanceId, TaskId, TaskReport, Time};
 use state::{
     App, CellCommand, CellInstance, Command, Deployment, Held, InstanceCopy, Process, Project,
@@ -19,8 +20,9 @@ use state::{
 use tokio::sync::{broadcast, mpsc};
 use tonic::{Status, Streaming};
 
-use super::{first, status, welcome};
+use super::{first, identity, status, welcome};
 use crate::apply::{ApplyError, Published};
+use crate::identity::Subject;
 use crate::server::{ROUTER_WAIT, Server, next_event};
 
 type Events = broadcast::Receiver<Arc<Published>>;
@@ -72,7 +74,8 @@ pub(super) async fn session(
     let Some(Up::Hello(hello)) = first(&mut up).await?.message else {
         return Err(Status::failed_precondition("the first message must be a hello"));
     };
-    let (id, welcome) = welcome(hello.hello.as_ref())?;
+    let (id, mut welcome) = welcome(hello.hello.as_ref())?;
+    welcome.certificates = server.issues_certificates();
     let mut events = server.subscribe();
     let epoch = online(&server, CellId(id), &hello).await?;
     let mut session = Session {
@@ -206,6 +209,9 @@ impl Session {
                 let leave = CellCommand::Leave { id, epoch };
                 self.server.apply(Command::Cell(leave)).await.map(|_| ()).map_err(status)
             }
+            Up::Identify(Identify { work: Some(work), public_key }) => {
+                self.identify(work, public_key).await
+            }
             Up::Report(Report { work: Some(work), report_json }) => {
                 self.report(work, &report_json).await
             }
@@ -224,10 +230,28 @@ impl Session {
             }
             // Nobody opens sessions yet.
             Up::Session(_) => Ok(()),
-            Up::Report(Report { work: None, .. }) | Up::Log(CellLog { work: None, .. }) => {
+            Up::Report(Report { work: None, .. })
+            | Up::Log(CellLog { work: None, .. })
+            | Up::Identify(Identify { work: None, .. }) => {
                 Err(Status::invalid_argument("a report names no work"))
             }
         }
+    }
+
+    /// Sends a certificate for an instance, if the cell was told to run it.
+    async fn identify(&mut self, work: Work, public_key: Bytes) -> Result<(), Status> {
+        let Held::Instance { id, epoch } = held(&work)? else {
+            return Err(Status::invalid_argument("only an instance has a certificate"));
+        };
+        let told = self.told.get(&(work.kind, id.0));
+        // What moved on meanwhile is asked for no more: the cell is told so by what it should run.
+        if told.is_none_or(|(known, _)| *known != epoch) {
+            return Ok(());
+        }
+        let read = move |state: &State| Subject::instance(state, id, epoch);
+        let Some(subject) = self.server.read(read).await.map_err(status)? else { return Ok(()) };
+        let Some(issued) = self.server.issue(&subject, &public_key) else { return Ok(()) };
+        self.send(Down::Identity(identity(issued, (Some(work), public_key))?)).await
     }
 
     /// Writes a log to disk, then tells the cell that it is kept. What the disk refuses the cell

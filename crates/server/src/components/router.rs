@@ -5,10 +5,12 @@ use std::time::{Duration, Instant};
 use api::proto::router_down::Message as Down;
 use api::proto::router_up::Message as Up;
 use api::proto::{Changes, Heartbeat, RouteChange, RouterDown, RouterUp, json, table_messages};
+use bytes::Bytes;
 use tokio::sync::mpsc;
 use tonic::{Status, Streaming};
 
-use super::{first, status, welcome};
+use super::{first, identity, status, welcome};
+use crate::identity::Subject;
 use crate::server::{Server, next_event};
 
 type Out = mpsc::Sender<Result<RouterDown, Status>>;
@@ -60,6 +62,9 @@ pub(super) async fn session(
     let mut session = Session { server, router, number, down, sent: 0 };
     session.send(Down::Welcome(welcome)).await?;
     session.server.apply(kept).await.map_err(status)?;
+    if !hello.public_key.is_empty() {
+        session.identify(hello.public_key).await?;
+    }
     session.run(&mut up).await
 }
 
@@ -88,6 +93,9 @@ impl Session {
                     Some(RouterUp { message: Some(Up::Applied(generation)) }) => {
                         self.server.router_serves(self.router, self.number, generation);
                     }
+                    Some(RouterUp { message: Some(Up::Identify(asked)) }) => {
+                        self.identify(asked.public_key).await?;
+                    }
                     Some(RouterUp { message: Some(Up::Hello(_)) }) => {
                         return Err(Status::failed_precondition("a second hello"));
                     }
@@ -102,6 +110,14 @@ impl Session {
                 () = heartbeat.next() => self.send(Down::Heartbeat(Heartbeat {})).await?,
             }
         }
+    }
+
+    /// Sends a certificate, with which the router gets in where instances prove who they are.
+    async fn identify(&self, public_key: Bytes) -> Result<(), Status> {
+        let Some(issued) = self.server.issue(&Subject::Router(self.router), &public_key) else {
+            return Ok(());
+        };
+        self.send(Down::Identity(identity(issued, (None, public_key))?)).await
     }
 
     async fn send_table(&mut self) -> Result<(), Status> {
@@ -126,7 +142,7 @@ impl Session {
             Ok(RouteChange { host: change.host.to_string(), route_json })
         };
         let changes = changes.into_iter().map(render).collect::<Result<Vec<_>, Status>>()?;
-        let bytes = |change: &RouteChange| change.route_json.as_ref().map_or(0, bytes::Bytes::len);
+        let bytes = |change: &RouteChange| change.route_json.as_ref().map_or(0, Bytes::len);
         if changes.iter().map(bytes).sum::<usize>() > api::MAX_TABLE_PART {
             return self.send_table().await;
         }

@@ -83,6 +83,7 @@ pub(crate) fn cell_spec(memory_mb: u64) -> CellSpec {
         containers: 100,
         cpu_shares: None,
         pids: None,
+        gate: None,
         labels: BTreeMap::new(),
     }
 }

@@ -1,9 +1,9 @@
 //! The route table: generations, changes, and what a router that is behind is told.
 
-use model::{InstanceReport, RouteTable, Time};
-use state::{Command, KEPT_CHANGES, State, WorkCommand};
+use model::{CellId, InstanceReport, RouteGate, RouteTable, RouteTarget, Time};
+use state::{CellCommand, Command, Held, KEPT_CHANGES, State, WorkCommand};
 
-use crate::bench::Bench;
+use crate::bench::{Bench, address, cell_spec};
 
 fn flip(bench: &mut Bench, deployment: model::DeploymentId, ready: bool) {
     let row = bench.instances(deployment).remove(0);
@@ -93,4 +93,29 @@ fn a_router_that_is_ahead_takes_the_table_of_a_server_whose_clock_was_set_back()
     bench.ok(Command::RoutesServed { generation: u64::MAX });
     assert_eq!(bench.state.route_generation(), caught_up, "neither says anything");
     assert_eq!(bench.state.routes_since(ahead), None, "it is told the whole table");
+}
+
+fn target(bench: &Bench) -> RouteTarget {
+    bench.state.routes().routes[0].targets[0]
+}
+
+#[test]
+fn instances_are_reached_through_the_gate_of_their_cell() {
+    let mut bench = Bench::ready();
+    let deployment = bench.released(1);
+    let row = bench.instances(deployment).remove(0);
+    let plain = target(&bench);
+    assert_eq!(plain.gate, None);
+    let mut generation = bench.state.route_generation();
+    for gate in [Some(address(7_423)), Some(address(7_424)), Some(address(7_424)), None] {
+        let spec = model::CellSpec { gate, ..cell_spec(4_000) };
+        let before = target(&bench);
+        let holds = vec![Held::Instance { id: row.id, epoch: row.epoch }];
+        bench.ok(Command::Cell(CellCommand::Online { id: CellId(1), spec, holds }));
+        let gate = gate.map(|address| RouteGate { address, epoch: row.epoch });
+        assert_eq!(target(&bench), RouteTarget { gate, ..plain });
+        let is_changed = bench.state.route_generation() > generation;
+        assert_eq!(is_changed, target(&bench) != before);
+        generation = bench.state.route_generation();
+    }
 }
