@@ -26,6 +26,9 @@ fn read(cells: u32, instances: u32, constraints: Option<bool>) -> Result<Options
 }
 
 fn main() -> ExitCode {
+    if let Some(code) = testkit::gate::maybe_run() {
+        return code;
+    }
     let name = std::env::args().nth(1).unwrap_or_default();
     let figures = match name.as_str() {
         "auction" => read(1_000, 100_000, Some(false)).and_then(|it| auction_bench::run(&it)),

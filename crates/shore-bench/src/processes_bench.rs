@@ -107,6 +107,7 @@ impl Bench {
                 containers: workload::CELL_CONTAINERS,
                 cpu_shares: None,
                 pids: None,
+                gate: None,
                 labels: BTreeMap::new(),
             };
             let online = CellCommand::Online { id: cell_id(number), spec, holds: Vec::new() };

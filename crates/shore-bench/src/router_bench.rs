@@ -1,6 +1,7 @@
 //! The router beside nginx: CPU per request, memory, and what a change of routes costs.
 
 mod change;
+mod gated;
 mod load;
 mod process;
 
@@ -8,14 +9,15 @@ use std::io::{BufRead as _, Read as _};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
 
-use model::{DeploymentId, InstanceId, Route, RouteTable, RouteTarget};
+use model::{DeploymentId, InstanceId, Route, RouteGate, RouteTable, RouteTarget};
 use router::{Options, Router};
 use runtime::{Stop, Tasks};
 use serde_json::{Value, json};
 
 use process::{Child, Nginx};
 
-/// The hidden argument that makes this program a router: `router --serve BACKEND HOSTS`.
+/// The hidden argument that makes this program a router: `router --serve BACKEND HOSTS [FILE]`. The
+/// file says who it is, and that instances are behind a gate.
 const SERVE: &str = "--serve";
 /// Hosts of the large table.
 const HOSTS: usize = 10_000;
@@ -39,16 +41,23 @@ pub(crate) fn run() -> Result<Value, String> {
         [Nginx::backend(&dir, "backend-a", &body)?, Nginx::backend(&dir, "backend-b", &body)?];
     let one = Pair::start(&dir, &backends, 1)?;
     let many = Pair::start(&dir, &backends, HOSTS)?;
+    let gated = gated::Gated::start(&dir, backends[0].port)?;
+    let mut gate_us = Vec::new();
     let spread = load::spread_script(&dir, HOSTS)?;
-    let mut figures = [Vec::new(), Vec::new(), Vec::new(), Vec::new()];
+    let mut figures = [const { Vec::new() }; 5];
     for _ in 0..ROUNDS {
         figures[0].push(load::round(&one.router, &one.router.pids(), None)?);
         figures[1].push(load::round(&one.nginx, &one.nginx.pids(), None)?);
         figures[2].push(load::round(&many.router, &many.router.pids(), Some(&spread))?);
         figures[3].push(load::round(&many.nginx, &many.nginx.pids(), Some(&spread))?);
+        let (round, gate) = gated.round()?;
+        figures[4].push(round);
+        gate_us.push(gate);
     }
+    let handshakes = gated.handshakes()?;
     let change = change::measure(&dir)?;
-    let [ours, theirs, ours_many, theirs_many] = figures.map(|rounds| load::median(&rounds));
+    let [ours, theirs, ours_many, theirs_many, proven] =
+        figures.map(|rounds| load::median(&rounds));
     Ok(json!({
         "bench": "router",
         "cpu_us_per_request": ours.cpu_us,
@@ -61,6 +70,12 @@ pub(crate) fn run() -> Result<Value, String> {
         "ratio_10k_routes": round(ours_many.cpu_us / theirs_many.cpu_us),
         "rss_mb_10k_routes": process::rss_mb(&many.router.pids())?,
         "nginx_rss_mb_10k_routes": process::rss_mb(&many.nginx.pids())?,
+        "cpu_us_gated": proven.cpu_us,
+        "cpu_us_gate": load::middle(gate_us),
+        "requests_per_second_gated": proven.rate,
+        "rss_mb_gate": process::rss_mb(&gated.gate_pids())?,
+        "handshake_us": round(handshakes.full_us),
+        "handshake_resumed_us": round(handshakes.resumed_us),
         "rss_mb": process::rss_mb(&one.router.pids())?,
         "route_change_ms": change.median_ms,
         "route_change_max_ms": change.max_ms,
@@ -83,7 +98,7 @@ struct Pair {
 
 impl Pair {
     fn start(dir: &Path, backends: &[Nginx; 2], hosts: usize) -> Result<Self, String> {
-        let router = Child::router(SERVE, backends[0].port, hosts)?;
+        let router = Child::router(SERVE, backends[0].port, hosts, None)?;
         let nginx = Nginx::proxy(dir, backends[1].port, hosts, THREADS)?;
         Ok(Self { router, nginx })
     }
@@ -93,12 +108,21 @@ fn host(index: usize) -> String {
     format!("h{index}.bench.example")
 }
 
+/// The instance of a host.
+fn instance(backend: u16, index: usize) -> InstanceId {
+    InstanceId((u128::from(backend) << 32) + index as u128)
+}
+
 /// A table in which every host is an app with an instance of its own, all at one address.
-fn table(generation: u64, hosts: usize, backend: u16) -> Result<RouteTable, String> {
+fn table(
+    generation: u64,
+    hosts: usize,
+    backend: u16,
+    gate: Option<RouteGate>,
+) -> Result<RouteTable, String> {
     let address = SocketAddr::from((Ipv4Addr::LOCALHOST, backend));
     let routes = (0..hosts).map(|index| {
-        let instance = InstanceId((u128::from(backend) << 32) + index as u128);
-        let target = RouteTarget { instance, address };
+        let target = RouteTarget { instance: instance(backend, index), address, gate };
         Ok(Route {
             host: host(index).parse().map_err(|error| format!("{error}"))?,
             deployment: DeploymentId(1),
@@ -132,7 +156,13 @@ fn serve() -> Result<Value, String> {
     let (backend, hosts) = argument(3).zip(argument(4)).ok_or("--serve BACKEND HOSTS")?;
     let backend = u16::try_from(backend).map_err(|error| error.to_string())?;
     let (_runtime, tasks, router) = start_router()?;
-    router.apply(&table(1, hosts, backend)?);
+    let mut gate = None;
+    if let Some(path) = std::env::args().nth(5) {
+        let (dialer, told) = gated::told(Path::new(&path))?;
+        router.prove(dialer);
+        gate = Some(told);
+    }
+    router.apply(&table(1, hosts, backend, gate)?);
     process::say(&router.addresses()[0].port().to_string())?;
     let mut rest = Vec::new();
     std::io::stdin().lock().read_to_end(&mut rest).map_err(|error| error.to_string())?;

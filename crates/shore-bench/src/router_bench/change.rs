@@ -56,7 +56,7 @@ pub(super) fn measure(dir: &Path) -> Result<Figures, String> {
     let (runtime, tasks, router) = super::start_router()?;
     let table = |change: u64| {
         let backend = &backends[usize::try_from(change % 2).unwrap_or(0)];
-        super::table(change + 1, 1, backend.port)
+        super::table(change + 1, 1, backend.port, None)
     };
     router.apply(&table(0)?);
     let shared = Arc::new(Shared::default());

@@ -46,12 +46,14 @@ pub(super) fn round(
     Ok(Figures { cpu_us: super::round(used / requests), rate })
 }
 
+/// The middle of several figures.
+pub(super) fn middle(mut list: Vec<f64>) -> f64 {
+    list.sort_by(f64::total_cmp);
+    list.get(list.len() / 2).copied().unwrap_or(f64::NAN)
+}
+
 /// The middle of several rounds.
 pub(super) fn median(rounds: &[Figures]) -> Figures {
-    let middle = |mut list: Vec<f64>| {
-        list.sort_by(f64::total_cmp);
-        list.get(list.len() / 2).copied().unwrap_or(f64::NAN)
-    };
     Figures {
         cpu_us: middle(rounds.iter().map(|round| round.cpu_us).collect()),
         rate: middle(rounds.iter().map(|round| round.rate).collect()),

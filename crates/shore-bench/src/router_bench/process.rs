@@ -54,10 +54,16 @@ impl Listens for Child {
 
 impl Child {
     /// This program again, as a router.
-    pub(super) fn router(serve: &str, backend: u16, hosts: usize) -> Result<Self, String> {
+    pub(super) fn router(
+        serve: &str,
+        backend: u16,
+        hosts: usize,
+        told: Option<&Path>,
+    ) -> Result<Self, String> {
         let program = std::env::current_exe().map_err(|error| error.to_string())?;
         let mut child = Command::new(program)
             .args(["router", serve, &backend.to_string(), &hosts.to_string()])
+            .args(told)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
