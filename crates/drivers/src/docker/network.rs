@@ -165,6 +165,10 @@ impl Subnet {
         let user = now.lines().any(|line| line == "-N DOCKER-USER");
         let parent = if user { "DOCKER-USER" } else { "FORWARD" };
         for rule in [
+            // Nobody outside opens a connection to a container, whatever the machine forwards.
+            format!(
+                "{parent} ! -i {bridge} -o {bridge} -m conntrack --ctstate INVALID,NEW -j DROP"
+            ),
             format!("{parent} -o {bridge} -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT"),
             format!("{parent} -i {bridge} -j {out}"),
             format!("INPUT -i {bridge} -j {input}"),
