@@ -1,7 +1,11 @@
 //! Kills roles with `kill -9` at random moments while apps are brought up, then counts the damage:
 //! acknowledged jobs that never ended, one-off commands that ran twice, instances that were not
-//! found again, what is left of containers. Half of the kills strike four processes, half one
-//! process with all roles.
+//! found again, what is left of containers, and requests that failed meanwhile. Half of the kills
+//! strike processes with a role each, half one process with all roles.
+//!
+//! `--kills N` and `--seed N` say how many and which; `--roles server,runner,cell,router` says which
+//! roles are struck, each a process, and leaves out the one process. There are two routers on one
+//! port, of which one is struck at a time, so that somebody always takes requests.
 
 mod world;
 
@@ -12,11 +16,11 @@ use std::time::Duration;
 
 use runtime::Random;
 use serde_json::Value;
-use testkit::{get, wait_for};
+use testkit::{AGAIN_PAUSE, Met, Role, Steady, Wanted, get, wait_for};
 
 use crate::traces::{directories, instances, processes};
 use crate::{Failure, build_shore, root};
-use world::{Four, One, World};
+use world::{Apart, One, World};
 
 /// Kills unless told otherwise.
 const DEFAULT_KILLS: u32 = 50;
@@ -26,6 +30,14 @@ const LATEST_MS: u64 = 400;
 const KILLS_BETWEEN_RESTS: u32 = 5;
 /// How long everything may take to come to rest.
 const LIMIT: Duration = Duration::from_secs(90);
+/// Requests a second while things are struck, and the connections they are spread over.
+const RATE: u32 = 50;
+/// See [`RATE`].
+const CONNECTIONS: u32 = 4;
+/// Failed requests that are shown.
+const SHOWN: usize = 10;
+/// Roles that are struck unless told otherwise.
+const ROLES: [Role; 4] = [Role::Server, Role::Runner, Role::Cell, Role::Router];
 const PROJECT: &str = "chaos";
 const HOST: &str = "web.chaos.localhost";
 /// Jobs that are asked for at once: more than there ever are.
@@ -38,7 +50,16 @@ pub(crate) fn run() -> Result<(), Failure> {
         args.get(at + 1)?.parse::<u64>().ok()
     };
     let kills = value("--kills").and_then(|kills| u32::try_from(kills).ok());
-    round(kills.unwrap_or(DEFAULT_KILLS), value("--seed").unwrap_or(1))
+    let (kills, seed) = (kills.unwrap_or(DEFAULT_KILLS), value("--seed").unwrap_or(1));
+    let roles = args.iter().position(|arg| arg == "--roles").and_then(|at| args.get(at + 1));
+    let Some(roles) = roles else { return round(kills, seed) };
+    let role = |name: &str| {
+        let found = ROLES.into_iter().find(|role| role.name() == name);
+        found.ok_or_else(|| format!("there is no role `{name}`: server, runner, cell, router"))
+    };
+    let victims = roles.split(',').map(role).collect::<Result<Vec<_>, _>>()?;
+    let apart = Apart::start(&build_shore()?, &victims)?;
+    Chaos::new(Box::new(apart), seed).kills(kills)?.verdict(kills, seed)
 }
 
 /// What happened to what was asked for.
@@ -48,6 +69,10 @@ struct Damage {
     lost: usize,
     doubled: usize,
     orphans: usize,
+    failed_requests: u64,
+    requests: u64,
+    /// Requests that were sent a second time.
+    again: u64,
 }
 
 impl Damage {
@@ -57,11 +82,29 @@ impl Damage {
             lost: self.lost + other.lost,
             doubled: self.doubled + other.doubled,
             orphans: self.orphans + other.orphans,
+            failed_requests: self.failed_requests + other.failed_requests,
+            requests: self.requests + other.requests,
+            again: self.again + other.again,
         }
     }
 
-    const fn total(self) -> usize {
-        self.restarted + self.lost + self.doubled + self.orphans
+    /// Says what was damaged.
+    fn verdict(self, kills: u32, seed: u64) -> Result<(), Failure> {
+        let Self { restarted, lost, doubled, orphans, failed_requests, requests, again } = self;
+        eprintln!(
+            "chaos: {requests} requests at {RATE} a second while roles apart were struck; a GET whose \
+             connection failed before a byte of an answer was sent once more after {AGAIN_PAUSE:?}, as \
+             browsers and load balancers do: {again} were"
+        );
+        eprintln!(
+            "chaos: killed={kills} seed={seed} restarted={restarted} lost={lost} doubled={doubled} \
+             orphans={orphans} failed_requests={failed_requests}"
+        );
+        if self.is_none() { Ok(()) } else { Err("something was damaged".to_owned()) }
+    }
+
+    const fn is_none(self) -> bool {
+        self.restarted + self.lost + self.doubled + self.orphans == 0 && self.failed_requests == 0
     }
 }
 
@@ -76,20 +119,17 @@ struct Chaos {
     /// same ones for as long as it runs.
     healthy: BTreeMap<String, BTreeSet<u32>>,
     restarted: BTreeSet<String>,
+    /// Asks for the page all the time, where somebody always routes.
+    load: Option<Steady>,
 }
 
 pub(crate) fn round(kills: u32, seed: u64) -> Result<(), Failure> {
     let shore = build_shore()?;
     let of_one = kills / 2;
-    let four = Chaos::new(Box::new(Four::start(&shore)?), seed).kills(kills - of_one)?;
+    let apart = Box::new(Apart::start(&shore, &ROLES)?);
+    let apart = Chaos::new(apart, seed).kills(kills - of_one)?;
     let one = Chaos::new(Box::new(One::start(&shore)?), seed).kills(of_one)?;
-    let damage = four.plus(one);
-    let Damage { restarted, lost, doubled, orphans } = damage;
-    eprintln!(
-        "chaos: kills={kills} seed={seed} restarted={restarted} \
-         lost={lost} doubled={doubled} orphans={orphans}"
-    );
-    if damage.total() == 0 { Ok(()) } else { Err("something was damaged".to_owned()) }
+    apart.plus(one).verdict(kills, seed)
 }
 
 impl Chaos {
@@ -103,12 +143,34 @@ impl Chaos {
             printed: Vec::new(),
             healthy: BTreeMap::new(),
             restarted: BTreeSet::new(),
+            load: None,
         }
+    }
+
+    /// Begins to ask for the page, if it can be there at every moment.
+    fn ask(&mut self) -> Result<(), Failure> {
+        if self.world.always_routes() {
+            let at = (std::net::Ipv4Addr::LOCALHOST, self.world.ports().http).into();
+            let (at, hosts) = (vec![at], vec![HOST.to_owned()]);
+            let wanted = Wanted { from: None, at, hosts, rate: RATE, connections: CONNECTIONS };
+            self.load = Some(Steady::start(wanted)?);
+        }
+        Ok(())
+    }
+
+    /// Asks no more; what requests met.
+    fn met(&mut self) -> Met {
+        let met = self.load.take().map(|load| load.all()).unwrap_or_default();
+        for failed in met.failures.iter().take(SHOWN) {
+            eprintln!("{}: a request failed: {}", self.world.name(), failed.why);
+        }
+        met
     }
 
     fn kills(mut self, kills: u32) -> Result<Damage, Failure> {
         self.up()?;
         self.rest()?;
+        self.ask()?;
         for number in 0..kills {
             self.kill(number).map_err(|failure| self.explain(&failure))?;
             if (number + 1) % 20 == 0 || number + 1 == kills {
@@ -237,6 +299,7 @@ impl Chaos {
     }
 
     fn damage(&mut self) -> Result<Damage, Failure> {
+        let met = self.met();
         let lost = self.lost()?;
         let doubled = self.doubled();
         let restarted = self.restarted.len();
@@ -247,7 +310,9 @@ impl Chaos {
                 self.world.shore(&["destroy", "--project", project, "--yes"])?.ok("destroy")?;
             }
         }
-        Ok(Damage { restarted, lost, doubled, orphans: self.orphans() })
+        let (failed_requests, requests, again) = (met.failed, met.requests, met.again);
+        let orphans = self.orphans();
+        Ok(Damage { restarted, lost, doubled, orphans, failed_requests, requests, again })
     }
 
     /// Jobs that do not come to an end, or that nobody knows although they were acknowledged.

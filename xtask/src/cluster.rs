@@ -22,9 +22,8 @@ use testkit::{Mark, Met};
 use crate::Failure;
 use stage::{Places, Stage};
 
-/// Longer than the lease of a cell (15 s) and of a job (20 s): as good as a minute.
-const LONG: Duration = Duration::from_secs(22);
-/// Longer than the lease of a cell, which is all that matters where no job runs.
+/// Longer than the lease of a cell (15 s), after which nothing else happens where no job runs: as good
+/// as a minute.
 const CELL_LONG: Duration = Duration::from_secs(17);
 /// How long it may take until what ran on a lost cell runs elsewhere, and until a lost job has ended.
 const REPLACE_LIMIT: Duration = Duration::from_secs(30);

@@ -4,7 +4,8 @@
 //! - `cargo xtask e2e` uses the product as a person would; `e2e git-push`, `e2e interrupt` and
 //!   `e2e zero-downtime` are its parts. `e2e cluster` is a cluster of several hosts and its crash
 //!   matrix; it needs root and is not part of `test`.
-//! - `cargo xtask chaos --kills N` kills roles with `kill -9` at random moments and counts the damage.
+//! - `cargo xtask chaos --kills N` kills roles with `kill -9` at random moments and counts the damage;
+//!   `--roles server,router` only those.
 //! - `cargo xtask examples` brings every example up with `shore up` and asks each for a page.
 #![expect(
     clippy::print_stderr,

@@ -340,6 +340,9 @@ pub(crate) struct RouterArgs {
     /// Address to answer with metrics on, at `/metrics`, to whoever asks; nowhere when absent
     #[arg(long, value_name = "ADDRESS")]
     pub(crate) metrics: Option<SocketAddr>,
+    /// Let other routers on this machine listen on the same address, each with a `--data` of its own
+    #[arg(long)]
+    pub(crate) share_port: bool,
     /// Threads; one per core when absent
     #[arg(long)]
     pub(crate) threads: Option<usize>,

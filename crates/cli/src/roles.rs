@@ -377,7 +377,8 @@ fn capacity(args: &CellArgs, dir: &Path) -> cell::Capacity {
 pub(crate) async fn router(shell: &Shell, args: RouterArgs) -> Result<()> {
     let (endpoint, dir) = joined(&args.join, Role::Router)?;
     let tasks = Tasks::new(Stop::new());
-    let options = identity::router(&dir, vec![args.listen], args.threads)?;
+    let mut options = identity::router(&dir, vec![args.listen], args.threads)?;
+    options.shares = args.share_port;
     let metrics = match args.metrics {
         Some(address) => Some(port::bind("metrics", address, "--metrics").await?),
         None => None,

@@ -9,7 +9,7 @@ use api::proto::{Changes, Identify, RouterDown, RouterHello, RouterUp, component
 use api::{Connector, Endpoint, Joining};
 use bytes::Bytes;
 use model::{HostName, Route, RouteTable};
-use runtime::{Backoff, Kind, Random, Stop, Tasks};
+use runtime::{Backoff, Kind, Random, Stop, Tasks, mono_now};
 use tokio::sync::{mpsc, watch};
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::{Request, Status, Streaming};
@@ -29,8 +29,8 @@ const SILENCE: Duration = Duration::from_secs(20);
 const PING_EVERY: Duration = Duration::from_secs(10);
 /// Messages waiting to be sent. There is one for each generation we serve.
 const UP_QUEUE: usize = 16;
-/// How often the table is written to disk while it changes.
-const KEEP_EVERY: Duration = Duration::from_secs(2);
+/// The pause after the table was written to disk, as a multiple of the time that took.
+const KEEP_PAUSE: u32 = 4;
 
 /// Serves the table of the last run. Without one, or with one that makes no sense, it starts empty.
 pub(crate) fn load(routes: &Routes, path: &Path) {
@@ -69,7 +69,7 @@ pub(crate) fn start(
 ) -> Result<(), StartError> {
     let token = format!("Bearer {}", endpoint.token);
     let joining = Joining::new(&endpoint);
-    let feed = Feed {
+    let mut feed = Feed {
         router: router.clone(),
         connector: endpoint.connector()?,
         token: token.parse().map_err(|_| std::io::Error::other("the token is not text"))?,
@@ -77,10 +77,20 @@ pub(crate) fn start(
         id: options.id,
         name: options.name,
         changed: watch::Sender::new(router.generation()),
+        kept: watch::Sender::new(router.generation()),
+        keeps: true,
     };
     if let Some(path) = options.keep {
-        let keeper = keep_changes(router.clone(), path, feed.changed.subscribe(), tasks.clone());
-        tasks.spawn_ok("router table keeper", keeper);
+        let keeper = Keeper {
+            router: router.clone(),
+            path,
+            changed: feed.changed.subscribe(),
+            kept: feed.kept.clone(),
+            tasks: tasks.clone(),
+        };
+        tasks.spawn_ok("router table keeper", keeper.run());
+    } else {
+        feed.keeps = false;
     }
     let stop = tasks.stop().clone();
     let refused = router.refused.clone();
@@ -92,28 +102,36 @@ pub(crate) fn start(
     Ok(())
 }
 
-/// Writes the table now and then while it changes, and once more in the end.
-async fn keep_changes(
+/// Writes the table while it changes, and once more in the end.
+struct Keeper {
     router: Router,
     path: PathBuf,
-    mut changed: watch::Receiver<u64>,
+    changed: watch::Receiver<u64>,
+    /// The generation that a restart would serve.
+    kept: watch::Sender<u64>,
     tasks: Tasks,
-) {
-    let stop = tasks.stop();
-    let mut kept = router.generation();
-    let mut is_last = false;
-    while !is_last {
-        is_last = !matches!(stop.or_stop(changed.changed()).await, Some(Ok(())));
-        let table = router.shared.routes.model();
-        if table.generation == kept {
-            continue;
+}
+
+impl Keeper {
+    async fn run(mut self) {
+        let stop = self.tasks.stop().clone();
+        let mut kept = self.router.generation();
+        let mut is_last = false;
+        while !is_last {
+            is_last = !matches!(stop.or_stop(self.changed.changed()).await, Some(Ok(())));
+            let table = self.router.shared.routes.model();
+            if table.generation == kept {
+                continue;
+            }
+            kept = table.generation;
+            let (to, began) = (self.path.clone(), mono_now());
+            if let Err(error) = self.tasks.blocking(move || keep(&table, &to)).await {
+                tracing::warn!(path = %self.path.display(), %error, "the route table cannot be kept");
+            }
+            // Nobody waits for a disk that is full: the table is served all the same.
+            self.kept.send_replace(kept);
+            stop.or_stop(runtime::sleep(began.elapsed() * KEEP_PAUSE)).await;
         }
-        kept = table.generation;
-        let to = path.clone();
-        if let Err(error) = tasks.blocking(move || keep(&table, &to)).await {
-            tracing::warn!(path = %path.display(), %error, "the route table cannot be kept");
-        }
-        stop.or_stop(runtime::sleep(KEEP_EVERY)).await;
     }
 }
 
@@ -125,6 +143,11 @@ struct Feed {
     id: u128,
     name: String,
     changed: watch::Sender<u64>,
+    /// The generation that a restart would serve: the server is told that one, since it ends
+    /// instances once no router would send requests to them any more.
+    kept: watch::Sender<u64>,
+    /// Whether the table is kept at all.
+    keeps: bool,
 }
 
 impl Feed {
@@ -172,15 +195,26 @@ impl Feed {
         let opened = runtime::timeout(CONNECT_TIMEOUT, self.open(messages)).await;
         let mut down = opened.ok_or_else(|| Status::deadline_exceeded("no answer in time"))??;
         let mut coming = Coming::default();
+        let mut kept = self.kept.subscribe();
+        let mut silent_at = mono_now() + SILENCE;
         loop {
-            if coming.renewal.is_some_and(|due| runtime::mono_now() >= due) {
+            if coming.renewal.is_some_and(|due| mono_now() >= due) {
                 coming.renewal = None;
                 let public_key = self.public_key()?;
                 tell(&up, Up::Identify(Identify { work: None, public_key })).await?;
             }
-            let next = runtime::timeout(SILENCE, down.message()).await;
-            let next =
-                next.ok_or_else(|| Status::deadline_exceeded("the server went silent"))??;
+            let next = tokio::select! {
+                next = down.message() => next?,
+                Ok(()) = kept.changed() => {
+                    let generation = *kept.borrow_and_update();
+                    tell(&up, Up::Applied(generation)).await?;
+                    continue;
+                }
+                () = runtime::sleep_until(silent_at) => {
+                    return Err(Status::deadline_exceeded("the server went silent"));
+                }
+            };
+            silent_at = mono_now() + SILENCE;
             let Some(message) = next else { return Ok(()) };
             if let Some(message) = message.message {
                 self.message(message, &mut coming, &up).await?;
@@ -257,6 +291,10 @@ impl Feed {
             Applied::Now => {
                 let generation = self.router.generation();
                 self.changed.send_replace(generation);
+                // What is kept already is not written again.
+                if self.keeps && *self.kept.borrow() != generation {
+                    return Ok(());
+                }
                 tell(up, Up::Applied(generation)).await
             }
             Applied::Older => {

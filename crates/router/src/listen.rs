@@ -41,7 +41,7 @@ pub(crate) fn sockets(options: &Options, threads: usize) -> Result<Sockets, Star
         let mut address = *wanted;
         let refused =
             |error: rustix::io::Errno| StartError::Listen { address: *wanted, error: error.into() };
-        if address.port() != 0 {
+        if address.port() != 0 && !options.shares {
             // Sockets that share a port would share it with another router, too, without a word.
             drop(bind(address, false).map_err(refused)?);
         }

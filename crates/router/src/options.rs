@@ -47,6 +47,9 @@ pub struct Options {
     ///
     /// [`Router::addresses`]: crate::Router::addresses
     pub listen: Vec<SocketAddr>,
+    /// Whether other routers on this machine may listen on the same addresses: the system spreads
+    /// connections over all of them, and one can be replaced while the others go on.
+    pub shares: bool,
     /// Sockets that listen already, as a service manager hands them over.
     pub listeners: Vec<TcpListener>,
     /// How many threads serve; 0 for one on each core.

@@ -1,4 +1,5 @@
-//! The four roles as processes of their own, each of which can be killed and started again.
+//! The four roles as processes of their own, the router twice, each of which can be killed and
+//! started again.
 
 use std::io::{BufRead as _, BufReader};
 use std::path::{Path, PathBuf};
@@ -21,36 +22,48 @@ pub enum Role {
     Cell,
     /// Routes requests.
     Router,
+    /// Routes requests on the same port.
+    OtherRouter,
 }
 
 impl Role {
     /// Every role, in the order in which they start.
-    pub const ALL: [Self; 4] = [Self::Server, Self::Runner, Self::Cell, Self::Router];
+    pub const ALL: [Self; 5] =
+        [Self::Server, Self::Runner, Self::Cell, Self::Router, Self::OtherRouter];
 
     /// The command's name.
+    pub const fn command(self) -> &'static str {
+        match self {
+            Self::OtherRouter => "router",
+            other => other.name(),
+        }
+    }
+
+    /// What it is called.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Server => "server",
             Self::Runner => "runner",
             Self::Cell => "cell",
             Self::Router => "router",
+            Self::OtherRouter => "other-router",
         }
     }
 }
 
-/// Server, runner, cell and router, each a process.
+/// Server, runner, cell and two routers, each a process.
 #[derive(Debug)]
 pub struct Cluster {
     shore: PathBuf,
     home: TempDir,
     /// Where they listen.
     pub ports: Ports,
-    children: [Option<Child>; 4],
-    tokens: [String; 4],
+    children: [Option<Child>; Role::ALL.len()],
+    tokens: [String; Role::ALL.len()],
 }
 
 impl Cluster {
-    /// Starts all four in a fresh directory.
+    /// Starts all of them in a fresh directory.
     pub fn start(shore: &Path) -> Result<Self, Failure> {
         let home = tempfile::Builder::new().prefix("shore-cluster-").tempdir();
         let home = home.map_err(|error| error.to_string())?;
@@ -58,7 +71,7 @@ impl Cluster {
             shore: shore.to_owned(),
             home,
             ports: Ports::free()?,
-            children: [None, None, None, None],
+            children: Default::default(),
             tokens: Default::default(),
         };
         let ready = cluster.launch(Role::Server)?;
@@ -67,8 +80,8 @@ impl Cluster {
         cluster
             .shore(&["context", "set", "cluster", "--server", &url, "--token", &admin])?
             .ok("context set")?;
-        for role in [Role::Runner, Role::Cell, Role::Router] {
-            let made = cluster.json(&["token", "create", "--role", role.name()])?;
+        for role in [Role::Runner, Role::Cell, Role::Router, Role::OtherRouter] {
+            let made = cluster.json(&["token", "create", "--role", role.command()])?;
             let token = made["token"].as_str().ok_or("no token was printed")?;
             token.clone_into(&mut cluster.tokens[role as usize]);
             cluster.launch(role)?;
@@ -103,14 +116,15 @@ impl Cluster {
         let log = std::fs::File::options().append(true).create(true).open(self.log_file(role));
         let log = log.map_err(|error| error.to_string())?;
         let ports = self.ports;
-        let mut command = self.command(&[role.name(), "--json", "--log", "info"]);
+        let mut command = self.command(&[role.command(), "--json", "--log", "info"]);
         let listen = |port: u16| format!("127.0.0.1:{port}");
         match role {
             Role::Server => {
                 command.args(["--listen", &listen(ports.api), "--ssh", &listen(ports.ssh)]);
             }
-            Role::Router => {
-                command.args(["--listen", &listen(ports.http)]);
+            Role::Router | Role::OtherRouter => {
+                command.args(["--listen", &listen(ports.http), "--share-port", "--data"]);
+                command.arg(self.home.path().join("data/longshore").join(role.name()));
             }
             Role::Cell => {
                 // The same on every machine, with or without a container runtime.
@@ -165,7 +179,7 @@ impl Cluster {
 
 impl Drop for Cluster {
     fn drop(&mut self) {
-        for role in [Role::Runner, Role::Router, Role::Cell, Role::Server] {
+        for role in [Role::Runner, Role::Router, Role::OtherRouter, Role::Cell, Role::Server] {
             self.kill(role).unwrap_or_default();
         }
     }

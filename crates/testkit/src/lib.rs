@@ -22,7 +22,7 @@ pub use git::Repo;
 pub use http::{Page, answer, exchange, get};
 pub use lan::{Host, Lan};
 pub use load::{Load, Loaded};
-pub use steady::{Failed, Mark, Met, Steady, Wanted, get_from};
+pub use steady::{AGAIN_PAUSE, Failed, Mark, Met, Steady, Wanted, get_from};
 
 /// Why a step of a person's did not work, for the one who reads the test's output.
 pub type Failure = String;

@@ -1,8 +1,9 @@
 //! A steady stream of requests, as many a second whatever happens, and what became of each.
 //!
 //! The client is one that people have: it keeps its connections, knows more than one address of the
-//! service, and sends a GET once more, on a new connection and to the next address, when the
-//! connection failed before a byte of an answer. Browsers and load balancers do the same.
+//! service, and sends a GET once more, after a short pause, on a new connection and to the next
+//! address, when the connection failed before a byte of an answer. Browsers and load balancers do
+//! the same.
 
 use std::io::{BufReader, Write as _};
 use std::net::{SocketAddr, TcpStream};
@@ -17,6 +18,9 @@ use crate::{Failure, Page, wait_for};
 
 /// How long a request may take, each time it is sent.
 const REQUEST_LIMIT: Duration = Duration::from_secs(5);
+/// The pause before a request is sent again. The system takes a moment to close the sockets of a
+/// process that was killed, one after the other, and until then takes connections for them.
+pub const AGAIN_PAUSE: Duration = Duration::from_millis(200);
 /// How long a connection may take to be made.
 const CONNECT_LIMIT: Duration = Duration::from_secs(3);
 /// Failures that are kept word for word.
@@ -158,6 +162,12 @@ impl Steady {
         }
     }
 
+    /// What happened since it began.
+    pub fn all(&self) -> Met {
+        let tally = self.tally();
+        Met { slowest: tally.slowest, ..tally.met.clone() }
+    }
+
     /// Waits until nothing has failed for a while.
     pub fn calm(&self, limit: Duration) -> Result<(), Failure> {
         let from = runtime::mono_now();
@@ -220,10 +230,13 @@ impl Shared {
             let first = self.once(&mut line, to, host);
             let again = matches!(first, Err(Fault::Silent(_)));
             let done = match first {
-                Err(Fault::Silent(before)) => self.once(&mut line, to + 1, host).map_err(|it| {
-                    let (Fault::Silent(now) | Fault::Bad(now)) = it;
-                    format!("{before}; again: {now}")
-                }),
+                Err(Fault::Silent(before)) => {
+                    runtime::pause_thread(AGAIN_PAUSE);
+                    self.once(&mut line, to + 1, host).map_err(|it| {
+                        let (Fault::Silent(now) | Fault::Bad(now)) = it;
+                        format!("{before}; again: {now}")
+                    })
+                }
                 Err(Fault::Bad(why)) => Err(why),
                 Ok(()) => Ok(()),
             };
@@ -286,7 +299,13 @@ enum Fault {
 
 /// Waits for the first byte of an answer.
 fn has_begun(stream: &TcpStream) -> std::io::Result<()> {
-    match stream.peek(&mut [0]) {
+    let peeked = loop {
+        match stream.peek(&mut [0]) {
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+            peeked => break peeked,
+        }
+    };
+    match peeked {
         Ok(0) => Err(std::io::Error::other("the connection was closed without an answer")),
         Ok(_) => Ok(()),
         Err(error) => Err(error),

@@ -1,8 +1,8 @@
-//! Where chaos happens: four processes, or one that holds all roles.
+//! Where chaos happens: each role a process, the router twice, or one process that holds all roles.
 
 use std::path::Path;
 use std::process::{Child, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use runtime::Random;
 use testkit::{Cluster, Dev, Ports, Ran, Role};
@@ -32,67 +32,104 @@ pub(super) trait World {
     fn begin(&self, args: &[&str], out: Stdio) -> Result<Child, Failure>;
     /// What its roles said.
     fn said(&self) -> String;
+    /// Whether somebody routes requests at every moment, whatever is struck.
+    fn always_routes(&self) -> bool;
     /// Everything that runs apps.
     fn projects(&self) -> &'static [&'static str];
+}
+
+fn below(random: &Random, count: usize) -> usize {
+    usize::try_from(random.next_u64() % count as u64).unwrap_or(0)
 }
 
 fn pause(random: &Random) {
     runtime::pause_thread(Duration::from_millis(random.next_u64() % LATEST_MS));
 }
 
-/// Server, runner, cell and router, each a process.
-pub(super) struct Four(Cluster);
+/// Server, runner, cell and two routers, each a process. One router at a time is struck.
+pub(super) struct Apart {
+    cluster: Cluster,
+    victims: Vec<Role>,
+    /// When a router was struck last.
+    router_struck: Option<Instant>,
+}
 
-impl Four {
-    pub(super) fn start(shore: &Path) -> Result<Self, Failure> {
-        Cluster::start(shore).map(Self)
+/// How long both routers are there before one is struck again.
+const BOTH: Duration = Duration::from_millis(500);
+
+impl Apart {
+    /// Starts all of them; `victims` are those that are struck.
+    pub(super) fn start(shore: &Path, victims: &[Role]) -> Result<Self, Failure> {
+        let cluster = Cluster::start(shore)?;
+        Ok(Self { cluster, victims: victims.to_vec(), router_struck: None })
     }
 
     fn again(&mut self, victims: &[Role]) -> Result<(), Failure> {
-        for role in victims {
-            self.0.kill(*role)?;
+        let is_router = |role: &Role| matches!(role, Role::Router | Role::OtherRouter);
+        let some_router = victims.iter().any(is_router);
+        if let Some(struck) = self.router_struck.filter(|_| some_router) {
+            runtime::pause_thread(BOTH.saturating_sub(struck.elapsed()));
         }
-        victims.iter().try_for_each(|role| self.0.launch(*role).map(|_| ()))
+        for role in victims {
+            self.cluster.kill(*role)?;
+        }
+        for role in victims {
+            self.cluster.launch(*role)?;
+        }
+        if some_router {
+            self.router_struck = Some(runtime::mono_now());
+        }
+        Ok(())
+    }
+
+    /// The one that is struck when it is this one's turn: of the routers, one or the other.
+    fn one_of(role: Role, random: &Random) -> Role {
+        let other = random.next_u64().is_multiple_of(2);
+        if role == Role::Router && other { Role::OtherRouter } else { role }
     }
 }
 
-impl World for Four {
+impl World for Apart {
     fn name(&self) -> &'static str {
-        "four processes"
+        "roles apart"
+    }
+
+    fn always_routes(&self) -> bool {
+        true
     }
 
     fn home(&self) -> &Path {
-        self.0.home()
+        self.cluster.home()
     }
 
     fn ports(&self) -> Ports {
-        self.0.ports
+        self.cluster.ports
     }
 
     fn strike(&mut self, random: &Random) -> Result<(), Failure> {
-        match random.next_u64() % 6 {
-            0 | 1 => self.again(&[Role::Server]),
-            2 => self.again(&[Role::Runner]),
-            3 => self.again(&[Role::Cell]),
-            4 => self.again(&[Role::Router]),
-            _ => self.again(&Role::ALL),
+        let turn = below(random, self.victims.len() + 1);
+        match self.victims.get(turn).copied() {
+            Some(role) => self.again(&[Self::one_of(role, random)]),
+            None => self.strike_all(random),
         }
     }
 
-    fn strike_all(&mut self, _: &Random) -> Result<(), Failure> {
-        self.again(&Role::ALL)
+    fn strike_all(&mut self, random: &Random) -> Result<(), Failure> {
+        let victims: Vec<Role> =
+            self.victims.iter().map(|role| Self::one_of(*role, random)).collect();
+        self.again(&victims)
     }
 
     fn shore(&self, args: &[&str]) -> Result<Ran, Failure> {
-        self.0.shore(args)
+        self.cluster.shore(args)
     }
 
     fn begin(&self, args: &[&str], out: Stdio) -> Result<Child, Failure> {
-        self.0.shore_in_background(args, out)
+        self.cluster.shore_in_background(args, out)
     }
 
     fn said(&self) -> String {
-        self.0.log(Role::Cell)
+        self.cluster.log(Role::Cell)
     }
 
     fn projects(&self) -> &'static [&'static str] {
@@ -130,6 +167,10 @@ impl One {
 impl World for One {
     fn name(&self) -> &'static str {
         "one process"
+    }
+
+    fn always_routes(&self) -> bool {
+        false
     }
 
     fn home(&self) -> &Path {

@@ -11,7 +11,7 @@ use crate::Failure;
 /// How long an agent that was killed may take to have its containers again.
 const ADOPT_LIMIT: Duration = Duration::from_secs(5);
 /// How long requests are watched where nothing has to pass.
-const WATCH: Duration = Duration::from_secs(6);
+const WATCH: Duration = Duration::from_secs(4);
 /// The slow link, in kbit/s, and bytes that have to go over it.
 const SLOW: u32 = 1_000;
 /// See [`SLOW`].

@@ -11,7 +11,7 @@ use crate::Failure;
 /// How long a router may take to serve after it was started.
 const SERVE_LIMIT: Duration = Duration::from_secs(1);
 /// How long it is stopped or cut off. Nothing has to pass: routers have no lease.
-const AWAY: Duration = Duration::from_secs(8);
+const AWAY: Duration = Duration::from_secs(6);
 
 pub(super) fn entries() -> Vec<Entry> {
     vec![

@@ -5,7 +5,7 @@ use std::time::Duration;
 use testkit::wait_for;
 
 use super::stage::{COMMAND_LIMIT, Places, SETTLE_LIMIT, Stage};
-use super::{CELL_LONG, Entry, LONG, Seconds, moved, requests, unmoved, within};
+use super::{CELL_LONG, Entry, Seconds, moved, requests, unmoved, within};
 use crate::Failure;
 use crate::e2e::holds;
 
@@ -73,16 +73,16 @@ fn stopped(stage: &mut Stage) -> Result<String, Failure> {
     let before = stage.settled()?;
     let mark = stage.mark()?;
     stage.server.freeze()?;
-    stage.pass(LONG)?;
+    stage.pass(CELL_LONG)?;
     stage.server.thaw()?;
     let back = until_it_answers(stage, AGAIN_LIMIT)?;
     unmoved(&before, &stage.settled()?)?;
     let whole = stage.whole_way()?;
     let seen = requests(stage, &mark, 0)?;
     Ok(format!(
-        "stopped for {}, which is longer than every lease, answers {} later, no instance moved, \
+        "stopped for {}, longer than the lease of a cell, answers {} later, no instance moved, \
          a deployment took {}, {seen}",
-        Seconds(LONG),
+        Seconds(CELL_LONG),
         Seconds(back),
         Seconds(whole)
     ))
@@ -113,11 +113,13 @@ fn disk_full(stage: &mut Stage) -> Result<String, Failure> {
     let before = stage.settled()?;
     let mark = stage.mark()?;
     stage.server.disk.fill()?;
+    let filled = runtime::mono_now();
     let said = write_until_refused(stage)?;
     holds(&said, &["the disk is full"])?;
     stage.shore(&["status", "--project", "site"])?.ok("reading")?;
     stage.up("site")?.failed("shore up")?;
-    stage.pass(CELL_LONG)?;
+    stage.pass(CELL_LONG.saturating_sub(filled.elapsed()))?;
+    let full = filled.elapsed();
     stage.server.disk.make_room()?;
     let began = runtime::mono_now();
     let writes = || stage.shore(&["project", "create", "room"]).ok().filter(|it| it.code == 0);
@@ -132,7 +134,7 @@ fn disk_full(stage: &mut Stage) -> Result<String, Failure> {
     Ok(format!(
         "full for {}: \"{said}\", reading goes on; writes {} after there is room, no instance \
          moved, a deployment took {}, {seen}",
-        Seconds(CELL_LONG),
+        Seconds(full),
         Seconds(again),
         Seconds(whole)
     ))

@@ -121,6 +121,7 @@ fn an_app_has_a_url_only_while_a_router_is_connected() -> Result<(), Failure> {
         return Err(format!("the URL is {url:?}, not {wanted:?}"));
     }
     cluster.kill(Role::Router)?;
+    cluster.kill(Role::OtherRouter)?;
     wait_for("the URL to go", LIMIT, || {
         cluster.json(&status).ok().filter(|it| it["url"].is_null())
     })?;
