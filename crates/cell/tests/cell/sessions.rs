@@ -114,7 +114,7 @@ async fn nobody_is_sent_more_than_there_is_credit_for() {
         match news(&mut stream, 7).await {
             // A small message costs as much as 256 bytes.
             News::Data(data) => {
-                (got, spent) = (got + data.bytes.len(), spent + data.bytes.len().max(256))
+                (got, spent) = (got + data.bytes.len(), spent + data.bytes.len().max(256));
             }
             other => unreachable!("unexpected {other:?}"),
         }
