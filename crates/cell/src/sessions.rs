@@ -166,25 +166,41 @@ impl Line {
         self.send(Message::Started(SessionStarted { credit: SESSION_WINDOW })).await;
     }
 
-    /// Sends everything that can be read.
+    /// Sends everything that can be read. What was read waits for credit here and no more is read
+    /// meanwhile, so what runs waits for whoever watches.
     async fn pump(&self, channel: Channel, mut input: Input) -> io::Result<()> {
         let mut piece = vec![0; PIECE];
         loop {
-            // No more is read than may be sent, so what runs waits for whoever watches.
-            let credit = self.credit.clone().acquire_many_owned(LEAST_COST).await;
-            let credit = credit.map_err(io::Error::other)?;
-            let room = LEAST_COST as usize + self.credit.available_permits();
-            let most = room.min(piece.len());
-            let read = input.read(piece.get_mut(..most).unwrap_or_default()).await?;
-            if read == 0 {
+            let read = input.read(&mut piece).await?;
+            let mut rest = piece.get(..read).unwrap_or_default();
+            if rest.is_empty() {
                 return Ok(());
             }
-            let more = u32::try_from(read).unwrap_or(u32::MAX).saturating_sub(LEAST_COST);
-            let rest = self.credit.acquire_many(more).await.map_err(io::Error::other)?;
-            rest.forget();
-            credit.forget();
-            let bytes = Bytes::copy_from_slice(piece.get(..read).unwrap_or_default());
-            self.send(Message::Data(SessionData { channel: channel.into(), bytes })).await;
+            while !rest.is_empty() {
+                let most = self.spend(rest.len()).await?;
+                let (now, later) = rest.split_at(most.min(rest.len()));
+                let bytes = Bytes::copy_from_slice(now);
+                self.send(Message::Data(SessionData { channel: channel.into(), bytes })).await;
+                rest = later;
+            }
+        }
+    }
+
+    /// Takes as much credit as there is for this many bytes, once there is enough for a message;
+    /// for how many bytes it is. The other output may take credit at any moment, so nothing is
+    /// counted on that was not taken.
+    async fn spend(&self, wanted: usize) -> io::Result<usize> {
+        let least = self.credit.acquire_many(LEAST_COST).await.map_err(io::Error::other)?;
+        least.forget();
+        let least = LEAST_COST as usize;
+        let more = wanted.saturating_sub(least).min(self.credit.available_permits());
+        let more = u32::try_from(more).unwrap_or(u32::MAX);
+        match self.credit.try_acquire_many(more) {
+            Ok(taken) => {
+                taken.forget();
+                Ok(least + more as usize)
+            }
+            Err(_) => Ok(least),
         }
     }
 

@@ -7,14 +7,14 @@
 //! commit fails, everything applied after it is thrown away with it: the state is loaded from the
 //! store again.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use model::{CellId, Time};
 use runtime::Clock;
-use state::{Changes, Command, MAX_FINISHED_JOBS, News, Refusal, Reply, RowKey, State};
+use state::{Changes, Command, MAX_FINISHED_JOBS, News, Refusal, Reply, RowKey, State, WorkKey};
 use store::{
     Batch, Epoch, HistoryEntry, HistoryQuery, Kind, Record, Store, StoreError, Writer, WriterLimits,
 };
@@ -23,6 +23,7 @@ use tokio::sync::{broadcast, mpsc, oneshot, watch};
 use crate::feed::{Feed, first_revision};
 use crate::metrics::Meters;
 use crate::server::StartError;
+use crate::wakes::Wakes;
 
 /// Commands that may wait; one more waits at its caller.
 pub const MAX_WAITING: usize = 4_096;
@@ -47,8 +48,8 @@ const JOBS: Kind = Kind::new(state::JOB_HISTORY);
 pub struct Published {
     /// The rows, each once.
     pub rows: Vec<RowKey>,
-    /// Cells whose work changed.
-    pub cells: BTreeSet<CellId>,
+    /// Cells that have something else to do, and about what.
+    pub cells: BTreeMap<CellId, BTreeSet<WorkKey>>,
     /// The generation of the route table after it.
     pub routes: u64,
 }
@@ -83,6 +84,7 @@ pub struct Loop {
     events: broadcast::Sender<Arc<Published>>,
     deadline: watch::Receiver<Option<Time>>,
     feed: Feed,
+    wakes: Wakes,
     meters: Arc<Meters>,
 }
 
@@ -96,7 +98,7 @@ impl Loop {
         let (requests, waiting) = mpsc::channel(MAX_WAITING);
         let (events, _) = broadcast::channel(MAX_EVENTS);
         let (deadline_out, deadline) = watch::channel(None);
-        let feed = Feed::new(0);
+        let (feed, wakes) = (Feed::new(0), Wakes::default());
         let meters = Arc::new(Meters::default());
         let mut applier = Applier {
             store,
@@ -113,6 +115,7 @@ impl Loop {
                 requests: requests.downgrade(),
                 void: AtomicU64::new(0),
                 feed: feed.clone(),
+                wakes: wakes.clone(),
                 meters: Arc::clone(&meters),
             }),
             meters: Arc::clone(&meters),
@@ -121,7 +124,7 @@ impl Loop {
         applier.live = Some(applier.load()?);
         feed.reset(applier.base);
         runtime::spawn_thread("apply", move || applier.run(waiting))?;
-        Ok(Self { requests, events, deadline, feed, meters })
+        Ok(Self { requests, events, deadline, feed, wakes, meters })
     }
 
     /// Carries out a command; the answer comes once it is durable.
@@ -157,6 +160,11 @@ impl Loop {
     /// The last changes.
     pub(crate) const fn feed(&self) -> &Feed {
         &self.feed
+    }
+
+    /// The streams of cells.
+    pub(crate) const fn wakes(&self) -> &Wakes {
+        &self.wakes
     }
 
     pub(crate) fn meters(&self) -> &Meters {
@@ -314,7 +322,7 @@ impl Applier {
         self.deadline.send_if_modified(|known| std::mem::replace(known, deadline) != deadline);
         let event = Published {
             rows: changes.rows.iter().map(|change| change.key).collect(),
-            cells: changes.cells.clone(),
+            cells: std::mem::take(&mut changes.cells),
             routes: live.state.route_generation(),
         };
         self.revision = live.state.revision();
@@ -400,6 +408,7 @@ struct Publisher {
     /// The generation of the state that is void since a commit of it failed; 0 for none.
     void: AtomicU64,
     feed: Feed,
+    wakes: Wakes,
     meters: Arc<Meters>,
 }
 
@@ -421,12 +430,14 @@ impl Publisher {
             // everybody looks at everything.
             drop(self.events.send(Arc::new(Published::default())));
             self.feed.reset(applied.base);
+            self.wakes.wake_all();
         }
         if applied.commits {
             self.meters.commits.observe(applied.at.elapsed());
         }
         self.feed.push(applied.news);
-        if !applied.event.rows.is_empty() || !applied.event.cells.is_empty() {
+        self.wakes.wake(&applied.event.cells);
+        if !applied.event.rows.is_empty() {
             // Nobody may be listening.
             drop(self.events.send(Arc::new(applied.event)));
         }

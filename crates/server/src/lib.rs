@@ -18,6 +18,7 @@ mod otlp;
 mod server;
 mod tls;
 pub mod views;
+mod wakes;
 
 pub use apply::{ApplyError, Loop, MAX_BATCH, MAX_EVENTS, MAX_IN_FLIGHT, MAX_WAITING, Published};
 pub use auth::{Action, Principal, TokenFault, allows};

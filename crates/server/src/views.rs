@@ -92,7 +92,7 @@ fn process(state: &State, row: &Process) -> ProcessView {
     ProcessView {
         name: row.name.clone(),
         wanted: row.instances,
-        instances: state.instances_of(row).iter().map(instance).collect(),
+        instances: state.instances_of(row).map(|row| instance(row)).collect(),
     }
 }
 

@@ -53,7 +53,7 @@ impl Core {
             CellCommand::Online { id, spec, holds } => self.cell_online(now, id, spec, &holds),
             CellCommand::Heartbeat { id, epoch } => {
                 let cell = self.connected(id, epoch)?;
-                self.put(Cell { lease_until: Some(now.after(CELL_LEASE)), ..cell });
+                self.renew(Cell { lease_until: Some(now.after(CELL_LEASE)), ..cell });
                 Ok(Reply::Done)
             }
             CellCommand::Over { id, epoch, report } => {

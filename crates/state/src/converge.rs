@@ -1,6 +1,7 @@
 //! Convergence: what is there follows what is wanted. Works off what changed, not everything.
 
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use model::{
     DeploymentEvent, DeploymentId, DeploymentState, InstanceId, InstanceState, ProcessId, Time,
@@ -47,16 +48,22 @@ impl Core {
         Ok(())
     }
 
-    pub(crate) fn instances_of(&self, process: ProcessId) -> Vec<Instance> {
+    pub(crate) fn instances_of(&self, process: ProcessId) -> impl Iterator<Item = &Arc<Instance>> {
         let range = (process, 0, InstanceId(0))..=(process, u32::MAX, InstanceId(u128::MAX));
         let ids = self.indexes.instances.range(range).map(|(_, _, id)| *id);
-        ids.filter_map(|id| self.get::<Instance>(id)).map(|row| (**row).clone()).collect()
+        ids.filter_map(|id| self.get::<Instance>(id))
+    }
+
+    /// The indexes below `wanted` of a process that have no row.
+    fn missing(&self, process: ProcessId, wanted: u32) -> Vec<u32> {
+        let there: BTreeSet<u32> = self.instances_of(process).map(|row| row.index).collect();
+        (0..wanted).filter(|index| !there.contains(index)).collect()
     }
 
     /// Whether anything of a deployment is left on a cell.
     pub(crate) fn runs(&self, deployment: DeploymentId) -> bool {
         let Some(row) = self.get::<Deployment>(deployment) else { return false };
-        row.processes.iter().any(|process| !self.instances_of(*process).is_empty())
+        row.processes.iter().any(|process| self.instances_of(*process).next().is_some())
     }
 
     /// Makes what is missing, stops what is too much; whether all wanted instances are healthy.
@@ -68,17 +75,20 @@ impl Core {
     ) -> Result<bool, Refusal> {
         let Some(process) = self.get::<Process>(id).cloned() else { return Ok(true) };
         let wanted = if deployment.state.wants_instances() { process.instances } else { 0 };
-        let mut ready = 0;
-        let mut there = BTreeMap::new();
+        let (mut ready, mut there) = (0, 0);
+        let mut extra = Vec::new();
         for row in self.instances_of(id) {
-            let is_ready = matches!(row.state, InstanceState::Running { ready: true, .. });
-            ready += u32::from(is_ready && row.index < wanted);
-            if row.index >= wanted && !matches!(row.state, InstanceState::Stopping { .. }) {
-                self.stop_instance(now, &row)?;
+            if row.index < wanted {
+                there += 1;
+                ready += u32::from(row.state.ready_address().is_some());
+            } else if !matches!(row.state, InstanceState::Stopping { .. }) {
+                extra.push(Arc::clone(row));
             }
-            there.insert(row.index, row.state);
         }
-        for index in (0..wanted).filter(|index| !there.contains_key(index)) {
+        for row in extra {
+            self.stop_instance(now, &row)?;
+        }
+        for index in if there < wanted { self.missing(id, wanted) } else { Vec::new() } {
             self.put(Instance {
                 id: instance_id(id, index),
                 process: id,
@@ -149,7 +159,7 @@ impl Core {
 
     fn why_not_healthy(&self, row: &Deployment) -> String {
         let instances = row.processes.iter().flat_map(|process| self.instances_of(*process));
-        let stuck = instances.into_iter().find_map(|instance| match instance.state {
+        let stuck = instances.into_iter().find_map(|instance| match &instance.state {
             InstanceState::Running { ready: true, .. } => None,
             InstanceState::Unclaimed { reason: Some(reason) } => {
                 Some(format!("instance {} has no place: {reason}", instance.index))

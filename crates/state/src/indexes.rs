@@ -14,6 +14,7 @@ use crate::records::{
     App, Build, Cell, Delivery, Deployment, Instance, Job, Key, Process, Project, Task,
 };
 use crate::tables::RowKey;
+use crate::view::{Order, WorkKey};
 
 /// Everything that can be looked up other than by identifier.
 #[derive(Debug, Default)]
@@ -41,8 +42,10 @@ pub struct Indexes {
     pub(crate) dirty: BTreeSet<DeploymentId>,
     /// Apps whose routes may have changed.
     pub(crate) dirty_routes: BTreeSet<AppId>,
-    /// Cells whose work may have changed.
+    /// Cells that changed themselves.
     pub(crate) dirty_cells: BTreeSet<CellId>,
+    /// Work of cells that may have changed, and what they were to do about it before.
+    pub(crate) dirty_work: BTreeMap<(CellId, WorkKey), Option<Order>>,
     /// What waits for a cell, and how full cells are; made at the first command.
     pub(crate) placing: Option<Box<Placing>>,
 }
@@ -127,7 +130,7 @@ impl Indexes {
         }
         if let Some(cell) = row.state.cell() {
             self.tasks_by_cell.insert((cell, row.id));
-            self.dirty_cells.insert(cell);
+            self.dirty_work.entry((cell, WorkKey::Task(row.id))).or_default();
         }
     }
 
@@ -152,7 +155,8 @@ impl Indexes {
         }
         if let Some(cell) = row.state.cell() {
             self.tasks_by_cell.remove(&(cell, row.id));
-            self.dirty_cells.insert(cell);
+            let key = (cell, WorkKey::Task(row.id));
+            self.dirty_work.entry(key).or_insert_with(|| row.order_on(cell));
         }
     }
 
@@ -195,13 +199,9 @@ impl Indexes {
     pub(crate) fn add_instance(&mut self, row: &Instance) {
         more(&mut self.counts.instances, row.state.name());
         self.instances.insert((row.process, row.index, row.id));
-        if let Some(cell) = row.state.cell() {
+        for cell in row.cells() {
             self.instances_by_cell.insert((cell, row.id));
-            self.dirty_cells.insert(cell);
-        }
-        if let Some(before) = &row.before {
-            self.instances_by_cell.insert((before.cell, row.id));
-            self.dirty_cells.insert(before.cell);
+            self.dirty_work.entry((cell, WorkKey::Instance(row.id))).or_default();
         }
         if let Some(placing) = &mut self.placing {
             placing.add_instance(row);
@@ -215,13 +215,10 @@ impl Indexes {
         if let Some(placing) = &mut self.placing {
             placing.remove_instance(row);
         }
-        if let Some(cell) = row.state.cell() {
+        for cell in row.cells() {
             self.instances_by_cell.remove(&(cell, row.id));
-            self.dirty_cells.insert(cell);
-        }
-        if let Some(before) = &row.before {
-            self.instances_by_cell.remove(&(before.cell, row.id));
-            self.dirty_cells.insert(before.cell);
+            let key = (cell, WorkKey::Instance(row.id));
+            self.dirty_work.entry(key).or_insert_with(|| row.order_on(cell));
         }
         self.dirty.insert(row.deployment);
     }

@@ -29,7 +29,7 @@ mod tasks;
 mod view;
 mod work;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use model::{CellId, Time};
@@ -63,7 +63,7 @@ pub use tables::{AnyRow, Row, RowKey, Tables};
 pub use tasks::{
     CANCEL_FORCE, MAX_OPEN_TASKS, MAX_OPEN_TASKS_PER_PROJECT, MAX_TASK_KEY, TASK_KEPT,
 };
-pub use view::{CellInstance, CellLoad, CellWork};
+pub use view::{CellInstance, CellLoad, CellUnit, CellWork, Order, WorkKey};
 pub use work::{DEPLOY_SLACK, DRAIN, KEPT_BUILDS, KEPT_DEPLOYMENTS, MAX_PROCESSES};
 
 use tables::Core;
@@ -109,8 +109,8 @@ pub struct Changes {
     pub rows: Vec<Change>,
     /// Jobs that ended; their rows are gone.
     pub archived: Vec<Archived>,
-    /// Cells whose work changed.
-    pub cells: BTreeSet<CellId>,
+    /// Cells that have something else to do, and about what.
+    pub cells: BTreeMap<CellId, BTreeSet<WorkKey>>,
     /// Every change of a row, in the order in which they were made.
     pub news: Vec<News>,
 }
@@ -211,6 +211,7 @@ impl State {
         self.core.take_changed();
         self.core.forget_old_jobs();
         self.core.indexes.dirty_cells.clear();
+        self.core.indexes.dirty_work.clear();
         self.core.journalist.news.clear();
     }
 
@@ -228,7 +229,7 @@ impl State {
             rows.push(Change { key, body });
         }
         self.core.forget_old_jobs();
-        let cells = std::mem::take(&mut self.core.indexes.dirty_cells);
+        let cells = self.core.take_orders();
         let news = std::mem::take(&mut self.core.journalist.news);
         Ok(Changes { rows, archived, cells, news })
     }

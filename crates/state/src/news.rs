@@ -61,14 +61,15 @@ impl Core {
         let mut seen = BTreeSet::new();
         for before in journal.drain(..) {
             let key = before.key();
-            self.changed.push(key);
             if several && !seen.insert(key) {
                 continue;
             }
             let row = self.any(key);
             if !before.is_news(row.as_ref()) {
+                // Leases that were renewed are not worth a write: all begin afresh after a restart.
                 continue;
             }
+            self.changed.push(key);
             let gone = self.journalist.gone.iter().rfind(|(gone, _)| *gone == key);
             let scope = gone.filter(|_| row.is_none()).map(|(_, scope)| *scope).unwrap_or_default();
             self.journalist.revision += 1;

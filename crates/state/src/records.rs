@@ -11,6 +11,8 @@ use model::{
 };
 use serde::{Deserialize, Serialize};
 
+use crate::view::Order;
+
 /// Owns apps; usually one git repository.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Project {
@@ -506,6 +508,16 @@ impl Instance {
         let before = self.before.filter(|it| it.cell == cell)?;
         let stop = before.kind == PredecessorKind::Stopping;
         Some(InstanceCopy { epoch: before.epoch, stop, since: before.since })
+    }
+
+    /// Where copies of it are.
+    pub(crate) fn cells(&self) -> impl Iterator<Item = CellId> {
+        self.state.cell().into_iter().chain(self.before.map(|before| before.cell))
+    }
+
+    /// What a cell is to do about it.
+    pub(crate) fn order_on(&self, cell: CellId) -> Option<Order> {
+        self.copy_on(cell).map(|copy| Order { epoch: copy.epoch, stop: copy.stop })
     }
 
     /// The highest epoch of any of its copies. Rows of an earlier version know one only.

@@ -140,7 +140,7 @@ impl Core {
     fn targets(&self, deployment: &Deployment) -> Option<Vec<RouteTarget>> {
         let rows = deployment.processes.iter().filter_map(|id| self.get::<Process>(*id));
         let web = rows.into_iter().find(|row| row.name.as_str() == WEB)?;
-        let targets = self.instances_of(web.id).into_iter().filter_map(|row| {
+        let targets = self.instances_of(web.id).filter_map(|row| {
             let Routed { cell, address, epoch } = row.routed()?;
             let gate = self.get::<Cell>(cell).and_then(|cell| cell.spec.gate);
             let gate = gate.map(|address| RouteGate { address, epoch });

@@ -11,7 +11,7 @@ use model::{DeploymentId, InstanceEvent, InstanceId, InstanceState, Time};
 
 use crate::command::Refusal;
 use crate::records::{Deployment, Instance, Predecessor, PredecessorKind, Process};
-use crate::tables::Core;
+use crate::tables::{Core, RowKey};
 
 /// How often a slice is looked at.
 pub const SWEEP: Duration = Duration::from_secs(30);
@@ -53,6 +53,9 @@ impl Core {
         if let Some(placing) = &mut self.indexes.placing {
             placing.look_again();
         }
+        // Renewed leases are not kept, but that the clock has been this far is.
+        let latest = self.tables.cells.values().max_by_key(|cell| cell.lease_until);
+        self.changed.extend(latest.map(|cell| RowKey::Cell(cell.id)));
         Ok(())
     }
 

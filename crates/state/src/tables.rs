@@ -251,20 +251,33 @@ impl Core {
         self.journal.push(R::before(id, old));
     }
 
+    /// Puts a row that differs from the one that is there in its lease only: nothing but its
+    /// deadline follows from that.
+    pub(crate) fn renew<R: Row>(&mut self, row: R) {
+        let id = row.id();
+        let old = self.swap(id, Some(Arc::new(row)));
+        self.journal.push(R::before(id, old));
+    }
+
     pub(crate) fn replace<R: Row>(&mut self, id: R::Id, new: Option<Arc<R>>) -> Option<Arc<R>> {
+        let old = self.swap(id, new.clone());
+        if let Some(row) = &old {
+            row.unindex(&mut self.indexes);
+        }
+        if let Some(row) = new {
+            row.index(&mut self.indexes);
+        }
+        old
+    }
+
+    fn swap<R: Row>(&mut self, id: R::Id, new: Option<Arc<R>>) -> Option<Arc<R>> {
         let Self { tables, indexes, .. } = self;
         let table = R::table_mut(tables);
         let is = new.as_ref().and_then(|row| row.deadline());
-        let old = match &new {
-            Some(row) => table.insert(id, Arc::clone(row)),
+        let old = match new {
+            Some(row) => table.insert(id, row),
             None => table.remove(&id),
         };
-        if let Some(row) = &old {
-            row.unindex(indexes);
-        }
-        if let Some(row) = new {
-            row.index(indexes);
-        }
         let was = old.as_ref().and_then(|row| row.deadline());
         if was != is {
             if let Some(at) = was {

@@ -1,6 +1,6 @@
 //! Reading: what the API, the component streams and people ask for.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ use crate::records::{
     Task,
 };
 use crate::routes::RouteChange;
-use crate::tables::Row;
+use crate::tables::{Core, Row};
 use crate::work::DRAIN;
 use crate::{CELL_LEASE, Cell, State, routes};
 
@@ -27,6 +27,74 @@ pub struct CellWork {
     pub tasks: Vec<Arc<Task>>,
     /// Copies of instances.
     pub instances: Vec<CellInstance>,
+}
+
+/// Names something that a cell has to do with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum WorkKey {
+    /// A task.
+    Task(TaskId),
+    /// A copy of an instance.
+    Instance(InstanceId),
+}
+
+/// What a cell is to do about something.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Order {
+    /// The epoch of the attempt or copy.
+    pub epoch: u32,
+    /// Whether it is to end.
+    pub stop: bool,
+}
+
+/// Something that a cell has to do with.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum CellUnit {
+    /// A task.
+    Task(Arc<Task>),
+    /// A copy of an instance.
+    Instance(CellInstance),
+}
+
+impl CellUnit {
+    /// What the cell is to do about it.
+    pub fn order(&self) -> Order {
+        match self {
+            Self::Task(task) => Order { epoch: task.epoch, stop: task.cancelling },
+            Self::Instance(it) => Order { epoch: it.copy.epoch, stop: it.copy.stop },
+        }
+    }
+}
+
+impl Task {
+    /// What a cell is to do about it.
+    pub(crate) fn order_on(&self, cell: CellId) -> Option<Order> {
+        let is_here = self.state.cell() == Some(cell);
+        is_here.then_some(Order { epoch: self.epoch, stop: self.cancelling })
+    }
+}
+
+impl Core {
+    /// Cells that have something else to do than at the last call. One that is being emptied is
+    /// told of everything that concerns it, because what is left decides when it may go.
+    pub(crate) fn take_orders(&mut self) -> BTreeMap<CellId, BTreeSet<WorkKey>> {
+        let changed = std::mem::take(&mut self.indexes.dirty_cells);
+        let mut cells: BTreeMap<CellId, BTreeSet<WorkKey>> =
+            changed.into_iter().map(|cell| (cell, BTreeSet::new())).collect();
+        for ((cell, key), before) in std::mem::take(&mut self.indexes.dirty_work) {
+            let empties = self.get::<Cell>(cell).is_some_and(|cell| cell.draining.is_some());
+            let order = match key {
+                WorkKey::Task(id) => self.get::<Task>(id).and_then(|row| row.order_on(cell)),
+                WorkKey::Instance(id) => {
+                    self.get::<Instance>(id).and_then(|row| row.order_on(cell))
+                }
+            };
+            if empties || order != before {
+                cells.entry(cell).or_default().insert(key);
+            }
+        }
+        cells
+    }
 }
 
 /// A copy of an instance on a cell.
@@ -96,20 +164,40 @@ impl State {
     }
 
     /// The instances of a process, by index.
-    pub fn instances_of(&self, process: &Process) -> Vec<Instance> {
+    pub fn instances_of(&self, process: &Process) -> impl Iterator<Item = &Arc<Instance>> {
         self.core.instances_of(process.id)
     }
 
     /// What a cell should be doing.
     pub fn cell_work(&self, cell: CellId) -> CellWork {
         let tasks = self.core.tasks_on(cell).into_iter().filter_map(|id| self.get::<Task>(id));
-        let instances = self.core.instances_on(cell).into_iter().filter_map(|id: InstanceId| {
-            let row = Arc::clone(self.get::<Instance>(id)?);
-            let process = Arc::clone(self.get::<Process>(row.process)?);
-            let copy = row.copy_on(cell)?;
-            Some(CellInstance { row, process, copy })
-        });
+        let instances = self.core.instances_on(cell).into_iter();
+        let instances = instances.filter_map(|id| self.cell_instance(cell, id));
         CellWork { tasks: tasks.cloned().collect(), instances: instances.collect() }
+    }
+
+    /// Names what a cell has to do with.
+    pub fn cell_keys(&self, cell: CellId) -> impl Iterator<Item = WorkKey> {
+        let tasks = self.core.tasks_on(cell).into_iter().map(WorkKey::Task);
+        tasks.chain(self.core.instances_on(cell).into_iter().map(WorkKey::Instance))
+    }
+
+    /// Something a cell has to do with, if it does.
+    pub fn cell_unit(&self, cell: CellId, key: WorkKey) -> Option<CellUnit> {
+        match key {
+            WorkKey::Task(id) => {
+                let task = self.get::<Task>(id).filter(|task| task.state.cell() == Some(cell));
+                task.cloned().map(CellUnit::Task)
+            }
+            WorkKey::Instance(id) => self.cell_instance(cell, id).map(CellUnit::Instance),
+        }
+    }
+
+    fn cell_instance(&self, cell: CellId, id: InstanceId) -> Option<CellInstance> {
+        let row = Arc::clone(self.get::<Instance>(id)?);
+        let process = Arc::clone(self.get::<Process>(row.process)?);
+        let copy = row.copy_on(cell)?;
+        Some(CellInstance { row, process, copy })
     }
 
     /// What a cell has given away.

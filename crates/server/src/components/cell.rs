@@ -1,7 +1,6 @@
 //! One cell's stream: sends what should run there, takes what it reports and logs.
 
-use std::collections::{BTreeMap, HashMap};
-use std::sync::Arc;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::{Duration, Instant};
 
 use api::proto::cell_down::Message as Down;
@@ -14,23 +13,21 @@ use api::proto::{
 use bytes::Bytes;
 use model::{CellId, CellSpec, InstanceId, TaskId, TaskReport, Time};
 use state::{
-    App, CellCommand, CellInstance, Command, Deployment, Held, InstanceCopy, Process, Project,
-    Reply, State,
+    App, CellCommand, CellInstance, CellUnit, Command, Deployment, Held, Order, Process, Project,
+    Reply, State, WorkKey,
 };
-use tokio::sync::{broadcast, mpsc};
+use tokio::sync::mpsc;
 use tonic::{Status, Streaming};
 
 use super::{first, identity, status, welcome};
-use crate::apply::{ApplyError, Published};
+use crate::apply::ApplyError;
 use crate::identity::Subject;
-use crate::server::{ROUTER_WAIT, Server, next_event};
+use crate::server::{ROUTER_WAIT, Server};
+use crate::wakes::{Look, Waking};
 
-type Events = broadcast::Receiver<Arc<Published>>;
 type Out = mpsc::Sender<Result<CellDown, Status>>;
 /// How long after the disk refused log lines they are written again.
 const REWRITE_PAUSE: Duration = Duration::from_secs(1);
-/// Which container: kind and id.
-type Key = (i32, u128);
 
 struct Session {
     server: Server,
@@ -38,11 +35,11 @@ struct Session {
     /// The epoch of this connection.
     epoch: u32,
     down: Out,
-    /// What the cell was told: epoch, and whether to stop.
-    told: BTreeMap<Key, (u32, bool)>,
+    /// What the cell was told.
+    told: BTreeMap<WorkKey, Order>,
     /// Instances to stop, and a generation of routes that has none to them: the cell is told once
     /// routers serve it, so that nothing new arrives at an instance that is being ended.
-    withdrawn: BTreeMap<Key, u64>,
+    withdrawn: BTreeMap<WorkKey, u64>,
     /// The generation that is waited for, and how long at most.
     waiting: Option<(u64, Instant)>,
     /// The generation that every router serves, as far as was waited for.
@@ -76,7 +73,7 @@ pub(super) async fn session(
     };
     let (id, mut welcome) = welcome(hello.hello.as_ref())?;
     welcome.certificates = server.issues_certificates();
-    let mut events = server.subscribe();
+    let wakes = server.apply_loop().wakes().subscribe(CellId(id));
     let epoch = online(&server, CellId(id), &hello).await?;
     let mut session = Session {
         server,
@@ -93,8 +90,8 @@ pub(super) async fn session(
         leaving: None,
     };
     session.send(Down::Welcome(welcome)).await?;
-    session.send_work(true).await?;
-    let ended = session.stay(&mut up, &mut events).await;
+    session.send_work(Look::Everything, true).await?;
+    let ended = session.stay(&mut up, &wakes).await;
     session.left(ended.is_ok()).await;
     ended
 }
@@ -134,17 +131,24 @@ fn held(work: &Work) -> Result<Held, Status> {
     })
 }
 
-fn work_of(kind: i32, id: u128, epoch: u32) -> Work {
-    Work { kind, id: id_bytes(id), epoch }
+const fn key(held: Held) -> WorkKey {
+    match held {
+        Held::Task { id, .. } => WorkKey::Task(id),
+        Held::Instance { id, .. } => WorkKey::Instance(id),
+    }
+}
+
+fn work_of(key: WorkKey, epoch: u32) -> Work {
+    let (kind, id) = match key {
+        WorkKey::Task(id) => (Kind::Task, id.0),
+        WorkKey::Instance(id) => (Kind::Instance, id.0),
+    };
+    Work { kind: kind.into(), id: id_bytes(id), epoch }
 }
 
 impl Session {
     /// Goes on until the cell ends the stream, or it breaks.
-    async fn stay(
-        &mut self,
-        up: &mut Streaming<CellUp>,
-        events: &mut Events,
-    ) -> Result<(), Status> {
+    async fn stay(&mut self, up: &mut Streaming<CellUp>, wakes: &Waking) -> Result<(), Status> {
         loop {
             tokio::select! {
                 message = up.message() => match message? {
@@ -152,17 +156,13 @@ impl Session {
                     Some(CellUp { message: None }) => {}
                     None => return Ok(()),
                 },
-                event = next_event(events) => match event {
-                    Ok(event) if self.concerns(&event) => self.send_work(false).await?,
-                    Ok(_) => {}
-                    Err(_) => return Err(Status::unavailable("the server is stopping")),
-                },
+                look = wakes.next() => self.send_work(look, false).await?,
                 generation = served(&self.server, self.waiting) => {
                     self.served = self.served.max(generation);
                     self.waiting = None;
-                    self.send_work(false).await?;
+                    self.send_work(Look::At(BTreeSet::new()), false).await?;
                 }
-                () = at(self.drained) => self.send_work(false).await?,
+                () = at(self.drained) => self.send_work(Look::At(BTreeSet::new()), false).await?,
                 () = at(self.rewrite) => self.write_again().await?,
             }
         }
@@ -192,10 +192,6 @@ impl Session {
             .map_err(|_| Status::cancelled("the cell is gone"))
     }
 
-    fn concerns(&self, event: &Published) -> bool {
-        event.cells.contains(&self.cell) || event.rows.is_empty()
-    }
-
     async fn message(&mut self, message: Up) -> Result<(), Status> {
         let (id, epoch) = (self.cell, self.epoch);
         match message {
@@ -216,12 +212,13 @@ impl Session {
                 self.report(work, &report_json).await
             }
             Up::Log(CellLog { work: Some(work), resume, lines }) => {
-                let stream = match held(&work)? {
-                    Held::Task { id, .. } => id.to_string(),
-                    Held::Instance { id, .. } => id.to_string(),
+                let key = key(held(&work)?);
+                let stream = match key {
+                    WorkKey::Task(id) => id.to_string(),
+                    WorkKey::Instance(id) => id.to_string(),
                 };
                 // Only what the cell was told to run may write, and only into its own log.
-                if !self.told.contains_key(&(work.kind, id_from(&work.id)?)) {
+                if !self.told.contains_key(&key) {
                     return self.send(Down::Kept(LogKept { work: Some(work), resume })).await;
                 }
                 self.server.append_log(&stream, &lines);
@@ -243,9 +240,9 @@ impl Session {
         let Held::Instance { id, epoch } = held(&work)? else {
             return Err(Status::invalid_argument("only an instance has a certificate"));
         };
-        let told = self.told.get(&(work.kind, id.0));
+        let told = self.told.get(&WorkKey::Instance(id));
         // What moved on meanwhile is asked for no more: the cell is told so by what it should run.
-        if told.is_none_or(|(known, _)| *known != epoch) {
+        if told.is_none_or(|order| order.epoch != epoch) {
             return Ok(());
         }
         let read = move |state: &State| Subject::instance(state, id, epoch);
@@ -302,32 +299,46 @@ impl Session {
         }
     }
 
-    /// Sends what the cell should run, as far as it was not told before.
-    async fn send_work(&mut self, full: bool) -> Result<(), Status> {
+    /// Sends what the cell should run, as far as it was not told before; `full` tells it all.
+    async fn send_work(&mut self, look: Look, full: bool) -> Result<(), Status> {
         let cell = self.cell;
-        let told = if full { BTreeMap::new() } else { self.told.clone() };
         let now = self.server.now();
         let withdrawn = std::mem::take(&mut self.withdrawn);
+        let everything = look == Look::Everything;
+        let mut known: BTreeMap<WorkKey, Option<Order>> = match look {
+            Look::Everything => self.told.iter().map(|(key, is)| (*key, Some(*is))).collect(),
+            // What waits for routers or drains is looked at each time.
+            Look::At(keys) => {
+                let keys = keys.into_iter().chain(withdrawn.keys().copied());
+                keys.map(|key| (key, self.told.get(&key).copied())).collect()
+            }
+        };
         let routed = Routed { now, withdrawn, served: self.served };
-        let look =
-            move |state: &State| (wanted(state, cell, &told, &routed), is_drained(state, cell));
+        let look = move |state: &State| {
+            if everything {
+                for key in state.cell_keys(cell) {
+                    known.entry(key).or_default();
+                }
+            }
+            (wanted(state, cell, &known, &routed), is_drained(state, cell))
+        };
         let (wanted, is_drained) = self.server.read(look).await.map_err(status)?;
         let wanted = wanted?;
-        let gone: Vec<Work> = self
-            .told
-            .iter()
-            .filter(|(key, _)| !wanted.now.contains_key(key))
-            .map(|((kind, id), (epoch, _))| work_of(*kind, *id, *epoch))
-            .collect();
-        self.told = wanted.now;
+        for (key, order) in wanted.now {
+            match order {
+                Some(order) => self.told.insert(key, order),
+                None => self.told.remove(&key),
+            };
+        }
         self.withdrawn = wanted.withdrawn;
         let newest = self.withdrawn.values().max().filter(|newest| **newest > self.served);
         if let (Some(generation), None) = (newest, self.waiting) {
             self.waiting = Some((*generation, runtime::mono_now() + ROUTER_WAIT));
         }
         self.drained = wanted.drained.map(|at| runtime::mono_now() + at.since(now));
-        if full || !wanted.news.is_empty() || !gone.is_empty() {
-            self.send(Down::Desired(Desired { full, work: wanted.news, gone })).await?;
+        let Wanted { news, gone, .. } = wanted;
+        if full || !news.is_empty() || !gone.is_empty() {
+            self.send(Down::Desired(Desired { full, work: news, gone })).await?;
         }
         if is_drained && self.leaving == Some(Leaving::Draining) {
             self.leaving = Some(Leaving::Drained);
@@ -345,21 +356,29 @@ fn is_drained(state: &State, cell: CellId) -> bool {
 /// What is known of the routes to instances that are to stop.
 struct Routed {
     now: Time,
-    withdrawn: BTreeMap<Key, u64>,
+    withdrawn: BTreeMap<WorkKey, u64>,
     served: u64,
 }
 
 #[derive(Default)]
 struct Wanted {
-    now: BTreeMap<Key, (u32, bool)>,
+    /// What the cell is told now, of all that was looked at.
+    now: BTreeMap<WorkKey, Option<Order>>,
     news: Vec<DesiredWork>,
-    withdrawn: BTreeMap<Key, u64>,
+    gone: Vec<Work>,
+    withdrawn: BTreeMap<WorkKey, u64>,
     drained: Option<Time>,
 }
 
 impl Wanted {
     /// Whether the end of an instance must wait: for routers, or until it has drained.
-    fn holds_back(&mut self, state: &State, key: Key, it: &CellInstance, routed: &Routed) -> bool {
+    fn holds_back(
+        &mut self,
+        state: &State,
+        key: WorkKey,
+        it: &CellInstance,
+        routed: &Routed,
+    ) -> bool {
         let since = routed.withdrawn.get(&key).copied();
         let since = since.unwrap_or_else(|| state.route_generation());
         let due = state.stop_due(it);
@@ -375,51 +394,54 @@ impl Wanted {
     }
 }
 
+/// What has changed of `known`, which is what the cell was told.
 fn wanted(
     state: &State,
     cell: CellId,
-    told: &BTreeMap<Key, (u32, bool)>,
+    known: &BTreeMap<WorkKey, Option<Order>>,
     routed: &Routed,
 ) -> Result<Wanted, Status> {
     let mut wanted = Wanted::default();
-    let work = state.cell_work(cell);
-    for task in work.tasks {
-        let key = (Kind::Task.into(), task.id.0);
-        let before = told.get(&key);
-        let is = (task.epoch, task.cancelling);
-        wanted.now.insert(key, is);
-        if before != Some(&is) {
-            let known = before.is_some_and(|(epoch, _)| *epoch == task.epoch);
-            wanted.news.push(DesiredWork {
-                work: Some(work_of(key.0, key.1, task.epoch)),
-                spec_json: if known { None } else { Some(json(&*task.spec)?) },
-                stop: task.cancelling,
-                labels: HashMap::new(),
-            });
-        }
-    }
-    for it in work.instances {
-        let key = (Kind::Instance.into(), it.row.id.0);
-        let before = told.get(&key);
-        let InstanceCopy { epoch, stop, .. } = it.copy;
-        let is = (epoch, stop);
-        // It was told to run, so routes may have pointed at it until now.
-        if stop && before == Some(&(epoch, false)) && wanted.holds_back(state, key, &it, routed) {
-            wanted.now.insert(key, (epoch, false));
+    for (&key, &before) in known {
+        let Some(unit) = state.cell_unit(cell, key) else {
+            wanted.now.insert(key, None);
+            wanted.gone.extend(before.map(|before| work_of(key, before.epoch)));
             continue;
+        };
+        let mut order = unit.order();
+        // It was told to run, so routes may have pointed at it until now.
+        let ran = before == Some(Order { stop: false, ..order });
+        if let CellUnit::Instance(it) = &unit
+            && order.stop
+            && ran
+            && wanted.holds_back(state, key, it, routed)
+        {
+            order.stop = false;
         }
-        wanted.now.insert(key, is);
-        if before != Some(&is) {
-            let known = before.is_some_and(|(known, _)| *known == epoch);
-            wanted.news.push(DesiredWork {
-                work: Some(work_of(key.0, key.1, epoch)),
-                spec_json: if known { None } else { Some(json(&*it.process.spec)?) },
-                stop,
-                labels: labels(state, &it.process, it.row.index),
-            });
+        wanted.now.insert(key, Some(order));
+        if before != Some(order) {
+            let is_known = before.is_some_and(|before| before.epoch == order.epoch);
+            wanted.news.push(desired(state, &unit, (key, order), is_known)?);
         }
     }
     Ok(wanted)
+}
+
+/// One thing to do; what the cell knows of it already is left out.
+fn desired(
+    state: &State,
+    unit: &CellUnit,
+    (key, order): (WorkKey, Order),
+    is_known: bool,
+) -> Result<DesiredWork, Status> {
+    let (spec, labels) = match unit {
+        CellUnit::Task(task) => (json(&*task.spec)?, HashMap::new()),
+        CellUnit::Instance(it) => {
+            (json(&*it.process.spec)?, labels(state, &it.process, it.row.index))
+        }
+    };
+    let spec_json = (!is_known).then_some(spec);
+    Ok(DesiredWork { work: Some(work_of(key, order.epoch)), spec_json, stop: order.stop, labels })
 }
 
 /// What an instance is, in words people use; the cell puts it into the environment.
