@@ -135,3 +135,45 @@ fn the_lock_file_stays_small() {
     let packages = text(&root().join("Cargo.lock")).matches("[[package]]").count();
     assert!(packages <= 700, "Cargo.lock has {packages} packages, 700 are the limit");
 }
+
+/// How many numbers each of the predecessor's test suites has in our list of its behaviours.
+const NUMBERS: [(char, usize); 3] = [('I', 49), ('V', 39), ('C', 36)];
+
+/// Every file and function that a page of `docs/parity` names, as in
+/// `state/tests/rules/tasks.rs: cancelling_a_task`: below `crates/`, or at the root.
+fn cited(page: &str) -> Vec<(String, &str)> {
+    let spans = page.lines().flat_map(|line| line.split('`').skip(1).step_by(2));
+    spans
+        .filter_map(|span| span.split_once(".rs: "))
+        .map(|(file, name)| (format!("{file}.rs"), name))
+        .collect()
+}
+
+fn defines(file: &str, name: &str) -> bool {
+    let heads = [format!("fn {name}("), format!("fn {name}<")];
+    [root().join("crates").join(file), root().join(file)]
+        .iter()
+        .map(|path| text(path))
+        .any(|source| heads.iter().any(|head| source.contains(head)))
+}
+
+#[test]
+fn tests_that_parity_names_are_there() {
+    let is_page = |path: &PathBuf| path.parent().is_some_and(|dir| dir.ends_with("docs/parity"));
+    let pages: Vec<String> =
+        git_files().iter().filter(|path| is_page(path)).map(|path| text(path)).collect();
+    let cited: Vec<_> = pages.iter().flat_map(|page| cited(page)).collect();
+    assert!(!cited.is_empty(), "docs/parity names no test, or names them in another form");
+    let missing: Vec<_> = cited.iter().filter(|(file, name)| !defines(file, name)).collect();
+    assert!(missing.is_empty(), "docs/parity names what is not there: {missing:#?}");
+}
+
+#[test]
+fn parity_has_each_number_once() {
+    let page = text(&root().join("docs/parity/diego.md"));
+    let all = NUMBERS.into_iter().flat_map(|(suite, last)| {
+        (1..=last).map(move |number| format!("\n| {suite}{number:02} |"))
+    });
+    let wrong: Vec<_> = all.filter(|row| page.matches(row.as_str()).count() != 1).collect();
+    assert!(wrong.is_empty(), "these are not there exactly once: {wrong:#?}");
+}
