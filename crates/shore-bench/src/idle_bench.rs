@@ -47,10 +47,20 @@ fn cpu_ticks(pid: u32) -> Result<f64, String> {
     Ok(field(11).unwrap_or(0.0) + field(12).unwrap_or(0.0))
 }
 
-fn rss_mb(pid: u32) -> Result<f64, String> {
+/// Memory of a process now, in MB.
+pub(crate) fn rss_mb(pid: u32) -> Result<f64, String> {
+    memory_mb(pid, "VmRSS:")
+}
+
+/// The most memory that a process has had, in MB.
+pub(crate) fn peak_rss_mb(pid: u32) -> Result<f64, String> {
+    memory_mb(pid, "VmHWM:")
+}
+
+fn memory_mb(pid: u32, field: &str) -> Result<f64, String> {
     let status =
         std::fs::read_to_string(format!("/proc/{pid}/status")).map_err(|e| e.to_string())?;
-    let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap_or_default();
+    let line = status.lines().find(|line| line.starts_with(field)).unwrap_or_default();
     let kb: f64 = line.split_whitespace().nth(1).and_then(|text| text.parse().ok()).unwrap_or(0.0);
     Ok((kb / 102.4).round() / 10.0)
 }

@@ -3,6 +3,8 @@
 #![expect(clippy::cast_precision_loss, reason = "figures need no more than 52 bits")]
 
 mod auction_bench;
+mod cluster_bench;
+mod deploys;
 mod idle_bench;
 mod jobs_bench;
 mod logs_bench;
@@ -37,11 +39,13 @@ fn main() -> ExitCode {
         "jobs" => jobs_bench::run(),
         "logs" => logs_bench::run(),
         "idle" => idle_bench::run(),
+        "cluster" => read(1_000, 100_000, None).and_then(|it| cluster_bench::run(&it)),
+        cluster_bench::SERVER => cluster_bench::serve(),
         "processes" => read(500, 50_000, None).and_then(|it| processes_bench::run(&it)),
         "up" => up_bench::run(),
         _ => Err(format!(
-            "unknown benchmark `{name}`: there are auction, idle, jobs, logs, processes, router, state \
-             and up"
+            "unknown benchmark `{name}`: there are auction, cluster, idle, jobs, logs, processes, \
+             router, start, state and up"
         )),
     };
     match figures {

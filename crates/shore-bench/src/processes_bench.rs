@@ -1,35 +1,24 @@
 //! Instances through the real apply loop and SQLite at `synchronous=FULL`: wanted, claimed and
 //! started; listed; moved when a tenth of the cells is lost; looked at when nothing changed.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use model::{
-    AppId, BuildId, CellId, CellSpec, DeploymentId, Digest, InstanceId, InstanceReport,
-    InstanceState, JobId, Name, Operation, Outcome, ProcessSpec, ProjectId, RunnerId, Target,
-};
+use model::{CellId, InstanceId, InstanceReport, InstanceState};
 use runtime::{ManualClock, mono_now};
 use serde_json::{Value, json};
 use server::Loop;
-use state::{
-    Attempt, CELL_LEASE, CellCommand, Command, Instance, JobCommand, JobSpec, NewJob,
-    ProcessTemplate, Reply, State, WorkCommand,
-};
+use state::{CELL_LEASE, CellCommand, Command, Instance, Reply, SWEEP_SLICE, State};
 use store::sqlite::SqliteStore;
 
 use crate::jobs_bench::median_us;
 use crate::options::Options;
-use crate::workload::{self, AppSize};
+use crate::{deploys, workload};
 
-/// Runners that deploy at once, and apps in each one's project.
-const RUNNERS: u32 = 64;
 /// How often the readings that change nothing are repeated.
 const READINGS: usize = 21;
-/// What the runner of this number deploys.
-type Share = Vec<AppSize>;
-
 pub(crate) fn run(options: &Options) -> Result<Value, String> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
@@ -53,7 +42,7 @@ async fn measure(options: &Options) -> Result<Value, String> {
     bench.join().await?;
     let apps = workload::apps(options.seed, options.instances);
     let started = mono_now();
-    bench.desire(&apps).await?;
+    deploys::all(&bench.apply, &apps).await?;
     let desired = started.elapsed();
     bench.start().await?;
     let running = started.elapsed();
@@ -61,7 +50,7 @@ async fn measure(options: &Options) -> Result<Value, String> {
     let transitions = f64::from(options.instances) * 3.0;
     println!("{} apps, {} instances run after {running:.2?}", apps.len(), options.instances);
     let list = bench.list_us(options.instances).await?;
-    let sweep = bench.sweep_us().await?;
+    let (sweep, swept) = bench.sweep_us(options.instances).await?;
     let (loss, moved) = bench.lose().await?;
     Ok(json!({
         "bench": "processes",
@@ -72,13 +61,10 @@ async fn measure(options: &Options) -> Result<Value, String> {
         "running_s": running.as_secs_f64(),
         "list_ms": list / 1e3,
         "sweep_ms": sweep / 1e3,
+        "sweep_of_all_ms": swept / 1e3,
         "converge_loss_ms": loss.as_secs_f64() * 1e3,
         "moved": moved,
     }))
-}
-
-fn name(text: &str) -> Result<Name, String> {
-    text.parse().map_err(|error| format!("{error}"))
 }
 
 impl Bench {
@@ -96,92 +82,11 @@ impl Bench {
 
     async fn join(&self) -> Result<(), String> {
         let join = |number: u32| async move {
-            let spec = CellSpec {
-                name: name(&format!("cell-{number}"))?,
-                zone: format!("zone-{}", number % 3),
-                required_tags: BTreeSet::new(),
-                tags: BTreeSet::new(),
-                drivers: BTreeSet::from([name("process")?]),
-                memory_mb: workload::CELL_MEMORY_MB,
-                disk_mb: workload::CELL_DISK_MB,
-                containers: workload::CELL_CONTAINERS,
-                cpu_shares: None,
-                pids: None,
-                gate: None,
-                labels: BTreeMap::new(),
-            };
+            let spec = workload::cell(number)?;
             let online = CellCommand::Online { id: cell_id(number), spec, holds: Vec::new() };
             self.ask(Command::Cell(online)).await.map(drop)
         };
         self.all((0..self.cells).map(join).collect()).await
-    }
-
-    /// Deploys every app as a job of its own, as `shore up` does.
-    async fn desire(&self, apps: &[AppSize]) -> Result<(), String> {
-        let mut shares: Vec<Share> = vec![Vec::new(); RUNNERS as usize];
-        for (number, app) in apps.iter().enumerate() {
-            shares[number % RUNNERS as usize].push(*app);
-        }
-        let work = shares.into_iter().enumerate();
-        let work = work.map(|(runner, share)| self.deploy_all(runner as u128 + 1, share));
-        self.all(work.collect()).await
-    }
-
-    async fn deploy_all(&self, runner: u128, share: Share) -> Result<(), String> {
-        let project = ProjectId(runner);
-        let called = name(&format!("project-{runner}"))?;
-        self.ask(Command::CreateProject { id: project, name: called }).await?;
-        let (id, labels, holds) = (RunnerId(runner), BTreeMap::new(), Vec::new());
-        let online =
-            JobCommand::RunnerOnline { id, name: name("bench")?, labels, only_own: true, holds };
-        self.ask(Command::Job(online)).await?;
-        for (number, app) in (1_u128..).zip(share) {
-            // Identifiers of processes and instances follow from the deployment's.
-            self.deploy(runner, (runner << 96) + (number << 72), app).await?;
-        }
-        Ok(())
-    }
-
-    async fn deploy(&self, runner: u128, id: u128, size: AppSize) -> Result<(), String> {
-        let (project, app) = (ProjectId(runner), AppId(id));
-        let called = name(&format!("app-{}", (id >> 72) & 0xff_ffff))?;
-        self.ask(Command::EnsureApp { id: app, project, name: called }).await?;
-        let spec = JobSpec {
-            project,
-            app: Some(app),
-            workspace: name("production")?,
-            operation: Operation::Up { source: Digest([1; 32]) },
-            target: Target::Runner(RunnerId(runner)),
-            depends_on: Vec::new(),
-            allow_failure: Vec::new(),
-            singleton: None,
-            idempotency_key: None,
-            origin: "bench".to_owned(),
-        };
-        let new = NewJob { id: JobId(id), spec: Arc::new(spec), expires_in: None };
-        self.ask(Command::Job(JobCommand::Queue(new))).await?;
-        let assigned = self.ask(Command::Job(JobCommand::Assign(RunnerId(runner)))).await?;
-        let Reply::Assigned(Some(job)) = assigned else {
-            return Err("no job was assigned".to_owned());
-        };
-        let attempt = Attempt { job: job.id, epoch: job.epoch };
-        self.ask(Command::Job(JobCommand::Ack(attempt))).await?;
-        let mut process = ProcessSpec::new(["app"]);
-        process.container.limits.memory_mb = Some(size.memory_mb);
-        process.container.limits.disk_mb = Some(workload::DISK_MB);
-        let template =
-            ProcessTemplate { name: name("web")?, spec: process, instances: size.instances };
-        self.ask(Command::Work(WorkCommand::RecordBuild {
-            id: BuildId(id),
-            attempt,
-            source: Digest([1; 32]),
-            image: Digest([2; 32]),
-            processes: vec![template],
-        }))
-        .await?;
-        let deploy = WorkCommand::Deploy { id: DeploymentId(id), attempt, build: None };
-        self.ask(Command::Work(deploy)).await?;
-        self.ask(Command::Job(JobCommand::Complete(attempt, Outcome::Succeeded))).await.map(drop)
     }
 
     async fn read<T: Send + 'static>(
@@ -234,15 +139,18 @@ impl Bench {
         Ok(median_us(times))
     }
 
-    /// Time passes and there is nothing to do, median.
-    async fn sweep_us(&self) -> Result<f64, String> {
+    /// A sweep that finds nothing to do, median; and as many as look at every instance once.
+    async fn sweep_us(&self, instances: u32) -> Result<(f64, f64), String> {
         let mut times = Vec::new();
-        for _ in 0..READINGS {
+        let slices = (instances as usize).div_ceil(SWEEP_SLICE);
+        let began = mono_now();
+        for _ in 0..slices {
             let started = mono_now();
-            self.ask(Command::Tick).await?;
+            self.ask(Command::Sweep).await?;
             times.push(started.elapsed());
         }
-        Ok(median_us(times))
+        let all = began.elapsed().as_secs_f64() * 1e6;
+        Ok((median_us(times), all))
     }
 
     /// A tenth of the cells is not heard of until its leases end: how long until everything that

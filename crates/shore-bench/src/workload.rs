@@ -1,6 +1,10 @@
 //! The apps of the placement and process benchmarks, so that others can repeat them: everything
 //! follows from one seed through splitmix64.
 
+use std::collections::{BTreeMap, BTreeSet};
+
+use model::{CellSpec, Name};
+
 /// Memory of a cell in MiB.
 pub(crate) const CELL_MEMORY_MB: u64 = 65_536;
 /// Disk of a cell in MiB.
@@ -54,4 +58,27 @@ pub(crate) fn apps(seed: u64, instances: u32) -> Vec<AppSize> {
         apps.push(AppSize { instances, memory_mb });
     }
     apps
+}
+
+/// A name that is known to be one.
+pub(crate) fn name(text: &str) -> Result<Name, String> {
+    text.parse().map_err(|error| format!("{error}"))
+}
+
+/// The cell of this number, in one of three zones.
+pub(crate) fn cell(number: u32) -> Result<CellSpec, String> {
+    Ok(CellSpec {
+        name: name(&format!("cell-{number}"))?,
+        zone: format!("zone-{}", number % 3),
+        required_tags: BTreeSet::new(),
+        tags: BTreeSet::new(),
+        drivers: BTreeSet::from([name("process")?]),
+        memory_mb: CELL_MEMORY_MB,
+        disk_mb: CELL_DISK_MB,
+        containers: CELL_CONTAINERS,
+        cpu_shares: None,
+        pids: None,
+        gate: None,
+        labels: BTreeMap::new(),
+    })
 }

@@ -1,6 +1,6 @@
 //! What watchers are told: every step, each with a number of its own, and where it belongs.
 
-use model::{CellId, InstanceReport, InstanceState, ProjectId};
+use model::{CellId, InstanceReport, InstanceState, ProjectId, Time};
 use state::{AnyRow, CellCommand, Command, News, RowKey};
 
 use crate::bench::{APP, Bench, PROJECT, name};
@@ -43,6 +43,12 @@ fn leases_that_are_renewed_are_no_news() {
     bench.now += 1_000;
     let beat = CellCommand::Heartbeat { id: CellId(1), epoch: 1 };
     bench.ok(Command::Cell(beat));
+    let changes = bench.state.take_changes().expect("rows render");
+    assert_eq!((changes.rows.len(), changes.news.len()), (0, 0));
+    assert_eq!(changes.cells.len(), 0, "nobody has to look");
+    assert_eq!(bench.state.last_heard(), Some(Time(bench.now)));
+    // That the clock has been this far is kept all the same.
+    bench.ok(Command::Sweep);
     let changes = bench.state.take_changes().expect("rows render");
     assert_eq!((changes.rows.len(), changes.news.len()), (1, 0));
 }

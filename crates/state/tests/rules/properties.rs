@@ -249,7 +249,21 @@ fn keep(rows: &mut Rows, state: &mut State) -> usize {
         };
     }
     rows.ended.extend(changes.archived.into_iter().map(|job| job.body));
+    renew::<state::Cell>(rows, state);
+    renew::<Job>(rows, state);
     count
+}
+
+/// Leases that were renewed are not kept. The rows get those of the state, and must agree in all
+/// else.
+fn renew<R: Row>(rows: &mut Rows, state: &State) {
+    for row in state.all::<R>() {
+        let Some(body) = rows.rows.get_mut(&R::key(row.id())) else { continue };
+        let kept: R = serde_json::from_slice(body).expect("it loads");
+        if !kept.differs(row) {
+            *body = serde_json::to_vec(&**row).expect("it renders");
+        }
+    }
 }
 
 fn loaded(rows: &Rows) -> State {
