@@ -26,6 +26,7 @@ use crate::machine::{self, Home};
 use crate::options::{Capacity, Options};
 use crate::report::Reporter;
 use crate::resume::ResumeFile;
+use crate::session::Departure;
 use crate::sessions::Place;
 use crate::shared::Shared;
 use crate::work::{Key, Want};
@@ -67,6 +68,8 @@ pub(crate) struct Agent {
     /// How many entries there were.
     serial: u64,
     resume: ResumeFile,
+    /// How far it is when the cell leaves.
+    pub(crate) departure: Departure,
 }
 
 impl Drop for Agent {
@@ -106,7 +109,18 @@ impl Agent {
         shared.fence.lost(mono_now());
         let ended = mpsc::channel(MAX_ENDED);
         let entries = BTreeMap::new();
-        Ok(Self { home, endpoint, capacity, shared, publish, entries, ended, serial: 0, resume })
+        Ok(Self {
+            home,
+            endpoint,
+            capacity,
+            shared,
+            publish,
+            entries,
+            ended,
+            serial: 0,
+            resume,
+            departure: Departure::default(),
+        })
     }
 
     async fn adopt(&mut self) -> Result<(), CellError> {

@@ -16,8 +16,10 @@ use crate::probe::{Fault, Prober};
 /// What a check found that matters.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Verdict {
-    /// Whether it can take requests, when that changed.
-    Ready(bool),
+    /// It can take requests, and could not before.
+    Ready,
+    /// It cannot take requests; said when that changed, and once when it never could.
+    NotReady { reason: String },
     /// It did not start in time.
     NeverHealthy { reason: String },
     /// It lived, and failed too often since.
@@ -79,13 +81,13 @@ impl Health {
         }
         if self.readiness.is_none() && !self.said {
             self.said = true;
-            return Verdict::Ready(true);
+            return Verdict::Ready;
         }
         let Self { prober, liveness, readiness, .. } = self;
         tokio::select! {
             biased;
             reason = unhealthy(liveness.as_mut(), prober) => Verdict::Unhealthy { reason },
-            ready = turns(readiness.as_mut(), prober) => Verdict::Ready(ready),
+            verdict = turns(readiness.as_mut(), prober) => verdict,
         }
     }
 
@@ -111,9 +113,12 @@ async fn unhealthy(liveness: Option<&mut Track>, prober: &Prober) -> String {
 }
 
 /// Waits until a check that failed passes, or the other way round.
-async fn turns(readiness: Option<&mut Track>, prober: &Prober) -> bool {
+async fn turns(readiness: Option<&mut Track>, prober: &Prober) -> Verdict {
     let Some(readiness) = readiness else { return std::future::pending().await };
-    readiness.turn(prober).await.0
+    match readiness.turn(prober).await {
+        (true, _) => Verdict::Ready,
+        (false, reason) => Verdict::NotReady { reason },
+    }
 }
 
 /// One check, and how it went so far.
@@ -130,12 +135,23 @@ struct Track {
     passes: bool,
     /// How many results in a row say otherwise.
     against: u32,
+    /// How many results in a row were failures, while it never passed and that was not told.
+    misses: u32,
 }
 
 impl Track {
     fn new(check: Check, spread: u64) -> Self {
         let (pause, _) = CHECK_PAUSES;
-        Self { check, spread, next: mono_now(), pause, answered: false, passes: false, against: 0 }
+        Self {
+            check,
+            spread,
+            next: mono_now(),
+            pause,
+            answered: false,
+            passes: false,
+            against: 0,
+            misses: 0,
+        }
     }
 
     /// The interval, less a part of it that is this instance's own.
@@ -189,7 +205,8 @@ impl Track {
         }
     }
 
-    /// Asks until its mind changes; gives whether it passes now, and what was wrong last.
+    /// Asks until its mind changes; gives whether it passes now, and what was wrong last. That it
+    /// fails from the beginning is told once, too.
     async fn turn(&mut self, prober: &Prober) -> (bool, String) {
         loop {
             let found = self.ask(prober).await;
@@ -207,6 +224,9 @@ impl Track {
                 ref found if found.is_ok() == self.passes => self.against = 0,
                 Ok(()) | Err(_) => self.against += 1,
             }
+            if let Some(reason) = self.missed(found.as_ref().err()) {
+                return (false, reason);
+            }
             let most = if self.passes { self.check.failures } else { self.check.successes };
             if self.against >= most {
                 self.passes = !self.passes;
@@ -215,6 +235,17 @@ impl Track {
                 return (self.passes, in_a_row(times, &fault));
             }
         }
+    }
+
+    /// What is told of a check that has never passed, once it failed too often in a row.
+    fn missed(&mut self, fault: Option<&Fault>) -> Option<String> {
+        let told = self.misses >= self.check.failures;
+        let Some(fault) = fault.filter(|_| !self.passes && !told) else {
+            self.misses = if told { self.misses } else { 0 };
+            return None;
+        };
+        self.misses += 1;
+        (self.misses >= self.check.failures).then(|| in_a_row(self.misses, &fault.text))
     }
 
     fn unhealthy(&self, fault: &str) -> String {
@@ -318,7 +349,7 @@ mod tests {
             (verdict, quiet)
         };
         let (asked, verdicts) = tokio::join!(serve, watch);
-        assert_eq!(verdicts, (Verdict::Ready(true), None));
+        assert_eq!(verdicts, (Verdict::Ready, None));
         assert_eq!(asked, b"");
     }
 
@@ -327,7 +358,7 @@ mod tests {
         let (listener, port) = listen().await;
         let mut health = health(liveness(http()), port);
         let watch = async {
-            assert_eq!(health.next().await, Verdict::Ready(true));
+            assert_eq!(health.next().await, Verdict::Ready);
             health.next().await
         };
         let ((), verdict) = tokio::join!(serve(&listener, &[503, 200, 500, 302, 500, 500]), watch);
@@ -351,7 +382,21 @@ mod tests {
             verdicts
         };
         let ((), verdicts) = tokio::join!(serve(&listener, &answers), watch);
-        assert_eq!(verdicts, [true, false, true].map(Verdict::Ready));
+        let reason =
+            format!("2 checks in a row failed, the last: GET /up on port {port} answered 500");
+        assert_eq!(verdicts, [Verdict::Ready, Verdict::NotReady { reason }, Verdict::Ready]);
+    }
+
+    #[tokio::test]
+    async fn readiness_that_never_comes_says_why_once() {
+        let (listener, port) = listen().await;
+        let mut health = health(Checks { readiness: Some(http()), ..Checks::default() }, port);
+        let watch = async { (health.next().await, health.next().await) };
+        let answers = [500, 404, 500, 500, 500, 200];
+        let ((), verdicts) = tokio::join!(serve(&listener, &answers), watch);
+        let reason =
+            format!("2 checks in a row failed, the last: GET /up on port {port} answered 404");
+        assert_eq!(verdicts, (Verdict::NotReady { reason }, Verdict::Ready));
     }
 
     #[tokio::test]
@@ -362,7 +407,7 @@ mod tests {
         let checks = Checks { startup, ..liveness(Check { failures: 1, ..http() }) };
         let mut health = health(checks, port);
         let watch = async {
-            assert_eq!(health.next().await, Verdict::Ready(true));
+            assert_eq!(health.next().await, Verdict::Ready);
             health.next().await
         };
         let answers = async {
@@ -378,7 +423,7 @@ mod tests {
     #[tokio::test]
     async fn without_checks_it_is_ready_at_once() {
         let mut health = health(Checks::default(), 1);
-        assert_eq!(health.next().await, Verdict::Ready(true));
+        assert_eq!(health.next().await, Verdict::Ready);
         let quiet = runtime::timeout(Duration::from_millis(20), health.next()).await;
         assert_eq!(quiet, None);
     }

@@ -207,7 +207,11 @@ impl Running<'_> {
                     return exit.map(End::Exited).context(|| "its end is unknown".to_owned());
                 }
                 verdict = health.next() => match verdict {
-                    Verdict::Ready(ready) => actor.reporter.ready(ready).await,
+                    Verdict::Ready => actor.reporter.ready(true).await,
+                    Verdict::NotReady { reason } => {
+                        actor.journal.say(format!("takes no requests: {reason}")).await;
+                        actor.reporter.ready(false).await;
+                    }
                     Verdict::NeverHealthy { reason } => return Ok(End::NeverHealthy(reason)),
                     Verdict::Unhealthy { reason } => {
                         actor.reporter.ready(false).await;

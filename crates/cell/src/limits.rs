@@ -89,6 +89,9 @@ pub(crate) const CHECK_PAUSES: (Duration, Duration) =
     (Duration::from_millis(5), Duration::from_millis(250));
 /// How long a cell that has no room waits before it gives work back.
 pub(crate) const REJECT_PAUSE: Duration = Duration::from_secs(1);
+/// How long a cell that leaves serves on while the server moves what it has: as long as the server
+/// lets its tasks run.
+pub(crate) const DEPARTURE_LIMIT: Duration = Duration::from_mins(10);
 /// How long containers have to end when the cell leaves for good.
 pub(crate) const LEAVE_LIMIT: Duration = Duration::from_mins(1);
 /// The first and the longest pause before a container is removed again that could not be.

@@ -20,7 +20,8 @@ use tonic::{Code, Request, Status, Streaming};
 use crate::agent::Agent;
 use crate::error::CellError;
 use crate::limits::{
-    CONNECT_LIMIT, HEARTBEAT, KEEP_ALIVE, LEAVE_LIMIT, MAX_LOG_UP, MAX_UP, RECONNECT, SAVE_EVERY,
+    CONNECT_LIMIT, DEPARTURE_LIMIT, HEARTBEAT, KEEP_ALIVE, LEAVE_LIMIT, MAX_LOG_UP, MAX_UP,
+    RECONNECT, SAVE_EVERY,
 };
 use crate::link::Connection;
 use crate::sessions::Sessions;
@@ -46,8 +47,17 @@ struct Session {
     down: Streaming<CellDown>,
     /// When the places where logs continue are written down.
     save_at: Option<Instant>,
-    /// Until when the cell may take to leave.
-    leaving: Option<Instant>,
+    /// Whether the server was told that the cell leaves.
+    told: bool,
+}
+
+/// How far a cell is that leaves for good.
+#[derive(Debug, Default)]
+pub(crate) struct Departure {
+    /// Until when it may take; none before it begins.
+    until: Option<Instant>,
+    /// Whether nothing is left that can move, so that the rest ends.
+    ends: bool,
 }
 
 impl Agent {
@@ -80,7 +90,7 @@ impl Agent {
                 }
                 Closed::Lost(status) => status,
             };
-            if self.shared.options.leave.is_stopped() {
+            if self.shared.options.leave.is_stopped() && self.is_given_up() {
                 self.leave_alone().await;
                 return Ok(());
             }
@@ -100,10 +110,11 @@ impl Agent {
         let stop = self.shared.tasks.stop().clone();
         let leave = self.shared.options.leave.clone();
         let until = mono_now() + delay;
+        let stays = !leave.is_stopped();
         loop {
             tokio::select! {
                 () = stop.stopped() => return,
-                () = leave.stopped() => return,
+                () = leave.stopped(), if stays => return,
                 ended = self.ended() => self.over(ended),
                 () = runtime::sleep_until(until) => return,
             }
@@ -133,7 +144,7 @@ impl Agent {
         self.shared.fence.connected();
         self.publish.send_replace(Some(connection.clone()));
         let sessions = Sessions::default();
-        Ok(Session { connection, sessions, down, save_at: None, leaving: None })
+        Ok(Session { connection, sessions, down, save_at: None, told: false })
     }
 
     fn hello(&self) -> Result<CellHello, Status> {
@@ -196,15 +207,20 @@ impl Agent {
     }
 
     async fn serve(&mut self, mut session: Session) -> Closed {
+        if self.departure.until.is_some() {
+            // The server has forgotten it with the connection before.
+            session.say_that_it_leaves();
+        }
         let stop = self.shared.tasks.stop().clone();
         let leave = self.shared.options.leave.clone();
         let mut heartbeat = tokio::time::interval(HEARTBEAT);
         heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
         heartbeat.reset();
         loop {
-            if session.leaving.is_some() && self.is_idle() {
+            if self.departure.ends && self.is_idle() {
                 return Closed::Left;
             }
+            let leaves = self.departure.until;
             tokio::select! {
                 biased;
                 () = stop.stopped() => return Closed::Stopped,
@@ -217,27 +233,53 @@ impl Agent {
                     Err(status) => return Closed::Lost(status),
                 },
                 ended = self.ended() => self.over(ended),
-                _ = heartbeat.tick(), if session.leaving.is_none() => {
+                _ = heartbeat.tick(), if !self.departure.ends => {
                     session.try_send(Up::Heartbeat(Heartbeat {}));
+                    if leaves.is_some() && !session.told {
+                        session.say_that_it_leaves();
+                    }
                 }
                 () = at(session.save_at) => {
                     session.save_at = None;
                     self.save();
                 }
-                () = leave.stopped(), if session.leaving.is_none() => {
-                    session.leaving = Some(mono_now() + LEAVE_LIMIT);
-                    session.try_send(Up::Leave(Leave {}));
-                    self.forget_all();
+                () = leave.stopped(), if leaves.is_none() => {
+                    // What serves here serves until another copy does: the server says when.
+                    self.departure.until = Some(mono_now() + DEPARTURE_LIMIT);
+                    session.say_that_it_leaves();
                 }
-                () = at(session.leaving) => return Closed::Left,
+                () = at(leaves) => {
+                    if self.departure.ends {
+                        return Closed::Left;
+                    }
+                    self.end_all();
+                }
             }
         }
     }
 
+    /// Nothing is left that can move.
+    fn end_all(&mut self) {
+        self.departure = Departure { until: Some(mono_now() + LEAVE_LIMIT), ends: true };
+        self.forget_all();
+    }
+
+    /// Whether nobody waits any more for a cell that leaves and has no connection.
+    fn is_given_up(&self) -> bool {
+        let now = mono_now();
+        let late = self.departure.until.is_some_and(|until| until <= now);
+        self.departure.ends || late || self.shared.fence.is_closed(now)
+    }
+
     fn message(&mut self, session: &mut Session, message: Down) {
         match message {
-            Down::Welcome(_) | Down::Drained(_) => {}
-            Down::Desired(_) if session.leaving.is_some() => {}
+            Down::Welcome(_) => {}
+            Down::Drained(_) => {
+                if self.departure.until.is_some() && !self.departure.ends {
+                    self.end_all();
+                }
+            }
+            Down::Desired(_) if self.departure.ends => {}
             Down::Desired(desired) => self.desired(desired),
             Down::Session(message) => {
                 let place = match &message.message {
@@ -262,10 +304,17 @@ impl Agent {
 
 impl Session {
     /// Sends unless too much waits already: the agent must go on listening.
-    fn try_send(&self, message: Up) {
-        if self.connection.up.try_send(CellUp { message: Some(message) }).is_err() {
+    fn try_send(&self, message: Up) -> bool {
+        let sent = self.connection.up.try_send(CellUp { message: Some(message) }).is_ok();
+        if !sent {
             tracing::debug!("the server reads slowly");
         }
+        sent
+    }
+
+    /// Said again with the next heartbeat should too much wait now.
+    fn say_that_it_leaves(&mut self) {
+        self.told = self.try_send(Up::Leave(Leave {}));
     }
 }
 

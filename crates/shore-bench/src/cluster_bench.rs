@@ -39,7 +39,7 @@ pub(crate) fn run(options: &Options) -> Result<Value, String> {
     let dir = tempfile::tempdir_in(".").map_err(|error| error.to_string())?;
     let mut server = Process::start(dir.path())?;
     let url = server.line()?;
-    let token = server.line()?.parse::<JoinToken>().map_err(|error| error.to_string())?;
+    let token = server.line()?.parse::<JoinToken>()?;
     let tasks = Tasks::new(Stop::new());
     let figures = runtime()?.block_on(async {
         let began = mono_now();

@@ -10,6 +10,7 @@ use model::{
 
 use crate::command::{CellCommand, Held, Refusal, Reply};
 use crate::drains::DRAIN_TIMEOUT;
+use crate::instances::reject_pause;
 use crate::records::{Cell, Task};
 use crate::tables::Core;
 
@@ -166,7 +167,9 @@ impl Core {
             }
             TaskReport::Reject { reason } => {
                 let state = task.state.next(&TaskEvent::Reject { reason: cut(reason) })?;
-                self.put(Task { state, ..(*task).clone() });
+                let rejects = task.rejects.saturating_add(1);
+                let paused_until = Some(now.after(reject_pause(rejects)));
+                self.put(Task { state, rejects, paused_until, ..(*task).clone() });
             }
             TaskReport::Succeeded { result, artifact } => {
                 if result.as_ref().is_some_and(|text| text.len() > MAX_TASK_RESULT) {

@@ -173,10 +173,11 @@ impl Core {
         Ok(())
     }
 
-    /// Why a copy on a drained cell stays there; nothing while it can move.
-    fn stays(it: &CellInstance) -> Option<String> {
+    /// Why a copy on a drained cell stays there; nothing while it can move. Once the drain is overdue,
+    /// nobody waits for the end of what does not end.
+    fn stays(it: &CellInstance, overdue: bool) -> Option<String> {
         if it.copy.stop {
-            return None;
+            return overdue.then(|| "it was told to end and has not ended".to_owned());
         }
         if let Some(volume) = pinned_by(&it.process) {
             return Some(format!("pinned to this cell by volume {volume}"));
@@ -227,7 +228,7 @@ impl State {
             ..DrainProgress::default()
         };
         for it in work.instances {
-            match Core::stays(&it) {
+            match Core::stays(&it, drain.deadline.is_none()) {
                 Some(reason) => {
                     let what = self.core.called(&it.row, &it.process);
                     progress.stays.push(Stays { what, reason });

@@ -33,13 +33,13 @@ impl Instance {
     }
 }
 
-/// The pause before an instance is offered again that so many cells in a row gave back.
-fn reject_pause(rejects: u32) -> Duration {
+/// The pause before something is offered again that so many cells in a row gave back.
+pub(crate) fn reject_pause(rejects: u32) -> Duration {
     let doublings = rejects.saturating_sub(1).min(REJECT_DOUBLINGS);
     REJECT_PAUSE.saturating_mul(1 << doublings)
 }
 
-/// The pause after a cell gave an instance back for the first time; it doubles each time.
+/// The pause after a cell gave something back for the first time; it doubles each time.
 pub const REJECT_PAUSE: Duration = Duration::from_secs(1);
 /// How often it doubles: the longest is a minute.
 const REJECT_DOUBLINGS: u32 = 6;

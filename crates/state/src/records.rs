@@ -191,6 +191,9 @@ pub struct Task {
     /// When it fails unless a cell claimed it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub start_by: Option<Time>,
+    /// How many cells in a row gave it back.
+    #[serde(default, skip_serializing_if = "is_none_in_a_row")]
+    pub rejects: u32,
     /// Until when it waits before a cell is looked for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub paused_until: Option<Time>,

@@ -6,7 +6,7 @@ use std::time::Duration;
 use model::{JobId, ProjectId, TASK_START_MS, TaskEvent, TaskId, TaskSpec, TaskState, Time};
 
 use crate::command::{Refusal, Reply, earliest};
-use crate::records::{Callback, Project, Task};
+use crate::records::{Callback, Cell, Project, Task};
 use crate::tables::Core;
 use crate::work::same;
 
@@ -115,6 +115,7 @@ impl Core {
             paused_until: None,
             key: maker.key,
             attempt: 1,
+            rejects: 0,
             retry_of: None,
             followed_by: None,
             callback: None,
@@ -243,6 +244,7 @@ impl Core {
             start_by: Some(start_by(until, &row.spec)),
             paused_until: Some(until),
             key: None,
+            rejects: 0,
             attempt: row.attempt + 1,
             retry_of: Some(row.id),
             ..row.clone()
@@ -278,7 +280,10 @@ impl Core {
         let limit = span(task.spec.start_timeout_ms.unwrap_or(TASK_START_MS));
         let why = match &task.state {
             TaskState::Pending { reason } => reason.clone(),
-            TaskState::Offered { cell } => Some(format!("cell {cell} did not claim it")),
+            TaskState::Offered { cell } => Some(match self.get::<Cell>(*cell) {
+                Some(cell) => format!("cell {} did not claim it", cell.spec.name),
+                None => format!("cell {cell} did not claim it"),
+            }),
             TaskState::Running { .. }
             | TaskState::Succeeded { .. }
             | TaskState::Failed { .. }

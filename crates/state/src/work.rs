@@ -256,7 +256,7 @@ impl Core {
         let longest = processes
             .iter()
             .filter_map(|id| self.get::<Process>(*id))
-            .filter_map(|row| row.spec.check.as_ref())
+            .filter_map(|row| row.spec.startup.as_ref().or(row.spec.check.as_ref()))
             .map(|check| check.start_timeout_ms)
             .max()
             .unwrap_or(0);

@@ -6,6 +6,9 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::sync::Arc;
 use std::time::Duration;
 
+use api::proto::Drained;
+use api::proto::cell_down::Message as Down;
+use api::proto::cell_up::Message as Up;
 use gate::{Dialer, PeerName};
 use model::{CellSpec, InstanceId, instance_host};
 use serde_json::json;
@@ -112,6 +115,8 @@ async fn the_gate_ends_with_a_cell_that_leaves() {
     let gate = gate_of(&stream);
     assert!(tokio::net::TcpStream::connect(gate).await.is_ok());
     agent.leave.stop();
+    while !matches!(stream.next().await, Up::Leave(_)) {}
+    stream.send(Down::Drained(Drained {})).await;
     let closed = async {
         while tokio::net::TcpStream::connect(gate).await.is_ok() {
             runtime::sleep(Duration::from_millis(20)).await;

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use api::proto::Drained;
+use api::proto::cell_down::Message as Down;
 use api::proto::cell_up::Message as Up;
 use model::{Check, CheckKind};
 use runtime::mono_now;
@@ -208,7 +210,7 @@ async fn what_ignores_a_stop_is_killed() {
 }
 
 #[tokio::test]
-async fn a_cell_that_leaves_ends_everything() {
+async fn a_cell_that_leaves_serves_until_nothing_is_left_to_move() {
     let (bench, mut server) = (Bench::new(), Server::start().await);
     let agent = bench.start(&server);
     let mut stream = server.accept().await;
@@ -219,6 +221,14 @@ async fn a_cell_that_leaves_ends_everything() {
         while !matches!(stream.next().await, Up::Leave(_)) {}
     });
     assert!(left.await.is_some());
+    // It takes orders until then, and says once more that it leaves after the connection broke.
+    drop(stream);
+    let mut stream = server.accept().await;
+    let left = async { while !matches!(stream.next().await, Up::Leave(_)) {} };
+    assert!(runtime::timeout(crate::server::SOON, left).await.is_some());
+    stream.desire(false, vec![instance(2, &web(Some(http_check())))]).await;
+    ready(&mut stream).await;
+    stream.send(Down::Drained(Drained {})).await;
     stream.meanwhile(bench.until_empty()).await;
     agent.stop().await;
 }

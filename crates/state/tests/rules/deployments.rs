@@ -2,13 +2,13 @@
 
 use std::time::Duration;
 
-use model::{CellId, DeploymentState, InstanceReport, InstanceState, Outcome, Time};
+use model::{CellId, Check, DeploymentState, InstanceReport, InstanceState, Outcome, Time};
 use state::{
     CELL_LEASE, CellCommand, Command, DEPLOY_SLACK, DRAIN, Held, JobCommand, Process, Refusal,
     WorkCommand,
 };
 
-use crate::bench::{APP, Bench, address, failed, name};
+use crate::bench::{APP, Bench, address, failed, name, process};
 
 fn crashed(reason: &str, never_healthy: bool) -> InstanceReport {
     InstanceReport::Crashed { reason: reason.to_owned(), never_healthy, detail: None }
@@ -47,6 +47,19 @@ fn healthy_ready_released_drained_retired() {
     bench.gone(old);
     assert_eq!(bench.instances(old), []);
     assert_eq!(bench.states(new), ["running"]);
+}
+
+#[test]
+fn the_startup_check_says_how_long_a_start_may_take() {
+    let mut bench = Bench::ready();
+    let at = bench.work_job();
+    let mut spec = process(100);
+    spec.startup = Some(Check { start_timeout_ms: 600_000, ..Check::default() });
+    let new = bench.deploy_spec(at, 1, spec);
+    let DeploymentState::Starting { deadline } = bench.deployment_state(new) else {
+        panic!("it starts");
+    };
+    assert_eq!(deadline.since(Time(bench.now)), Duration::from_mins(10) + DEPLOY_SLACK);
 }
 
 type Act = fn(&mut Bench, model::DeploymentId);

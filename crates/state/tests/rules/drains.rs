@@ -62,6 +62,20 @@ fn what_serves_is_ended_only_once_another_copy_serves() {
 }
 
 #[test]
+fn nobody_waits_for_ever_for_what_does_not_end() {
+    let (mut bench, deployment) = serving(1);
+    drain(&mut bench, 1);
+    bench.healthy(deployment);
+    assert_eq!(bench.on(1), [(0, 1, true)]);
+    assert!(!progress(&bench, 1).is_finished());
+    bench.pass_without(9, DRAIN_TIMEOUT);
+    let progress = progress(&bench, 1);
+    assert!(progress.is_finished());
+    assert_eq!(progress.stays.len(), 1);
+    assert_eq!(progress.stays[0].reason, "it was told to end and has not ended");
+}
+
+#[test]
 fn what_does_not_serve_moves_at_once() {
     for started in [false, true] {
         let mut bench = Bench::ready();

@@ -12,7 +12,7 @@ use model::{
 use proptest::prelude::{Strategy, any, prop, prop_oneof, proptest};
 use state::{
     Attempt, CellCommand, Command, Delivery, Held, Instance, Job, JobCommand, JobSpec, NewJob,
-    PredecessorKind, ProcessTemplate, RowKey, Secret, State, Task, WorkCommand,
+    PredecessorKind, ProcessTemplate, Row, RowKey, Secret, State, Task, WorkCommand,
 };
 
 use crate::bench::{

@@ -70,7 +70,7 @@ fn an_offer_that_no_cell_claims_expires_too_and_is_not_retried() {
     let row = bench.task_row(id);
     assert_eq!(row.state, TaskState::Offered { cell: CellId(1) });
     bench.secs(5);
-    assert!(reason(&bench, id).starts_with("was not started within 5 s: cell "));
+    assert!(reason(&bench, id).starts_with("was not started within 5 s: cell cell did "));
     assert_eq!(bench.task_row(id).followed_by, None);
     assert!(bench.state.cell_work(CellId(1)).tasks.is_empty());
     let late = bench.state.apply(
@@ -83,6 +83,25 @@ fn an_offer_that_no_cell_claims_expires_too_and_is_not_retried() {
         }),
     );
     assert!(matches!(late, Err(Refusal::Stale { .. })), "its time is over");
+}
+
+#[test]
+fn what_cells_give_back_is_offered_less_and_less_often_and_fails_with_their_reason() {
+    let mut bench = Bench::ready();
+    let id = bench.task(None);
+    let why = "the process driver runs nothing as another user";
+    let mut offers = 0;
+    while bench.task_state(id).name() != "failed" {
+        let row = bench.task_row(id);
+        if row.state.name() == "offered" {
+            offers += 1;
+            let reject = TaskReport::Reject { reason: why.to_owned() };
+            bench.task_report(&row, reject).expect("it may");
+        }
+        bench.pass_without(9, Duration::from_secs(1));
+    }
+    assert!((25..=40).contains(&offers), "{offers} offers in 30 min");
+    assert!(reason(&bench, id).contains(why), "{}", reason(&bench, id));
 }
 
 #[test]

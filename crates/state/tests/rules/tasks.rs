@@ -1,7 +1,7 @@
 //! Tasks: at most once.
 
 use model::{CellId, Outcome, TaskReport, TaskState};
-use state::{CELL_LEASE, Command, Held, Refusal, TASK_KEPT, Task, WorkCommand};
+use state::{CELL_LEASE, Command, Held, REJECT_PAUSE, Refusal, TASK_KEPT, Task, WorkCommand};
 
 use crate::bench::{Bench, failed};
 
@@ -32,6 +32,9 @@ fn a_rejected_offer_goes_on_under_a_new_epoch() {
     let id = bench.task(None);
     let row = bench.task_row(id);
     bench.task_report(&row, TaskReport::Reject { reason: "full".to_owned() }).expect("it may");
+    let waits = TaskState::Pending { reason: Some("full".to_owned()) };
+    assert_eq!(bench.task_state(id), waits, "not at once");
+    bench.pass(REJECT_PAUSE);
     let again = bench.task_row(id);
     assert!(again.epoch > row.epoch);
     let late = bench.task_report(&row, TaskReport::Claim);
