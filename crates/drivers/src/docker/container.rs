@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::path::Path;
 use std::time::Duration;
 
@@ -124,7 +124,8 @@ impl Inner {
         self.discard(&spec.handle)?;
         self.ensure_network()?;
         self.images.with(&self.client, &spec.root.layers, |image| {
-            let wanted = self.wanted(spec, image);
+            let address = self.subnet.free_address(&self.client)?;
+            let wanted = self.wanted(spec, image, address);
             let made: std::result::Result<Value, _> =
                 self.client.post(&format!("/containers/create?name={name}"), &wanted);
             made.map(drop).context(context)
@@ -307,7 +308,7 @@ impl Inner {
         self.client.get::<Sized>(&path).map_or(0, |found| found.size_rw)
     }
 
-    fn wanted(&self, spec: &ContainerSpec, image: &str) -> Value {
+    fn wanted(&self, spec: &ContainerSpec, image: &str, address: Ipv4Addr) -> Value {
         json!({
             "Image": image,
             "Hostname": "container",
@@ -320,6 +321,9 @@ impl Inner {
             "StopSignal": "SIGKILL",
             "Labels": { OWNER_LABEL: self.owner, HANDLE_LABEL: spec.handle.as_str() },
             "HostConfig": self.host_config(spec),
+            "NetworkingConfig": { "EndpointsConfig": { &self.subnet.name: {
+                "IPAMConfig": { "IPv4Address": address },
+            } } },
         })
     }
 

@@ -5,13 +5,17 @@
 //! one for what is meant for the machine itself. Both are looked after whenever a container starts,
 //! because other programs rewrite such rules too.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
+use runtime::Random;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
@@ -57,13 +61,28 @@ pub(super) struct Subnet {
     bridge: String,
     forward: String,
     input: String,
+    /// The subnet's first address, and how many it has.
+    first: Ipv4Addr,
+    size: u32,
+    /// Counts the addresses that were given away.
+    given: Arc<AtomicU32>,
 }
 
 #[derive(Deserialize)]
 #[serde(rename_all = "PascalCase")]
 struct Found {
     #[serde(default)]
-    options: std::collections::BTreeMap<String, String>,
+    options: BTreeMap<String, String>,
+    #[serde(default)]
+    containers: BTreeMap<String, Member>,
+}
+
+/// A container in a network.
+#[derive(Deserialize)]
+struct Member {
+    /// With the prefix.
+    #[serde(rename = "IPv4Address", default)]
+    address: String,
 }
 
 /// Why the rules cannot be made here, if so.
@@ -85,7 +104,33 @@ impl Subnet {
             forward: format!("LONGSHORE-{digest}-OUT"),
             input: format!("LONGSHORE-{digest}-IN"),
             range,
+            first,
+            size: 1_u32.checked_shl(32 - u32::from(prefix)).unwrap_or(u32::MAX),
+            // Another agent before this one gave away others.
+            given: Arc::new(AtomicU32::new(
+                u32::try_from(Random::system().next_u64() >> 32).unwrap_or(0),
+            )),
         }
+    }
+
+    /// An address that nobody has, and that is not given away again before all others were: a router
+    /// that has not heard of a container's end must not find another one there.
+    pub(super) fn free_address(&self, client: &Client) -> Result<Ipv4Addr> {
+        let found = client.get::<Found>(&format!("/networks/{}", self.name));
+        let found = found.context(|| format!("look for network {}", self.name))?;
+        let taken = |address: &Ipv4Addr| {
+            let start = format!("{address}/");
+            found.containers.values().any(|member| member.address.starts_with(&start))
+        };
+        // Neither the network's own address, nor the machine's, nor the one for everybody.
+        let hosts = self.size.saturating_sub(3).max(1);
+        (0..hosts)
+            .map(|_| self.given.fetch_add(1, Ordering::Relaxed) % hosts + 2)
+            .map(|host| Ipv4Addr::from(u32::from(self.first).wrapping_add(host)))
+            .find(|address| !taken(address))
+            .ok_or_else(|| {
+                DriverError::Unsupported(format!("the network {} has no free address", self.name))
+            })
     }
 
     /// Makes the network and its rules, or finds them; whether rules were made, so that those of
