@@ -30,7 +30,7 @@ const LIMIT: Duration = Duration::from_mins(10);
 /// How often the server looks whether everything runs.
 const LOOK: Duration = Duration::from_millis(100);
 
-fn runtime() -> Result<tokio::runtime::Runtime, String> {
+pub(crate) fn runtime() -> Result<tokio::runtime::Runtime, String> {
     let mut builder = tokio::runtime::Builder::new_multi_thread();
     builder.enable_all().build().map_err(|error| error.to_string())
 }
@@ -153,7 +153,8 @@ pub(crate) fn serve() -> Result<Value, String> {
     })
 }
 
-async fn open(dir: &Path, tasks: &Tasks) -> Result<Server, String> {
+pub(crate) async fn open(dir: &Path, tasks: &Tasks) -> Result<Server, String> {
+    std::fs::create_dir_all(dir).map_err(|error| error.to_string())?;
     let store = SqliteStore::open(&dir.join("store.db")).map_err(|error| error.to_string())?;
     let parts = Parts {
         store: Arc::new(store),

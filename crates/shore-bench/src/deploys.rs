@@ -39,28 +39,66 @@ pub(crate) async fn all(to: &impl Applies, apps: &[AppSize]) -> Result<(), Strin
     for (number, app) in apps.iter().enumerate() {
         shares[number % RUNNERS as usize].push(*app);
     }
-    let work = (1..).zip(shares).map(|(runner, share)| share_of(to, runner, share));
+    let work = (1_u128..).zip(shares).map(|(runner, share)| share_of(to, runner, share));
     futures_util::future::try_join_all(work).await.map(drop)
 }
 
 async fn share_of(to: &impl Applies, runner: u128, share: Vec<AppSize>) -> Result<(), String> {
-    let project = ProjectId(runner);
-    let called = name(&format!("project-{runner}"))?;
-    to.ask(Command::CreateProject { id: project, name: called }).await?;
-    let (id, labels, holds) = (RunnerId(runner), BTreeMap::new(), Vec::new());
-    let online =
-        JobCommand::RunnerOnline { id, name: name("bench")?, labels, only_own: true, holds };
-    to.ask(Command::Job(online)).await?;
-    for (number, app) in (1_u128..).zip(share) {
-        // Identifiers of processes and instances follow from the deployment's.
-        one(to, runner, (runner << 96) + (number << 72), app).await?;
+    let project = Project::make(to, runner).await?;
+    for (number, app) in (1..).zip(share) {
+        let mut process = ProcessSpec::new(["app"]);
+        process.container.limits.memory_mb = Some(app.memory_mb);
+        process.container.limits.disk_mb = Some(workload::DISK_MB);
+        project.deploy(to, number, (process, app.instances)).await?;
     }
     Ok(())
 }
 
-async fn one(to: &impl Applies, runner: u128, id: u128, size: AppSize) -> Result<(), String> {
+/// A project with a runner of its own.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Project(u128);
+
+impl Project {
+    pub(crate) async fn make(to: &impl Applies, number: u128) -> Result<Self, String> {
+        let called = name(&format!("project-{number}"))?;
+        to.ask(Command::CreateProject { id: ProjectId(number), name: called }).await?;
+        let (id, labels, holds) = (RunnerId(number), BTreeMap::new(), Vec::new());
+        let online =
+            JobCommand::RunnerOnline { id, name: name("bench")?, labels, only_own: true, holds };
+        to.ask(Command::Job(online)).await?;
+        Ok(Self(number))
+    }
+
+    /// Deploys an app that has one process, `web`.
+    pub(crate) async fn deploy(
+        self,
+        to: &impl Applies,
+        number: u128,
+        (spec, instances): (ProcessSpec, u32),
+    ) -> Result<DeploymentId, String> {
+        // Identifiers of processes and instances follow from the deployment's.
+        let id = (self.0 << 96) + (number << 72);
+        let template = ProcessTemplate { name: name("web")?, spec, instances };
+        one(to, self.0, (id, number), template).await?;
+        Ok(DeploymentId(id))
+    }
+
+    /// Wants no instances of an app any more.
+    pub(crate) async fn end(self, to: &impl Applies, number: u128) -> Result<(), String> {
+        let app = AppId((self.0 << 96) + (number << 72));
+        let (workspace, process) = (name("production")?, name("web")?);
+        to.ask(Command::Scale { app, workspace, process, instances: 0 }).await.map(drop)
+    }
+}
+
+async fn one(
+    to: &impl Applies,
+    runner: u128,
+    (id, number): (u128, u128),
+    template: ProcessTemplate,
+) -> Result<(), String> {
     let (project, app) = (ProjectId(runner), AppId(id));
-    let called = name(&format!("app-{}", (id >> 72) & 0xff_ffff))?;
+    let called = name(&format!("app-{number}"))?;
     to.ask(Command::EnsureApp { id: app, project, name: called }).await?;
     let spec = JobSpec {
         project,
@@ -82,10 +120,6 @@ async fn one(to: &impl Applies, runner: u128, id: u128, size: AppSize) -> Result
     };
     let attempt = Attempt { job: job.id, epoch: job.epoch };
     to.ask(Command::Job(JobCommand::Ack(attempt))).await?;
-    let mut process = ProcessSpec::new(["app"]);
-    process.container.limits.memory_mb = Some(size.memory_mb);
-    process.container.limits.disk_mb = Some(workload::DISK_MB);
-    let template = ProcessTemplate { name: name("web")?, spec: process, instances: size.instances };
     to.ask(Command::Work(WorkCommand::RecordBuild {
         id: BuildId(id),
         attempt,

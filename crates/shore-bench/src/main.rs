@@ -11,6 +11,7 @@ mod logs_bench;
 mod options;
 mod processes_bench;
 mod router_bench;
+mod start_bench;
 mod state_bench;
 mod up_bench;
 mod workload;
@@ -35,6 +36,7 @@ fn main() -> ExitCode {
     let figures = match name.as_str() {
         "auction" => read(1_000, 100_000, Some(false)).and_then(|it| auction_bench::run(&it)),
         "router" => router_bench::run(),
+        "start" => start_bench::run(),
         "state" => state_bench::run(),
         "jobs" => jobs_bench::run(),
         "logs" => logs_bench::run(),
