@@ -15,6 +15,9 @@ use crate::world::World;
 /// How long a cell may be out of reach and still begin a task.
 const UNREACHABLE: u64 = 7_000;
 
+/// How many ports a cell has for instances: more than containers, few enough to be used again.
+const PORTS: u16 = 60;
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Want {
     Run,
@@ -88,21 +91,27 @@ pub(crate) struct Cell {
 
 impl Cell {
     pub(crate) fn some(rng: &Rng, now: u64) -> Vec<Self> {
-        let count = u8::try_from(rng.between(1, 3)).unwrap_or(1);
+        let count = u8::try_from(rng.between(1, 5)).unwrap_or(1);
+        // The first one takes what asks for nothing.
+        let words = |number: u8, all: &[(&str, u64)]| {
+            let has = |chance| rng.chance(chance) && number > 0;
+            let some = all.iter().filter(|(_, chance)| has(*chance));
+            some.map(|(word, _)| name(word)).collect::<BTreeSet<_>>()
+        };
         (0..count)
             .map(|number| Self {
                 id: CellId(rng.id(now)),
                 spec: CellSpec {
                     name: name(&format!("cell-{number}")),
-                    zone: String::new(),
-                    required_tags: BTreeSet::new(),
-                    tags: BTreeSet::new(),
-                    drivers: BTreeSet::new(),
+                    zone: format!("z{}", number % 3),
+                    required_tags: words(number, &[("gpu", 150)]),
+                    tags: words(number, &[("ssd", 500)]),
+                    drivers: words(number, &[("docker", 500), ("oci", 300)]),
                     memory_mb: rng.between(1_500, 8_000),
                     disk_mb: rng.between(10_000, 60_000),
                     containers: u32::try_from(rng.between(6, 40)).unwrap_or(6),
-                    cpu_shares: None,
-                    pids: None,
+                    cpu_shares: rng.chance(300).then(|| rng.between(500, 3_000)),
+                    pids: rng.chance(300).then(|| rng.between(100, 400)),
                     gate: None,
                     labels: BTreeMap::new(),
                 },
@@ -112,10 +121,21 @@ impl Cell {
                 lost_at: 0,
                 entries: BTreeMap::new(),
                 containers: BTreeMap::new(),
-                ports: 1_000,
+                ports: 0,
                 number,
             })
             .collect()
+    }
+
+    /// The next address that nothing here has.
+    fn free_address(&mut self) -> SocketAddr {
+        loop {
+            self.ports = (self.ports + 1) % PORTS;
+            let address = SocketAddr::from(([10, 0, 0, self.number], 1_000 + self.ports));
+            if self.containers.values().all(|it| it.address != address) {
+                return address;
+            }
+        }
     }
 
     fn holds(&self) -> Vec<Held> {
@@ -219,6 +239,11 @@ impl World {
             Report::Task(report) => Up::Task(key, report),
             Report::Instance(report) => Up::Instance(key, report),
         };
+        // It may say it twice; but a task is claimed once.
+        let may_repeat = !matches!(message, Up::Task(_, TaskReport::Claim));
+        if may_repeat && self.chaos && !self.mood.calm && self.rng.chance(30) {
+            self.send_up(conn, message.clone());
+        }
         self.send_up(conn, message);
     }
 
@@ -251,6 +276,7 @@ impl World {
             | Down::Ended(_)
             | Down::Revoked(_)
             | Down::Cancel(_)
+            | Down::Kept(..)
             | Down::Table(_)
             | Down::Changes { .. } => {}
         }
@@ -282,6 +308,9 @@ impl World {
         if let Some(entry) = self.cells[index].entries.get(&key) {
             let ended = entry.standing.end.is_some() || entry.standing.task_end.is_some();
             if wanted.stop {
+                if !full {
+                    self.check_withdrawn(index, key);
+                }
                 self.stop_entry(index, key);
             }
             if full && (!wanted.stop || ended) {
@@ -369,6 +398,14 @@ impl World {
         }
     }
 
+    /// The server wants an instance to end that drained: no router that is up to date leads to it.
+    fn check_withdrawn(&mut self, index: usize, key: Key) {
+        let container = self.cells[index].containers.get(&key).filter(|it| it.healthy);
+        if let Some(address) = container.map(|it| it.address) {
+            self.check_no_route(key, address);
+        }
+    }
+
     /// The server wants a piece of work to end: that must not be what serves on a drained cell.
     fn check_evacuated(&mut self, index: usize, key: Key) {
         let cell = &self.cells[index];
@@ -438,8 +475,7 @@ impl World {
 
     fn instance_begins(&mut self, index: usize, key: Key) {
         let cell = &mut self.cells[index];
-        cell.ports += 1;
-        let address = SocketAddr::from(([10, 0, 0, cell.number], cell.ports));
+        let address = cell.free_address();
         let Some(entry) = cell.entries.get_mut(&key) else { return };
         let Some(spec) = entry.spec.clone() else { return };
         entry.phase = Phase::Starting;

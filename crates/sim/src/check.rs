@@ -1,21 +1,22 @@
 //! The invariants, checked on what is durable, on what components do, and once all is quiet.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use auction::{DEFAULT_DISK_MB, DEFAULT_MEMORY_MB};
 use model::{
-    AppId, CellId, DeliveryId, DeploymentId, DeploymentState, InstanceId, InstanceState, JobId,
-    JobState, Limits, Name, Outcome, ProcessId, TaskId,
+    AppId, BuildId, CellId, CellSpec, ContainerSpec, DeliveryId, DeploymentId, DeploymentState,
+    InstanceId, InstanceState, JobId, JobState, Limits, Name, Outcome, ProcessId, TaskId,
 };
 use state::{
-    App, Attempt, Cell, CellInstance, Delivery, Deployment, Instance, Job, PredecessorKind,
+    App, Attempt, Build, Cell, CellInstance, Delivery, Deployment, Instance, Job, PredecessorKind,
     Process, Runner, State, Task, delivery_id,
 };
 use store::{Batch, Record, Store as _};
 
 use crate::cell::Container;
-use crate::message::Key;
+use crate::message::{Key, Node};
 use crate::world::World;
 
 /// What the store holds, and what components have done.
@@ -24,7 +25,7 @@ pub(crate) struct Checker {
     pub(crate) jobs: BTreeMap<JobId, Job>,
     archived: BTreeSet<JobId>,
     keys: BTreeMap<String, JobId>,
-    tasks: BTreeMap<TaskId, Task>,
+    pub(crate) tasks: BTreeMap<TaskId, Task>,
     /// Which task the words of a client gave.
     task_keys: BTreeMap<String, TaskId>,
     /// Messages that wait to be taken.
@@ -33,8 +34,13 @@ pub(crate) struct Checker {
     pub(crate) received: BTreeSet<DeliveryId>,
     pub(crate) deployments: BTreeMap<DeploymentId, Deployment>,
     processes: BTreeMap<ProcessId, Process>,
-    instances: BTreeMap<InstanceId, Instance>,
-    cells: BTreeMap<CellId, Cell>,
+    pub(crate) instances: BTreeMap<InstanceId, Instance>,
+    pub(crate) cells: BTreeMap<CellId, Cell>,
+    builds: BTreeMap<BuildId, Build>,
+    /// Which instance each index of a process has.
+    indexes: BTreeMap<(ProcessId, u32), InstanceId>,
+    /// The attempt that follows each.
+    retries: BTreeMap<TaskId, TaskId>,
     /// The epoch in which each instance was last ready.
     served: BTreeMap<InstanceId, u32>,
     /// Attempts whose acknowledgement is durable.
@@ -51,6 +57,42 @@ pub(crate) struct Checker {
 }
 
 type Violation = (&'static str, String);
+
+/// How much of a cell is taken.
+#[derive(Debug, Default, Clone, Copy)]
+struct Taken {
+    memory_mb: u64,
+    disk_mb: u64,
+    containers: u64,
+    cpu_shares: u64,
+    pids: u64,
+}
+
+impl Taken {
+    fn add(&mut self, limits: &Limits) {
+        self.memory_mb += limits.memory_mb.unwrap_or(DEFAULT_MEMORY_MB);
+        self.disk_mb += limits.disk_mb.unwrap_or(DEFAULT_DISK_MB);
+        self.containers += 1;
+        self.cpu_shares += limits.cpu_shares.unwrap_or(0);
+        self.pids += limits.pids.unwrap_or(0);
+    }
+
+    fn fits(&self, spec: &CellSpec) -> bool {
+        self.memory_mb <= spec.memory_mb
+            && self.disk_mb <= spec.disk_mb
+            && self.containers <= u64::from(spec.containers)
+            && spec.cpu_shares.is_none_or(|most| self.cpu_shares <= most)
+            && spec.pids.is_none_or(|most| self.pids <= most)
+    }
+}
+
+/// Whether a cell has the driver and the tags that a container asks for, and no others are needed.
+fn suits(spec: &CellSpec, container: &ContainerSpec) -> bool {
+    let has = |tag| spec.required_tags.contains(tag) || spec.tags.contains(tag);
+    container.driver.as_ref().is_none_or(|driver| spec.drivers.contains(driver))
+        && container.tags.iter().all(has)
+        && spec.required_tags.is_subset(&container.tags)
+}
 
 fn read<T: state::Row>(record: &Record) -> Result<Option<T>, Violation> {
     let Some(body) = &record.body else { return Ok(None) };
@@ -80,7 +122,7 @@ impl Checker {
             }
             self.job(now, &Record::put(entry.kind, id, entry.body.clone()))?;
         }
-        let (mut jobs, mut places) = (false, false);
+        let (mut jobs, mut places, mut builds) = (false, false, false);
         let mut ended = Vec::new();
         for record in &batch.records {
             let id = record.id;
@@ -98,7 +140,14 @@ impl Checker {
                     self.instance(record)?;
                     places = true;
                 }
-                "deployment" => self.deployment(record)?,
+                "deployment" => {
+                    self.deployment(record)?;
+                    builds = true;
+                }
+                "build" => {
+                    keep(&mut self.builds, BuildId(id), record)?;
+                    builds = true;
+                }
                 "process" => keep(&mut self.processes, ProcessId(id), record)?,
                 "cell" => keep(&mut self.cells, CellId(id), record)?,
                 _ => {}
@@ -110,7 +159,37 @@ impl Checker {
         if jobs {
             self.scopes()?;
         }
-        if places { self.capacity() } else { Ok(()) }
+        if builds {
+            self.references()?;
+        }
+        if places { self.capacity().and_then(|()| self.addresses()) } else { Ok(()) }
+    }
+
+    /// I19: what a deployment was made from is there for as long as the deployment is.
+    fn references(&self) -> Result<(), Violation> {
+        let lacks = |row: &&Deployment| !self.builds.contains_key(&row.build);
+        match self.deployments.values().find(lacks) {
+            Some(row) => Err(("I19", format!("{} is gone, {} needs it", row.build, row.id))),
+            None => Ok(()),
+        }
+    }
+
+    /// I10: no address is in two instances' claims.
+    fn addresses(&self) -> Result<(), Violation> {
+        let mut known = BTreeMap::new();
+        for row in self.instances.values() {
+            let own = match &row.state {
+                InstanceState::Running { address, .. } => Some(*address),
+                _ => None,
+            };
+            for address in own.into_iter().chain(row.before.map(|it| it.address)) {
+                if let Some(other) = known.insert(address, row.id) {
+                    let detail = format!("{other} and {} are at {address}", row.id);
+                    return Err(("I10", detail));
+                }
+            }
+        }
+        Ok(())
     }
 
     fn job(&mut self, now: u64, record: &Record) -> Result<(), Violation> {
@@ -167,6 +246,13 @@ impl Checker {
                 return Err(("I3", format!("{id} was {:?} and is {:?}", old.state, new.state)));
             }
         }
+        // I13: what is scheduled again is scheduled once.
+        if let Some(first) = new.retry_of {
+            let next = *self.retries.entry(first).or_insert(id);
+            if next != id {
+                return Err(("I13", format!("{first} is followed by {next} and by {id}")));
+            }
+        }
         let most = new.spec.retry.map_or(1, |retry| retry.attempts);
         if new.attempt > most {
             return Err(("I5", format!("{id} is attempt {} of {most}", new.attempt)));
@@ -200,9 +286,27 @@ impl Checker {
         {
             return Err(("I2", format!("the epoch of {id} went back")));
         }
-        if let Some(row) = read::<Instance>(record)?.filter(|it| it.state.ready_address().is_some())
-        {
-            self.served.insert(id, row.epoch);
+        // 10.4: at most one row for each index of a process.
+        if let Some(row) = read::<Instance>(record)? {
+            let first = *self.indexes.entry((row.process, row.index)).or_insert(id);
+            if first != id {
+                let place = (row.process, row.index);
+                return Err(("10.4", format!("{first} and {id} are both {place:?}")));
+            }
+            if row.state.ready_address().is_some() {
+                self.served.insert(id, row.epoch);
+            }
+            // Somebody stopped it, or it failed by itself: it is not to serve any more.
+            let over =
+                matches!(row.state, InstanceState::Stopping { .. } | InstanceState::Crashed { .. });
+            let stopped = row.before.filter(|it| it.kind == PredecessorKind::Stopping);
+            let ends =
+                |epoch| over && row.epoch == epoch || stopped.is_some_and(|it| it.epoch == epoch);
+            if self.served.get(&id).is_some_and(|epoch| ends(*epoch)) {
+                self.served.remove(&id);
+            }
+        } else if let Some(old) = self.instances.get(&id) {
+            self.indexes.remove(&(old.process, old.index));
         }
         keep(&mut self.instances, id, record)
     }
@@ -234,45 +338,68 @@ impl Checker {
         Ok(())
     }
 
-    fn capacity(&self) -> Result<(), Violation> {
-        let mut used: BTreeMap<CellId, (u64, u64, u64)> = BTreeMap::new();
-        let mut take = |cell: CellId, limits: &Limits| {
-            let cell = used.entry(cell).or_default();
-            cell.0 += limits.memory_mb.unwrap_or(DEFAULT_MEMORY_MB);
-            cell.1 += limits.disk_mb.unwrap_or(DEFAULT_DISK_MB);
-            cell.2 += 1;
-        };
-        for task in self.tasks.values() {
-            if let Some(cell) = task.state.cell() {
-                take(cell, &task.spec.container.limits);
-            }
-        }
-        for instance in self.instances.values() {
-            let process = self.processes.get(&instance.process);
+    /// Every copy of work that takes room on a cell.
+    fn claims(&self) -> impl Iterator<Item = (CellId, &ContainerSpec)> {
+        let tasks = self.tasks.values();
+        let tasks = tasks.filter_map(|task| Some((task.state.cell()?, &task.spec.container)));
+        let instances = self.instances.values().flat_map(|row| {
+            let process = self.processes.get(&row.process);
             // The cell of a suspect is not there, so nothing else is placed on it either.
             let there = |it: &&state::Predecessor| it.kind != PredecessorKind::Suspect;
-            let before = instance.before.as_ref().filter(there).map(|it| it.cell);
-            for cell in instance.state.cell().into_iter().chain(before) {
-                if let Some(process) = process {
-                    take(cell, &process.spec.container.limits);
-                }
-            }
-        }
-        for (id, (memory, disk, containers)) in used {
+            let before = row.before.as_ref().filter(there).map(|it| it.cell);
+            let cells = row.state.cell().into_iter().chain(before);
+            cells.filter_map(move |cell| Some((cell, &process?.spec.container)))
+        });
+        tasks.chain(instances)
+    }
+
+    /// I7: what is claimed on a cell fits there, and the cell has what each asks for.
+    fn capacity(&self) -> Result<(), Violation> {
+        let mut used: BTreeMap<CellId, Taken> = BTreeMap::new();
+        for (id, container) in self.claims() {
             let Some(cell) = self.cells.get(&id) else {
                 return Err(("I7", format!("work is claimed on {id}, which is not there")));
             };
-            let spec = &cell.spec;
-            let fits = memory <= spec.memory_mb
-                && disk <= spec.disk_mb
-                && containers <= u64::from(spec.containers);
-            if !fits {
-                let detail =
-                    format!("{id} holds {memory} MiB, {disk} MiB, {containers} of {spec:?}");
-                return Err(("I7", detail));
+            if !suits(&cell.spec, container) {
+                return Err(("I7", format!("{container:?} is on {:?}", cell.spec)));
+            }
+            used.entry(id).or_default().add(&container.limits);
+        }
+        for (id, taken) in used {
+            let spec = self.cells.get(&id).map(|cell| &cell.spec);
+            if let Some(spec) = spec.filter(|spec| !taken.fits(spec)) {
+                return Err(("I7", format!("{id} holds {taken:?} of {spec:?}")));
             }
         }
         Ok(())
+    }
+
+    /// Whether an instance is wanted.
+    fn wants(&self, row: &Instance) -> bool {
+        let deployment = self.deployments.get(&row.deployment);
+        let process = self.processes.get(&row.process);
+        deployment.is_some_and(|it| it.state.wants_instances())
+            && process.is_some_and(|process| row.index < process.instances)
+    }
+
+    /// P1: how what the store gives back differs from what it has kept.
+    fn lost(&self, state: &State) -> Option<String> {
+        let open = |job: &&Job| !job.state.is_terminal();
+        let jobs = self.jobs.values().filter(open);
+        if !state.all::<Job>().map(|row| &**row).filter(open).eq(jobs) {
+            return Some("a job".to_owned());
+        }
+        if !state.all::<Task>().map(|row| &**row).eq(self.tasks.values()) {
+            return Some("a task".to_owned());
+        }
+        if !state.all::<Instance>().map(|row| &**row).eq(self.instances.values()) {
+            return Some("an instance".to_owned());
+        }
+        if !state.all::<Cell>().map(|row| &**row).eq(self.cells.values()) {
+            return Some("a cell".to_owned());
+        }
+        let known = state.all::<Delivery>().map(|row| row.id);
+        (!known.eq(self.outbox.iter().copied())).then(|| "a message".to_owned())
     }
 
     /// Whether the end of the job is durable, or a request for it.
@@ -316,6 +443,14 @@ impl World {
     pub(crate) fn committed_rows(&mut self, batch: &Batch) {
         if let Err((invariant, detail)) = self.check.commit(self.now, batch) {
             self.fail(invariant, detail);
+        }
+    }
+
+    /// The server has loaded its state.
+    pub(crate) fn check_loaded(&mut self) {
+        let lost = self.shell.live.as_ref().and_then(|state| self.check.lost(state));
+        if let Some(what) = lost {
+            self.fail("P1", format!("{what} was kept, and is not as it was after a restart"));
         }
     }
 
@@ -363,18 +498,31 @@ impl World {
         self.check.working.insert(at.job);
     }
 
-    /// A cell is told to end an instance that runs.
+    /// A cell is told to end an instance that runs. 10.4: that one serves, unless another copy
+    /// does, or none is wanted.
     pub(crate) fn check_told_to_end(&mut self, cell: CellId, key: Key) {
         let id = InstanceId(key.id);
-        let is_drained = self.check.cells.get(&cell).is_some_and(|row| row.draining.is_some());
-        let Some(row) = self.check.instances.get(&id).filter(|_| is_drained) else { return };
+        let Some(row) = self.check.instances.get(&id) else { return };
         let served_last = self.check.served.get(&id) == Some(&key.epoch);
         let is_wanted = !matches!(row.state, InstanceState::Stopping { .. });
-        if served_last && is_wanted && row.routed().is_none() {
-            self.fail(
-                "M14",
-                format!("{id} is ended on a drained cell and nothing serves: {row:?}"),
+        if served_last && is_wanted && row.routed().is_none() && self.check.wants(row) {
+            let detail = format!(
+                "{id} is ended on {cell} in epoch {} and nothing serves: {row:?}",
+                key.epoch
             );
+            self.fail("10.4", detail);
+        }
+    }
+
+    /// I9: an instance is told to end by and by; no router that is up to date leads to it.
+    pub(crate) fn check_no_route(&mut self, key: Key, address: SocketAddr) {
+        let leads = self.routers.iter().enumerate().find(|(index, router)| {
+            let knows = router.conn.is_some_and(|conn| self.is_up_to_date(conn));
+            knows && !self.is_frozen(Node::Router(*index)) && router.sends_to(address)
+        });
+        if let Some((index, _)) = leads {
+            let detail = format!("router {index} leads to {address} of {key:?}, which ends");
+            self.fail("I9", detail);
         }
     }
 
@@ -447,6 +595,11 @@ impl World {
                 let detail = format!("{} has {rows:?}, wanted are {wanted}", process.id);
                 return Some(("I8", detail));
             }
+            // What never becomes healthy is started again and again, and that is as it should be.
+            let hopeless = |word: &String| word == "never-healthy" || word == "crashes";
+            if process.spec.argv.iter().any(hopeless) {
+                return None;
+            }
             let stuck = rows.iter().find(|row| match &row.state {
                 InstanceState::Running { ready, .. } => !ready,
                 InstanceState::Unclaimed { reason: Some(_) } => self.has_room(state, process),
@@ -458,20 +611,14 @@ impl World {
 
     /// Whether some cell could take one more of a process.
     fn has_room(&self, state: &State, process: &Process) -> bool {
-        let limits = &process.spec.container.limits;
-        let memory = limits.memory_mb.unwrap_or(DEFAULT_MEMORY_MB);
-        let disk = limits.disk_mb.unwrap_or(DEFAULT_DISK_MB);
-        self.cells.iter().any(|cell| {
-            let work = state.cell_work(cell.id);
-            let taken = work.instances.iter().map(|it| it.process.spec.container.limits);
-            let (used, disks, count) = taken.fold((0, 0, 0), |sum, limits| {
-                let memory = limits.memory_mb.unwrap_or(DEFAULT_MEMORY_MB);
-                let disk = limits.disk_mb.unwrap_or(DEFAULT_DISK_MB);
-                (sum.0 + memory, sum.1 + disk, sum.2 + 1)
-            });
-            used + memory <= cell.spec.memory_mb
-                && disks + disk <= cell.spec.disk_mb
-                && count < cell.spec.containers
+        let container = &process.spec.container;
+        self.cells.iter().filter(|cell| suits(&cell.spec, container)).any(|cell| {
+            let mut taken = Taken::default();
+            for it in state.cell_work(cell.id).instances {
+                taken.add(&it.process.spec.container.limits);
+            }
+            taken.add(&container.limits);
+            taken.fits(&cell.spec)
         })
     }
 
@@ -506,8 +653,7 @@ impl World {
         let wanted: BTreeMap<_, _> =
             state.routes().routes.into_iter().map(|route| (route.host.clone(), route)).collect();
         for (index, router) in self.routers.iter().enumerate() {
-            let ahead = self.shell.set_back && router.generation > state.route_generation();
-            if router.table != wanted && !ahead {
+            if router.table != wanted {
                 let served: Vec<_> = router.table.values().collect();
                 return Some((
                     "I9",
@@ -548,6 +694,23 @@ impl World {
     }
 }
 
+/// I15: how the counters differ from a recount.
+fn miscounted(state: &State) -> Option<String> {
+    let recount = |names: &mut dyn Iterator<Item = &'static str>| {
+        let mut counts = state::ByState::new();
+        names.for_each(|name| *counts.entry(name).or_default() += 1);
+        counts
+    };
+    let mut counts = state.counts();
+    let kept = [&mut counts.jobs, &mut counts.tasks, &mut counts.instances];
+    kept.into_iter().for_each(|counts| counts.retain(|_, count| *count > 0));
+    let jobs = recount(&mut state.all::<Job>().map(|row| row.state.name()));
+    let tasks = recount(&mut state.all::<Task>().map(|row| row.state.name()));
+    let instances = recount(&mut state.all::<Instance>().map(|row| row.state.name()));
+    let is = (&counts.jobs, &counts.tasks, &counts.instances) == (&jobs, &tasks, &instances);
+    (!is).then(|| format!("counted are {counts:?}, there are {jobs:?}, {tasks:?}, {instances:?}"))
+}
+
 /// How a state made of the store's rows differs from the one that wrote them.
 fn unlike(
     live: &State,
@@ -557,6 +720,9 @@ fn unlike(
 ) -> Option<String> {
     if live.ready_jobs() != fresh.ready_jobs() {
         return Some("ready jobs differ".to_owned());
+    }
+    if let Some(detail) = miscounted(live) {
+        return Some(detail);
     }
     if live.next_deadline() != fresh.next_deadline() {
         return Some("the next deadline differs".to_owned());
@@ -575,7 +741,7 @@ fn unlike(
         + live.all::<Instance>().count()
         + live.all::<Process>().count()
         + live.all::<Deployment>().count()
-        + live.all::<state::Build>().count()
+        + live.all::<Build>().count()
         + live.all::<App>().count()
         + live.all::<state::Project>().count()
         + live.all::<Cell>().count()

@@ -11,7 +11,7 @@ use state::{Command, JobCommand, JobSpec, NewJob, Reply, WorkCommand};
 
 use crate::message::{Answer, Ask, Caller, Event};
 use crate::rng::Rng;
-use crate::runner::name;
+use crate::runner::{asks, name};
 use crate::world::World;
 
 /// Something a client wants until it has an answer.
@@ -196,9 +196,10 @@ impl World {
         if self.clients.ready.iter().any(|ready| !ready) {
             return;
         }
-        match self.rng.below(23) {
+        match self.rng.below(25) {
             0..14 => self.queue_something(),
-            20.. => self.make_task(),
+            20..23 => self.make_task(),
+            23.. => self.restart_something(),
             14..18 => self.cancel_something(),
             18 => self.scale_something(),
             _ => {
@@ -216,6 +217,7 @@ impl World {
         let key = format!("task-{}", self.clients.number);
         let mut spec = TaskSpec::new(Action::run(["once"]), 60_000);
         spec.container.limits.memory_mb = Some(self.rng.between(64, 512));
+        asks(&self.rng, &mut spec.container);
         spec.start_timeout_ms = Some(self.rng.between(5_000, 60_000));
         spec.callback = self.rng.chance(700).then(|| "https://example.com/".to_owned());
         spec.retry = self.rng.chance(400).then(|| RetryPolicy {
@@ -253,6 +255,15 @@ impl World {
         let instances = u32::try_from(self.rng.below(4)).unwrap_or(0);
         let scale = Command::Scale { app, workspace, process, instances };
         self.errand(What::Once(Box::new(scale)));
+    }
+
+    /// One instance is ended gracefully, and another takes its place.
+    fn restart_something(&mut self) {
+        let process = name(if self.rng.chance(600) { "web" } else { "worker" });
+        let (app, workspace) = (self.some_app(), self.some_workspace());
+        let index = u32::try_from(self.rng.below(3)).unwrap_or(0);
+        let restart = Command::RestartInstance { app, workspace, process, index };
+        self.errand(What::Once(Box::new(restart)));
     }
 
     fn some_operation(&self) -> Operation {

@@ -17,7 +17,15 @@ impl World {
         self.later(pause, Event::Fault);
         let nodes = self.nodes();
         let node = nodes[self.rng.index(nodes.len())];
-        match self.rng.below(24) {
+        match self.rng.below(31) {
+            24..27 => self.partition(node),
+            27..29 => self.lie(),
+            29 => {
+                let span = if self.rng.chance(300) { 60_000 } else { 5_000 };
+                let span = self.rng.between(200, span);
+                self.server_freezes(span);
+            }
+            30 => self.cut_many(),
             0..3 => self.server_crash(),
             3..7 => self.kill(node),
             7..12 => self.break_one(),
@@ -89,6 +97,7 @@ impl World {
             return;
         }
         self.note(format_args!("cell {index} is away"));
+        self.closed.extend(self.cells[index].conn);
         self.cell_dies(index, true);
         let away = self.rng.between(100, 20_000);
         self.later(away, Event::Start { node: Node::Cell(index) });
@@ -110,6 +119,15 @@ impl World {
         let away = if self.rng.chance(300) { 40_000 } else { 3_000 };
         let away = self.rng.between(100, away);
         self.later(away, Event::Start { node });
+    }
+
+    /// A switch fails: several components are cut off at once.
+    fn cut_many(&mut self) {
+        for node in self.nodes() {
+            if self.rng.chance(500) {
+                self.partition(node);
+            }
+        }
     }
 
     fn break_one(&mut self) {
@@ -138,7 +156,6 @@ impl World {
         let by = i64::try_from(self.rng.between(1_000, 40_000)).unwrap_or(0);
         let by = if self.rng.chance(500) { by } else { -by };
         self.note(format_args!("the server's clock jumps by {by} ms"));
-        self.shell.skew += by;
-        self.shell.set_back |= by < 0;
+        self.shell.clock.jump(self.now, by);
     }
 }

@@ -12,8 +12,13 @@
 mod cell;
 mod check;
 mod client;
+mod clock;
 mod courier;
 mod fault;
+mod leases;
+mod liar;
+mod links;
+mod logs;
 mod message;
 mod planted;
 mod rng;

@@ -21,6 +21,9 @@ struct Args {
     /// Lines of the transcript that a failure shows.
     #[arg(long, default_value_t = Options::default().lines)]
     lines: usize,
+    /// How many worlds may fail before it stops.
+    #[arg(long, default_value_t = 1)]
+    failures: u64,
     /// Plants one of the named bugs.
     #[arg(long)]
     planted: Option<String>,
@@ -35,7 +38,7 @@ fn main() -> ExitCode {
         return ExitCode::from(2);
     }
     let options = Options { steps: args.steps, lines: args.lines };
-    let mut steps = 0;
+    let (mut steps, mut failures) = (0, 0);
     for seed in args.start..args.start.saturating_add(args.seeds) {
         let outcome = sim::run(seed, options);
         steps += outcome.steps;
@@ -44,13 +47,17 @@ fn main() -> ExitCode {
             println!("{line}");
         }
         println!("seed {seed}: {} does not hold: {}", failure.invariant, failure.detail);
-        let planted = args.planted.map(|name| format!(" --features planted -- --planted {name}"));
+        let planted =
+            args.planted.as_ref().map(|name| format!(" --features planted -- --planted {name}"));
         let planted = planted.unwrap_or_else(|| " --".to_owned());
         let usual = args.steps == Options::default().steps;
         let steps = if usual { String::new() } else { format!(" --steps {}", args.steps) };
         println!("replay: cargo run --release -p sim{planted} --seeds 1 --start {seed}{steps}");
-        return ExitCode::FAILURE;
+        failures += 1;
+        if failures == args.failures {
+            return ExitCode::FAILURE;
+        }
     }
-    println!("seeds={} failures=0 steps={steps}", args.seeds);
-    ExitCode::SUCCESS
+    println!("seeds={} failures={failures} steps={steps}", args.seeds);
+    if failures == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }

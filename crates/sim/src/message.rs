@@ -26,7 +26,7 @@ pub(crate) struct Key {
 }
 
 /// From a component to the server.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) enum Up {
     /// A runner, with what it holds.
     Runner(Vec<Attempt>),
@@ -35,6 +35,12 @@ pub(crate) enum Up {
     Nack(Attempt),
     Heartbeat(Attempt),
     Complete(Attempt, Outcome),
+    /// Lines of a job's log: how many, and the number of the first.
+    Log {
+        at: Attempt,
+        first: u64,
+        count: u64,
+    },
     /// A cell, with what it holds.
     Cell(Vec<Held>),
     CellBeat,
@@ -42,8 +48,10 @@ pub(crate) enum Up {
     CellLeave,
     Task(Key, TaskReport),
     Instance(Key, InstanceReport),
-    /// A router.
-    Router,
+    /// A router, with the generation it serves.
+    Router(u64),
+    /// It serves this one now.
+    Serves(u64),
 }
 
 /// What a cell is to run.
@@ -66,11 +74,21 @@ pub(crate) enum Down {
     Ended(Attempt),
     Revoked(Attempt),
     Cancel(Attempt),
-    Desired { full: bool, work: Vec<Wanted>, gone: Vec<Key> },
+    /// So many lines of the attempt's log have arrived.
+    Kept(Attempt, u64),
+    Desired {
+        full: bool,
+        work: Vec<Wanted>,
+        gone: Vec<Key>,
+    },
     Claimed(Key),
     Refused(Key),
     Table(RouteTable),
-    Changes { from: u64, to: u64, changes: Vec<RouteChange> },
+    Changes {
+        from: u64,
+        to: u64,
+        changes: Vec<RouteChange>,
+    },
 }
 
 /// Who made a call, and where its answer goes on.
@@ -122,8 +140,24 @@ pub(crate) enum Read {
     Due(model::Time),
 }
 
-/// What a cell is to run: epoch, whether to stop, and the spec of an instance.
-pub(crate) type CellWork = BTreeMap<(bool, u128), (u32, bool, Option<Arc<ProcessSpec>>)>;
+/// One piece of work as the state has it for a cell.
+#[derive(Debug)]
+pub(crate) struct Should {
+    pub(crate) epoch: u32,
+    pub(crate) stop: bool,
+    /// When the cell may begin to end it.
+    pub(crate) due: model::Time,
+    /// A task has none.
+    pub(crate) spec: Option<Arc<ProcessSpec>>,
+}
+
+/// What a cell is to run.
+#[derive(Debug, Default)]
+pub(crate) struct CellWork {
+    pub(crate) all: BTreeMap<(bool, u128), Should>,
+    /// The generation of the routes.
+    pub(crate) routes: u64,
+}
 
 /// What a question found.
 #[derive(Debug)]
@@ -227,6 +261,16 @@ pub(crate) enum Event {
         life: u64,
     },
     ServerStart,
+    /// The server's process goes on.
+    ServerThaw,
+    /// A connection that only the server still believes in ends.
+    Break {
+        conn: u64,
+    },
+    /// Time for a session to look again at what it held back.
+    Again {
+        conn: u64,
+    },
     Subscribed {
         follow: u64,
     },

@@ -17,7 +17,10 @@ pub fn plant(name: &str) -> Result<(), String> {
 }
 
 /// The bugs that can be planted.
-pub const NAMES: [&str; 10] = ["M1", "M4", "M5", "M6", "M10", "M14", "M15", "M17", "M18", "M19"];
+pub const NAMES: [&str; 20] = [
+    "M1", "M2", "M3", "M4", "M5", "M6", "M7", "M8", "M9", "M10", "M11", "M12", "M13", "M14", "M15",
+    "M16", "M17", "M18", "M19", "M20",
+];
 
 #[cfg(feature = "planted")]
 pub(crate) fn is(name: &str) -> bool {

@@ -1,6 +1,7 @@
 //! Fake routers: they keep a table and refuse an older one.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 
 use model::{HostName, Route};
 
@@ -21,6 +22,14 @@ pub(crate) struct Router {
 impl Router {
     pub(crate) fn some(rng: &Rng) -> Vec<Self> {
         (0..rng.between(1, 2)).map(|_| Self::default()).collect()
+    }
+}
+
+impl Router {
+    /// Whether requests go to this address.
+    pub(crate) fn sends_to(&self, address: SocketAddr) -> bool {
+        let mut targets = self.table.values().flat_map(|route| &route.targets);
+        targets.any(|target| target.address == address)
     }
 }
 
@@ -47,7 +56,8 @@ impl World {
     pub(crate) fn router_connects(&mut self, index: usize, life: u64) {
         let router = &self.routers[index];
         if router.alive && router.life == life && router.conn.is_none() {
-            let conn = self.open(Node::Router(index), Up::Router);
+            let generation = router.generation;
+            let conn = self.open(Node::Router(index), Up::Router(generation));
             self.routers[index].conn = Some(conn);
         }
     }
@@ -74,6 +84,7 @@ impl World {
                 router.generation = table.generation;
                 router.table =
                     table.routes.into_iter().map(|route| (route.host.clone(), route)).collect();
+                self.send_up(conn, Up::Serves(table.generation));
             }
             Down::Changes { from, to, changes } => {
                 if to < router.generation {
@@ -90,6 +101,7 @@ impl World {
                         None => router.table.remove(&change.host),
                     };
                 }
+                self.send_up(conn, Up::Serves(to));
             }
             _ => {}
         }

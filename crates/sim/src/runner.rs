@@ -3,8 +3,9 @@
 use std::collections::BTreeMap;
 
 use model::{
-    Action, BuildId, Check, CrashPolicy, DeploymentId, DeploymentState, Digest, JobId, Name,
-    Operation, Outcome, ProcessSpec, RetryPolicy, RunnerId, TaskId, TaskSpec, TaskState,
+    Action, BuildId, Check, ContainerSpec, CrashPolicy, DeploymentId, DeploymentState, Digest,
+    JobId, Name, Operation, Outcome, ProcessSpec, RetryPolicy, RunnerId, TaskId, TaskSpec,
+    TaskState,
 };
 use state::{Attempt, Command, ProcessTemplate, Reply, WorkCommand};
 
@@ -46,6 +47,8 @@ struct Held {
     cancel: bool,
     work: Option<Work>,
     ended: Option<Outcome>,
+    /// Lines of its log that the server has, and that were written.
+    lines: (u64, u64),
 }
 
 /// One runner.
@@ -87,6 +90,17 @@ impl Runner {
     /// Whether it has nothing left to do or to say.
     pub(crate) fn is_idle(&self) -> bool {
         self.held.is_empty()
+    }
+
+    pub(crate) fn holds(&self, job: JobId) -> bool {
+        self.held.contains_key(&job)
+    }
+
+    /// How much of a log the server has, and how much was written.
+    pub(crate) fn log_of(&mut self, at: Attempt) -> Option<(&mut u64, &mut u64)> {
+        let held = self.held.get_mut(&at.job).filter(|held| held.epoch == at.epoch)?;
+        let (kept, written) = &mut held.lines;
+        Some((kept, written))
     }
 
     /// The attempts it is at work on.
@@ -179,6 +193,7 @@ impl World {
                     cancel: false,
                     work: None,
                     ended: None,
+                    lines: (0, 0),
                 };
                 self.runners[index].held.insert(job.id, held);
                 self.send_up(conn, Up::Ack(at));
@@ -193,6 +208,11 @@ impl World {
                 self.offer_capacity(index, conn);
             }
             Down::Cancel(at) => self.runner_cancels(index, at),
+            Down::Kept(at, lines) => {
+                if let Some((kept, _)) = self.runners[index].log_of(at) {
+                    *kept = lines.max(*kept);
+                }
+            }
             Down::Desired { .. }
             | Down::Claimed(_)
             | Down::Refused(_)
@@ -304,6 +324,7 @@ impl World {
         }
         work.asked = true;
         let (stage, operation) = (work.stage, work.operation.clone());
+        self.runner_writes(runner, at);
         let ask = match stage {
             Stage::Pause => {
                 let outcome = if self.rng.chance(100) {
@@ -423,8 +444,21 @@ fn next(work: &Work, answer: Answer) -> Result<Option<Stage>, String> {
 fn task_spec(rng: &Rng) -> TaskSpec {
     let mut spec = TaskSpec::new(Action::run(["build"]), 60_000);
     spec.container.limits.memory_mb = Some(rng.between(64, 512));
+    asks(rng, &mut spec.container);
     spec.retry = rng.chance(200).then_some(RetryPolicy { attempts: 2, pause_ms: 500 });
     spec
+}
+
+/// What a cell must have for some of what runs.
+pub(crate) fn asks(rng: &Rng, container: &mut ContainerSpec) {
+    if rng.chance(100) {
+        container.driver = Some(name("docker"));
+    }
+    if rng.chance(120) {
+        container.tags.insert(name(if rng.chance(700) { "ssd" } else { "gpu" }));
+    }
+    container.limits.cpu_shares = rng.chance(300).then(|| rng.between(50, 400));
+    container.limits.pids = rng.chance(200).then(|| rng.between(10, 60));
 }
 
 /// What an image runs. The word after the program says how it behaves.
@@ -440,6 +474,7 @@ fn templates(rng: &Rng) -> Vec<ProcessTemplate> {
     let spec = |check| {
         let mut spec = ProcessSpec::new(["app", behaviour]);
         spec.container.limits.memory_mb = memory_mb;
+        asks(rng, &mut spec.container);
         spec.check = check;
         spec.stop_grace_ms = 500;
         spec.crash = crash;

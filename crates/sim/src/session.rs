@@ -8,7 +8,17 @@ use state::{Attempt, CellCommand, Command, JobCommand, Reply, RowKey};
 use crate::message::{
     CellWork, Down, Event, Found, Key, Node, Origin, Outcomes, Published, Read, Up, Wanted,
 };
+use crate::planted;
 use crate::world::World;
+
+/// How long an instance that is to stop goes on for routers that may still send requests to it, in
+/// milliseconds.
+const ROUTER_WAIT: u64 = 2_000;
+
+/// A report that counts only while its connection is the current one.
+fn over(id: model::CellId, epoch: u32, report: CellCommand) -> CellCommand {
+    CellCommand::Over { id, epoch, report: Box::new(report) }
+}
 
 /// What arrived and waits its turn.
 #[derive(Debug)]
@@ -57,6 +67,8 @@ enum Then {
 #[derive(Debug, Clone, Copy)]
 struct Holding {
     epoch: u32,
+    /// How many lines of its log have arrived.
+    lines: u64,
     told: bool,
 }
 
@@ -71,13 +83,23 @@ pub(crate) struct Session {
     closing: bool,
     /// Whether the cell said that it leaves.
     leaving: bool,
+    /// Whether the stream broke.
+    broken: bool,
     /// Whether the runner counts as online because of this session.
     online: bool,
     capacity: u32,
     held: BTreeMap<JobId, Holding>,
     epoch: u32,
     told: BTreeMap<(bool, u128), (u32, bool)>,
+    /// What a router was sent, and what it says it serves.
     sent: u64,
+    serves: Option<u64>,
+    /// Instances to stop, and a generation of routes that has none to them.
+    withdrawn: BTreeMap<(bool, u128), u64>,
+    /// The generation that is waited for, and how long at most.
+    waiting: Option<(u64, u64)>,
+    /// The generation that every router serves, as far as was waited for.
+    served: u64,
 }
 
 impl Session {
@@ -89,13 +111,23 @@ impl Session {
             waits: None,
             closing: false,
             leaving: false,
+            broken: false,
             online: false,
             capacity: 0,
             held: BTreeMap::new(),
             epoch: 0,
             told: BTreeMap::new(),
             sent: 0,
+            serves: None,
+            withdrawn: BTreeMap::new(),
+            waiting: None,
+            served: 0,
         }
+    }
+
+    /// Whether it is a router's that has said which routes it serves.
+    pub(crate) fn is_served(&self) -> bool {
+        self.serves.is_some_and(|generation| generation > 0)
     }
 
     fn plan(&mut self, steps: impl IntoIterator<Item = Step>) {
@@ -116,7 +148,11 @@ impl World {
     }
 
     pub(crate) fn session_cut(&mut self, conn: u64) {
+        let orderly = self.closed.remove(&conn);
         if let Some(session) = self.shell.sessions.get_mut(&conn) {
+            // A stream of a cell that leaves may break while something can still move: it may be
+            // opened again.
+            session.broken |= !orderly;
             session.input.push_back(Input::Closed);
             self.pump(conn);
         }
@@ -215,7 +251,9 @@ impl World {
             session.closing = true;
             let offline = Command::Job(JobCommand::RunnerOffline(self.runners[index].id));
             session.plan([Step::Apply(Box::new(offline), Then::Offline), Step::End]);
-        } else if let (Node::Cell(index), true) = (node, session.leaving && !session.closing) {
+        } else if let (Node::Cell(index), true) =
+            (node, session.leaving && !session.broken && !session.closing)
+        {
             session.closing = true;
             let (id, epoch) = (self.cells[index].id, session.epoch);
             let left = Command::Cell(CellCommand::Left { id, epoch });
@@ -277,6 +315,7 @@ impl World {
             Up::Complete(it, outcome) => {
                 vec![job(JobCommand::Complete(it, outcome), Then::Ended(it))]
             }
+            Up::Log { at, first, count } => return self.session_log(conn, (at, first), count),
             Up::Cell(holds) => {
                 let Node::Cell(index) = node else { return };
                 let (id, spec) = (self.cells[index].id, self.cells[index].spec.clone());
@@ -302,15 +341,27 @@ impl World {
                 let claim = report == TaskReport::Claim;
                 let (task, cell_id) = (model::TaskId(key.id), self.cells[index].id);
                 let it = CellCommand::Task { cell: cell_id, task, epoch: key.epoch, report };
-                vec![cell(it, Then::Report(key, claim))]
+                vec![cell(over(cell_id, plan, it), Then::Report(key, claim))]
             }
             Up::Instance(key, report) => {
                 let Node::Cell(index) = node else { return };
                 let (instance, id) = (model::InstanceId(key.id), self.cells[index].id);
                 let it = CellCommand::Instance { cell: id, instance, epoch: key.epoch, report };
-                vec![cell(it, Then::Report(key, false))]
+                vec![cell(over(id, plan, it), Then::Report(key, false))]
             }
-            Up::Router => vec![Step::Send(Down::Welcome), Step::Table],
+            Up::Router(generation) => {
+                let kept = Box::new(Command::RoutesServed { generation });
+                if let Some(session) = self.shell.sessions.get_mut(&conn) {
+                    session.serves = Some(0);
+                }
+                vec![Step::Send(Down::Welcome), Step::Apply(kept, Then::Plain), Step::Table]
+            }
+            Up::Serves(generation) => {
+                if let Some(session) = self.shell.sessions.get_mut(&conn) {
+                    session.serves = Some(generation);
+                }
+                return self.routes_served();
+            }
         };
         if let Some(session) = self.shell.sessions.get_mut(&conn) {
             session.plan(steps);
@@ -320,8 +371,11 @@ impl World {
     fn runner_hello(&mut self, conn: u64, node: Node, holds: Vec<Attempt>) -> Vec<Step> {
         let Node::Runner(index) = node else { return Vec::new() };
         if let Some(session) = self.shell.sessions.get_mut(&conn) {
-            let entry = |it: &Attempt| (it.job, Holding { epoch: it.epoch, told: false });
-            session.held = holds.iter().map(entry).collect();
+            let logs = &self.shell.logs;
+            let lines = |job: &JobId| logs.get(job).copied().unwrap_or(0);
+            let holding =
+                |it: &Attempt| Holding { epoch: it.epoch, lines: lines(&it.job), told: false };
+            session.held = holds.iter().map(|it| (it.job, holding(it))).collect();
         }
         let runner = &self.runners[index];
         let online = JobCommand::RunnerOnline {
@@ -372,7 +426,8 @@ impl World {
                 let Reply::Assigned(Some(job)) = reply else { return };
                 if let Some(session) = self.shell.sessions.get_mut(&conn) {
                     session.capacity -= 1;
-                    session.held.insert(job.id, Holding { epoch: job.epoch, told: false });
+                    let holding = Holding { epoch: job.epoch, lines: 0, told: false };
+                    session.held.insert(job.id, holding);
                     session.plan.push_front(Step::Offer);
                 }
                 self.send_down(conn, Down::Assignment(job.clone()));
@@ -462,28 +517,111 @@ impl World {
     }
 
     fn tell_work(&mut self, conn: u64, full: bool, wanted: CellWork) {
+        let (now, wall) = (self.now, self.wall());
         let Some(session) = self.shell.sessions.get_mut(&conn) else { return };
         let told = if full { BTreeMap::new() } else { session.told.clone() };
-        let key = |(is_task, id): (bool, u128), epoch| Key { is_task, id, epoch };
-        let gone: Vec<Key> = session
-            .told
-            .iter()
-            .filter(|(at, _)| !wanted.contains_key(*at))
-            .map(|(at, (epoch, _))| key(*at, *epoch))
-            .collect();
-        session.told = wanted.iter().map(|(at, it)| (*at, (it.0, it.1))).collect();
-        let work: Vec<Wanted> = wanted
-            .into_iter()
-            .filter(|(at, it)| told.get(at) != Some(&(it.0, it.1)))
-            .map(|(at, (epoch, stop, spec))| {
-                let known = told.get(&at).is_some_and(|before| before.0 == epoch);
-                let spec = if known { None } else { spec };
-                Wanted { key: key(at, epoch), spec, stop, known }
-            })
-            .collect();
+        let before = std::mem::take(&mut session.withdrawn);
+        let mut is: BTreeMap<(bool, u128), (u32, bool)> = BTreeMap::new();
+        let mut work = Vec::new();
+        let mut drained: Option<u64> = None;
+        for (at, it) in wanted.all {
+            let running = Some(&(it.epoch, false));
+            if it.stop && !at.0 && told.get(&at) == running && !planted::is("M13") {
+                // Routes may have led to it until now: routers first, and what it serves ends.
+                let since = before.get(&at).copied().unwrap_or(wanted.routes);
+                let drains = it.due.0.saturating_sub(wall.0);
+                if drains > 0 {
+                    drained = Some(drained.map_or(drains, |other| other.min(drains)));
+                }
+                if drains > 0 || since > session.served {
+                    session.withdrawn.insert(at, since);
+                    is.insert(at, (it.epoch, false));
+                    continue;
+                }
+            }
+            is.insert(at, (it.epoch, it.stop));
+            if told.get(&at) != Some(&(it.epoch, it.stop)) {
+                let known = told.get(&at).is_some_and(|before| before.0 == it.epoch);
+                let spec = if known { None } else { it.spec };
+                let key = Key { is_task: at.0, id: at.1, epoch: it.epoch };
+                work.push(Wanted { key, spec, stop: it.stop, known });
+            }
+        }
+        let old = std::mem::replace(&mut session.told, is);
+        let gone = old.into_iter().filter(|(at, _)| !session.told.contains_key(at));
+        let gone: Vec<Key> =
+            gone.map(|((is_task, id), (epoch, _))| Key { is_task, id, epoch }).collect();
+        let newest = session.withdrawn.values().max().filter(|newest| **newest > session.served);
+        if let (Some(generation), None) = (newest.copied(), session.waiting) {
+            session.waiting = Some((generation, now + ROUTER_WAIT));
+            self.later(ROUTER_WAIT, Event::Again { conn });
+            self.later(0, Event::Again { conn });
+        }
+        if let Some(drained) = drained {
+            self.later(drained, Event::Again { conn });
+        }
         if full || !work.is_empty() || !gone.is_empty() {
             self.send_down(conn, Down::Desired { full, work, gone });
         }
+    }
+
+    /// A router serves another generation: cells that wait for that may end something.
+    fn routes_served(&mut self) {
+        let waits = self.shell.sessions.iter().filter(|(_, session)| session.waiting.is_some());
+        let waits: Vec<u64> = waits.map(|(conn, _)| *conn).collect();
+        for conn in waits {
+            self.later(0, Event::Again { conn });
+        }
+    }
+
+    /// Whether every router that is connected serves this generation.
+    fn routers_serve(&self, generation: u64) -> bool {
+        let mut serve = self.shell.sessions.values().filter_map(|session| session.serves);
+        serve.all(|it| it >= generation)
+    }
+
+    /// Looks again at what a cell was not told yet.
+    pub(crate) fn session_again(&mut self, conn: u64) {
+        let waiting = self.shell.sessions.get(&conn).map(|session| session.waiting);
+        let Some(waiting) = waiting else { return };
+        let done = waiting
+            .filter(|(generation, until)| self.now >= *until || self.routers_serve(*generation));
+        let Some(session) = self.shell.sessions.get_mut(&conn) else { return };
+        if let Some((generation, _)) = done {
+            session.served = session.served.max(generation);
+            session.waiting = None;
+        }
+        let due = done.is_some() || !session.withdrawn.is_empty() && waiting.is_none();
+        if due && !session.closing {
+            session.plan([Step::Work { full: false }]);
+            self.pump(conn);
+        }
+    }
+
+    /// Lines of a job's log arrive. After a reconnect the runner repeats what it does not know to
+    /// have arrived.
+    fn session_log(&mut self, conn: u64, (at, first): (Attempt, u64), count: u64) {
+        let Some(session) = self.shell.sessions.get_mut(&conn) else { return };
+        // What a connection still had under way when the runner opened the next one does not count:
+        // that one said what it had.
+        let node = session.node;
+        let mut later = self.shell.sessions.range(conn + 1..);
+        if later.any(|(_, session)| session.node == node) {
+            return;
+        }
+        let Some(session) = self.shell.sessions.get_mut(&conn) else { return };
+        let is_held = session.held.get(&at.job).is_some_and(|held| held.epoch == at.epoch);
+        if !is_held && !planted::is("M3") {
+            return;
+        }
+        let Node::Runner(index) = session.node else { return };
+        let fresh = Holding { epoch: at.epoch, lines: first, told: true };
+        let held = session.held.entry(at.job).or_insert(fresh);
+        let new = (held.lines.max(first), first + count);
+        held.lines = held.lines.max(new.1);
+        let lines = held.lines;
+        self.append_log(index, at, new);
+        self.send_down(conn, Down::Kept(at, lines));
     }
 
     /// Connections that are open and who is at their far end.

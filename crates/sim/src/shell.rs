@@ -3,14 +3,21 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use model::Time;
-use state::{Change, Changes, Command, Deployment, Job, JobCommand, RowKey, State, Task};
+use state::{
+    Cell, CellCommand, Change, Changes, Command, Deployment, Instance, Job, JobCommand, RowKey,
+    State, Task,
+};
 use store::memory::{Fault, MemoryStore};
 use store::{
     Batch, Epoch, HistoryEntry, HistoryQuery, Kind, MAX_HISTORY_PAGE, Record, Store as _,
     StoreError,
 };
 
-use crate::message::{Answer, Ask, Event, Found, Node, Origin, Outcomes, Published, Read};
+use crate::clock::Clock;
+use crate::leases::Heard;
+use crate::message::{
+    Answer, Ask, CellWork, Event, Found, Node, Origin, Outcomes, Published, Read, Should,
+};
 use crate::planted;
 use crate::session::Session;
 use crate::world::World;
@@ -60,7 +67,7 @@ pub(crate) struct Follow {
 pub(crate) struct Shell {
     pub(crate) store: MemoryStore,
     epoch: Epoch,
-    live: Option<State>,
+    pub(crate) live: Option<State>,
     /// Follows the live state; differs only when something is not deterministic or a refusal
     /// leaves traces.
     shadow: Option<State>,
@@ -77,11 +84,18 @@ pub(crate) struct Shell {
     pub(crate) sessions: BTreeMap<u64, Session>,
     pub(crate) follows: BTreeMap<u64, Follow>,
     calls: Vec<u64>,
-    /// How far the server's clock is ahead.
-    pub(crate) skew: i64,
-    /// Whether the clock was ever set back: then generations of routes may start lower after a
-    /// restart, and routers keep the table they have.
-    pub(crate) set_back: bool,
+    pub(crate) clock: Clock,
+    /// For how long the process stood still, in all.
+    pub(crate) stood_still: u64,
+    pub(crate) heard: Heard,
+    /// How many lines of each job's log have arrived.
+    pub(crate) logs: BTreeMap<model::JobId, u64>,
+    /// A commit that was answered and is not on the disk yet: only with a planted bug.
+    unsynced: Option<Batch>,
+    /// Whether leases are to begin afresh before the first change.
+    resumes: bool,
+    /// The number of the last change.
+    revision: u64,
     ticking: bool,
     routes_seen: u64,
     /// Whether the next event says to look at everything.
@@ -108,8 +122,13 @@ impl Shell {
             sessions: BTreeMap::new(),
             follows: BTreeMap::new(),
             calls: Vec::new(),
-            skew: 0,
-            set_back: false,
+            clock: Clock::default(),
+            stood_still: 0,
+            heard: Heard::default(),
+            logs: BTreeMap::new(),
+            unsynced: None,
+            resumes: false,
+            revision: 0,
             ticking: false,
             routes_seen: 0,
             look_again: false,
@@ -167,13 +186,14 @@ fn batch_of(at: Time, changes: Changes) -> Batch {
 
 impl World {
     pub(crate) fn wall(&self) -> Time {
-        Time(self.now.saturating_add_signed(self.shell.skew))
+        Time(self.shell.clock.read(self.now))
     }
 
     pub(crate) fn server_start(&mut self) {
         if self.shell.up {
             return;
         }
+        self.shell.clock.start(self.now);
         self.note(format_args!("the server starts, its clock shows {}", self.wall()));
         self.shell.up = true;
         self.shell.booted = false;
@@ -181,6 +201,9 @@ impl World {
         self.shell.life += 1;
         let life = self.shell.life;
         self.rebuild();
+        if let Some(heard) = self.shell.live.as_ref().and_then(State::last_heard) {
+            self.shell.clock.has_been(self.now, heard.0);
+        }
         self.request(What::Apply(Box::new(Command::Boot)), Origin::Boot);
         self.later(TICK, Event::Tick { life });
         self.later(TICK, Event::Courier { life });
@@ -188,7 +211,7 @@ impl World {
 
     /// The server is killed. What was being committed may or may not have been kept.
     pub(crate) fn server_crash(&mut self) {
-        if !self.shell.up {
+        if !self.shell.up || self.stuck.is_some() {
             return;
         }
         let kept = self.rng.index(self.shell.flight.len() + 1);
@@ -199,6 +222,7 @@ impl World {
                 break;
             }
         }
+        self.shell.unsynced = None;
         self.stop_serving();
         self.shell.up = false;
         let away = if self.rng.chance(200) { 20_000 } else { 1_500 };
@@ -209,6 +233,7 @@ impl World {
     fn stop_serving(&mut self) {
         self.shell.booted = false;
         self.shell.life += 1;
+        self.sync();
         self.shell.live = None;
         self.shell.shadow = None;
         self.shell.inbox.clear();
@@ -244,6 +269,17 @@ impl World {
             (Err(error), _) | (_, Err(error)) => self.fail("load", error),
         }
         self.shell.routes_seen = 0;
+        self.shell.revision = 0;
+        self.check_loaded();
+    }
+
+    /// What was answered reaches the disk at last.
+    fn sync(&mut self) {
+        if let Some(batch) = self.shell.unsynced.take()
+            && let Err(error) = self.shell.store.commit(self.shell.epoch, vec![batch])
+        {
+            self.note(format_args!("the store refuses: {error}"));
+        }
     }
 
     fn request(&mut self, what: What, origin: Origin) {
@@ -290,8 +326,10 @@ impl World {
         self.shell.batch_due = false;
         if self.shell.void == Some(self.shell.generation) {
             self.note(format_args!("the state is loaded again"));
+            self.sync();
             self.rebuild();
             self.shell.look_again = true;
+            self.shell.resumes = true;
         }
         let at = self.wall();
         let mut applied = Applied {
@@ -302,6 +340,11 @@ impl World {
             acks: Vec::new(),
             event: Published::default(),
         };
+        let changes = self.shell.inbox.iter().any(|(what, _)| matches!(what, What::Apply(_)));
+        if changes && std::mem::take(&mut self.shell.resumes) {
+            let resume = What::Apply(Box::new(Command::Resume));
+            self.shell.inbox.push_front((resume, Origin::Operator));
+        }
         for _ in 0..MAX_BATCH {
             let Some((what, origin)) = self.shell.inbox.pop_front() else { break };
             self.carry_out(at, what, origin, &mut applied);
@@ -320,47 +363,49 @@ impl World {
     }
 
     fn carry_out(&mut self, at: Time, what: What, origin: Origin, applied: &mut Applied) {
-        let Some(live) = &mut self.shell.live else { return };
-        let outcome = match what {
-            What::Apply(command) => {
-                let again = self.shell.shadow.is_some().then(|| command.clone());
-                let ack = if let Command::Job(JobCommand::Ack(attempt)) = &*command {
-                    Some(*attempt)
-                } else {
-                    None
-                };
-                let stale = stale(live, &command);
-                let shown = command.clone();
-                let done = live.apply(at, *command);
-                if done.is_ok() {
-                    if let Some(detail) = stale {
-                        self.fail("I1", detail);
-                    }
-                    if let (Some(shadow), Some(again)) = (&mut self.shell.shadow, again)
-                        && let Err(refusal) = shadow.apply(at, *again)
-                    {
-                        self.fail(
-                            "determinism",
-                            format!("refused only the second time: {refusal}"),
-                        );
-                    }
-                    applied.acks.extend(ack);
-                }
-                self.note_applied(&shown, &done);
-                if planted::is("M4") && ack.is_some() {
-                    self.deliver(origin, Outcomes::Applied(done));
-                    return;
-                }
-                Outcomes::Applied(done)
+        let command = match what {
+            What::Apply(command) => command,
+            What::Read(read) => {
+                let Some(live) = &self.shell.live else { return };
+                applied.answers.push((origin, Outcomes::Found(find(live, read))));
+                return;
             }
-            What::Read(read) => Outcomes::Found(find(live, read)),
         };
-        applied.answers.push((origin, outcome));
+        let leases = self.leases(&command);
+        let Some(live) = &mut self.shell.live else { return };
+        let stale = stale(live, &command);
+        let shown = command.clone();
+        let done = live.apply(at, *command);
+        if let Ok(reply) = &done {
+            if let Some(detail) = stale {
+                self.fail("I1", detail);
+            }
+            if let Some(shadow) = &mut self.shell.shadow
+                && let Err(refusal) = shadow.apply(at, (*shown).clone())
+            {
+                self.fail("determinism", format!("refused only the second time: {refusal}"));
+            }
+            self.heard(&shown, reply);
+        }
+        if let Some(before) = leases {
+            self.check_leases(&before);
+        }
+        self.note_applied(&shown, &done);
+        if let Command::Job(JobCommand::Ack(attempt)) = &*shown {
+            if done.is_ok() {
+                applied.acks.push(*attempt);
+            }
+            if planted::is("M4") {
+                self.deliver(origin, Outcomes::Applied(done));
+                return;
+            }
+        }
+        applied.answers.push((origin, Outcomes::Applied(done)));
     }
 
     fn note_applied(&mut self, command: &Command, done: &Result<state::Reply, state::Refusal>) {
         match (command, done) {
-            (Command::Cell(state::CellCommand::Heartbeat { .. }), Ok(_)) => {}
+            (Command::Cell(CellCommand::Heartbeat { .. }), Ok(_)) => {}
             (_, Ok(_)) => self.note(format_args!("applied {command:?}")),
             (_, Err(refusal)) => self.note(format_args!("refused {command:?}: {refusal}")),
         }
@@ -372,6 +417,19 @@ impl World {
             Ok(changes) => changes,
             Err(error) => return self.fail("render", error),
         };
+        // Every change has a number of its own, and numbers only grow.
+        let mut last = self.shell.revision;
+        let numbered = changes
+            .news
+            .iter()
+            .all(|news| news.revision > std::mem::replace(&mut last, news.revision));
+        if !numbered {
+            return self.fail(
+                "revision",
+                format!("changes after {} are not in order", self.shell.revision),
+            );
+        }
+        self.shell.revision = last;
         applied.event = Published {
             rows: changes.rows.iter().map(|change| change.key).collect(),
             routes: live.route_generation(),
@@ -392,6 +450,12 @@ impl World {
         let mut fault = fault;
         self.shell.store.inject(Box::new(move |_| fault.take()));
         let batch = applied.batch.clone();
+        if planted::is("M20") {
+            self.sync();
+            self.committed_rows(&batch);
+            self.shell.unsynced = Some(batch);
+            return Ok(());
+        }
         let done = self.shell.store.commit(self.shell.epoch, vec![batch]);
         self.shell.store.heal();
         if keeps {
@@ -572,18 +636,40 @@ impl World {
     }
 }
 
-/// Whether a command reports on an attempt that is not the current one.
+/// Whether a command reports on something that is not, or not any more, whose it says.
 fn stale(state: &State, command: &Command) -> Option<String> {
-    let Command::Job(command) = command else { return None };
-    let (JobCommand::Ack(at)
-    | JobCommand::Nack(at)
-    | JobCommand::Heartbeat(at)
-    | JobCommand::Complete(at, _)) = command
-    else {
-        return None;
-    };
-    let row = state.get::<Job>(at.job).filter(|row| row.epoch != at.epoch)?;
-    Some(format!("{command:?} was accepted while {} is in epoch {}", at.job, row.epoch))
+    match command {
+        Command::Job(
+            JobCommand::Ack(at)
+            | JobCommand::Nack(at)
+            | JobCommand::Heartbeat(at)
+            | JobCommand::Complete(at, _),
+        ) => {
+            let row = state.get::<Job>(at.job).filter(|row| row.epoch != at.epoch)?;
+            Some(format!("{command:?} was accepted while {} is in epoch {}", at.job, row.epoch))
+        }
+        Command::Cell(CellCommand::Over { id, epoch, report }) => {
+            let row = state.get::<Cell>(*id);
+            if row.is_none_or(|row| row.epoch != *epoch || row.lease_until.is_none()) {
+                return Some(format!("{command:?} was accepted of {row:?}"));
+            }
+            let (row, owned) = match &**report {
+                CellCommand::Task { cell, task, epoch, .. } => {
+                    let row = state.get::<Task>(*task);
+                    let is = |row: &Task| row.epoch == *epoch && row.state.cell() == Some(*cell);
+                    (format!("{row:?}"), row.is_some_and(|row| is(row)))
+                }
+                CellCommand::Instance { cell, instance, epoch, .. } => {
+                    let row = state.get::<Instance>(*instance);
+                    let copy = row.and_then(|row| row.copy_on(*cell));
+                    (format!("{row:?}"), copy.is_some_and(|copy| copy.epoch == *epoch))
+                }
+                _ => return None,
+            };
+            (!owned).then(|| format!("{report:?} was accepted of {row}"))
+        }
+        _ => None,
+    }
 }
 
 fn call_answer(outcome: Outcomes) -> Answer {
@@ -605,15 +691,17 @@ fn find(state: &State, read: Read) -> Found {
         }
         Read::Work(cell) => {
             let work = state.cell_work(cell);
-            let tasks = work
-                .tasks
-                .into_iter()
-                .map(|task| ((true, task.id.0), (task.epoch, task.cancelling, None)));
-            let instances = work.instances.into_iter().map(|it| {
-                let spec = Some(it.process.spec.clone());
-                ((false, it.row.id.0), (it.copy.epoch, it.copy.stop, spec))
+            let tasks = work.tasks.into_iter().map(|task| {
+                let (epoch, stop) = (task.epoch, task.cancelling);
+                ((true, task.id.0), Should { epoch, stop, due: Time(0), spec: None })
             });
-            Found::Work(tasks.chain(instances).collect())
+            let instances = work.instances.into_iter().map(|it| {
+                let (epoch, stop, due) = (it.copy.epoch, it.copy.stop, state.stop_due(&it));
+                let spec = Some(it.process.spec.clone());
+                ((false, it.row.id.0), Should { epoch, stop, due, spec })
+            });
+            let all = tasks.chain(instances).collect();
+            Found::Work(CellWork { all, routes: state.route_generation() })
         }
         Read::Table => Found::Table(state.routes()),
         Read::Since(from) => Found::Since(state.routes_since(from), state.route_generation()),

@@ -1,11 +1,12 @@
 //! One seeded world: virtual time, an agenda, and everything that lives in it.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt::{Arguments, Write as _};
 
 use crate::cell::Cell;
 use crate::check::Checker;
 use crate::client::Clients;
+use crate::links::Blocked;
 use crate::message::{Answer, Ask, Caller, Down, Event, Node, Up};
 use crate::rng::Rng;
 use crate::router::Router;
@@ -67,8 +68,8 @@ impl Transcript {
 #[derive(Debug)]
 pub(crate) struct Conn {
     pub(crate) node: Node,
-    up_at: u64,
-    down_at: u64,
+    pub(crate) up_at: u64,
+    pub(crate) down_at: u64,
     /// Nothing arrives before this.
     pub(crate) stalled_until: u64,
 }
@@ -130,9 +131,31 @@ pub(crate) struct World {
     calls: BTreeMap<u64, Call>,
     /// Deferred events of components that stand still.
     frozen: BTreeMap<Node, VecDeque<Event>>,
+    /// The server's own, while it stands still.
+    pub(crate) stuck: Option<VecDeque<Event>>,
+    /// Connections that their component closed as it should.
+    pub(crate) closed: BTreeSet<u64>,
+    /// Components that messages do not reach, or whose messages do not get through.
+    pub(crate) blocked: BTreeMap<Node, Blocked>,
     pub(crate) check: Checker,
     pub(crate) failure: Option<Failure>,
     done: bool,
+}
+
+/// Whether the server has to be awake for it to happen.
+const fn is_servers(event: &Event) -> bool {
+    matches!(
+        event,
+        Event::Up { .. }
+            | Event::ServerCut { .. }
+            | Event::Batch { .. }
+            | Event::Committed { .. }
+            | Event::Tick { .. }
+            | Event::Courier { .. }
+            | Event::Again { .. }
+            | Event::Subscribed { .. }
+            | Event::Call { .. }
+    )
 }
 
 impl World {
@@ -162,6 +185,9 @@ impl World {
             clients: Clients::new(&rng, BEGIN),
             calls: BTreeMap::new(),
             frozen: BTreeMap::new(),
+            stuck: None,
+            closed: BTreeSet::new(),
+            blocked: BTreeMap::new(),
             check: Checker::default(),
             failure: None,
             done: false,
@@ -261,6 +287,10 @@ impl World {
             deferred.push_back(event);
             return;
         }
+        if let Some(deferred) = self.stuck.as_mut().filter(|_| is_servers(&event)) {
+            deferred.push_back(event);
+            return;
+        }
         match event {
             Event::Up { conn, message } => self.session_message(conn, message),
             Event::Down { conn, message } => self.node_message(conn, message),
@@ -279,6 +309,9 @@ impl World {
             Event::Tick { life } => self.tick(life),
             Event::Courier { life } => self.courier_looks(life),
             Event::ServerStart => self.server_start(),
+            Event::ServerThaw => self.server_thaws(),
+            Event::Break { conn } => self.break_half(conn),
+            Event::Again { conn } => self.session_again(conn),
             Event::Subscribed { follow } => self.shell.subscribed(follow),
             Event::Call { id } => self.call_arrives(id),
             Event::Answer { id, answer } => self.call_answered(id, answer),
@@ -300,7 +333,8 @@ impl World {
     pub(crate) fn send_up(&mut self, conn: u64, message: Up) {
         let delay = self.latency();
         let Some(it) = self.conns.get_mut(&conn) else { return };
-        it.up_at = it.up_at.max(self.now + delay).max(it.stalled_until);
+        let blocked = self.blocked.get(&it.node).map_or(0, |it| it.up);
+        it.up_at = it.up_at.max(self.now + delay).max(it.stalled_until).max(blocked);
         let at = it.up_at;
         self.at(at, Event::Up { conn, message });
     }
@@ -308,7 +342,8 @@ impl World {
     pub(crate) fn send_down(&mut self, conn: u64, message: Down) {
         let delay = self.latency();
         let Some(it) = self.conns.get_mut(&conn) else { return };
-        it.down_at = it.down_at.max(self.now + delay).max(it.stalled_until);
+        let blocked = self.blocked.get(&it.node).map_or(0, |it| it.down);
+        it.down_at = it.down_at.max(self.now + delay).max(it.stalled_until).max(blocked);
         let at = it.down_at;
         self.at(at, Event::Down { conn, message });
     }
@@ -353,7 +388,8 @@ impl World {
     }
 
     fn connect(&mut self, node: Node, life: u64) {
-        if !self.shell.is_serving() {
+        let out_of_reach = self.stuck.is_some() || self.blocked(node).is_cut(self.now);
+        if !self.shell.is_serving() || out_of_reach {
             let delay = self.rng.between(100, 2_000);
             self.later(delay, Event::Connect { node, life });
             return;
@@ -405,6 +441,29 @@ impl World {
         }
     }
 
+    /// The server's process is stopped for a while: nobody hears from it.
+    pub(crate) fn server_freezes(&mut self, span: u64) {
+        if self.stuck.is_some() || !self.shell.is_serving() {
+            return;
+        }
+        self.note(format_args!("the server stands still for {span} ms"));
+        self.shell.clock.stop(self.now);
+        self.stuck = Some(VecDeque::new());
+        for node in self.nodes() {
+            self.silence(node, span);
+        }
+        self.later(span, Event::ServerThaw);
+    }
+
+    fn server_thaws(&mut self) {
+        let Some(deferred) = self.stuck.take() else { return };
+        self.note(format_args!("the server goes on with {} events", deferred.len()));
+        self.shell.stood_still += self.shell.clock.go_on(self.now);
+        for event in deferred {
+            self.happen(event);
+        }
+    }
+
     // --- calls ---
 
     /// Asks the server something.
@@ -413,7 +472,7 @@ impl World {
         self.note(format_args!("call {id} by {caller:?}: {ask:?}"));
         self.calls.insert(id, Call { caller, ask });
         let delay = self.latency();
-        if self.lossy() {
+        if self.lossy() || self.is_cut_off(caller) {
             self.later(delay + 3_000, Event::Answer { id, answer: Answer::Broken });
         } else {
             self.later(delay, Event::Call { id });
@@ -439,7 +498,8 @@ impl World {
     /// The server answers a call; the answer may get lost.
     pub(crate) fn answer_call(&mut self, id: u64, answer: Answer) {
         let delay = self.latency();
-        let lost = self.lossy();
+        let caller = self.calls.get(&id).map(|call| call.caller);
+        let lost = self.lossy() || caller.is_some_and(|caller| self.is_cut_off(caller));
         let answer = if lost { Answer::Broken } else { answer };
         self.later(if lost { delay + 3_000 } else { delay }, Event::Answer { id, answer });
     }
@@ -468,9 +528,8 @@ impl World {
         for node in frozen {
             self.thaw(node);
         }
-        for conn in self.conns.values_mut() {
-            conn.stalled_until = 0;
-        }
+        self.server_thaws();
+        self.rejoin();
         self.undrain_all();
         self.later(500, Event::Look);
     }

@@ -199,7 +199,10 @@ impl Core {
             .map(|cell| (**cell).clone())
             .collect();
         for cell in connected {
-            self.put(Cell { lease_until: Some(now.after(CELL_LEASE)), ..cell });
+            let lease_until = now.after(CELL_LEASE);
+            #[cfg(feature = "planted")]
+            let lease_until = if crate::planted::is("M12") { now } else { lease_until };
+            self.put(Cell { lease_until: Some(lease_until), ..cell });
         }
         let starting: Vec<_> = self
             .tables

@@ -342,6 +342,13 @@ impl Core {
         let (waiters, items): (Vec<_>, Vec<_>) = items.unzip();
         let Some(placing) = &mut self.indexes.placing else { return Ok(false) };
         let answers = placing.cells.plan(&items);
+        #[cfg(feature = "planted")]
+        let answers = if crate::planted::is("M11") {
+            // As if each item had an auctioneer of its own, who knows nothing of the others.
+            items.iter().flat_map(|item| placing.cells.plan(std::slice::from_ref(item))).collect()
+        } else {
+            answers
+        };
         let mut placed = false;
         for (waiter, answer) in waiters.into_iter().zip(answers) {
             match answer {

@@ -313,6 +313,22 @@ impl Core {
         for row in cancelling {
             self.put(Task { cancel_by: Some(now.after(CANCEL_FORCE)), ..(*row).clone() });
         }
+        #[cfg(feature = "planted")]
+        if crate::planted::is("M9") {
+            self.planted_again(now);
+        }
+    }
+
+    /// After a restart, whatever was to be tried again is scheduled once more.
+    #[cfg(feature = "planted")]
+    fn planted_again(&mut self, now: Time) {
+        let failed: Vec<_> =
+            self.tables.tasks.values().filter(|row| row.is_retried()).cloned().collect();
+        for row in failed {
+            let next = self.attempt_after(now, &row);
+            self.put(Task { followed_by: Some(next.id), ..(*row).clone() });
+            self.put(next);
+        }
     }
 
     /// The ids of all attempts at the same work, the first first, up to this one.

@@ -334,11 +334,15 @@ impl Core {
     /// Forgets the oldest builds that no deployment uses, beyond [`KEPT_BUILDS`].
     fn prune_builds(&mut self, app: AppId) {
         let used: Vec<BuildId> = self.deployments_of(app).map(|row| row.build).collect();
+        let kept = KEPT_BUILDS;
+        // Worlds are too short for as many builds as are kept.
+        #[cfg(feature = "planted")]
+        let (used, kept) = if crate::planted::is("M16") { (Vec::new(), 1) } else { (used, kept) };
         let old: Vec<_> = self
             .builds_of(app)
             .rev()
             .filter(|row| !used.contains(&row.id))
-            .skip(KEPT_BUILDS)
+            .skip(kept)
             .map(|row| row.id)
             .collect();
         for id in old {
