@@ -110,6 +110,7 @@ impl Loop {
             resumes: false,
             base: 0,
             revision: 0,
+            routes: 0,
             publisher: Arc::new(Publisher {
                 events: events.clone(),
                 requests: requests.downgrade(),
@@ -212,6 +213,8 @@ struct Applier {
     revision: u64,
     /// It was loaded again, and nothing was applied since.
     resumes: bool,
+    /// The last generation of the routes that was told of.
+    routes: u64,
     publisher: Arc<Publisher>,
     deadline: watch::Sender<Option<Time>>,
     meters: Arc<Meters>,
@@ -234,6 +237,7 @@ impl Applier {
             return Err(StoreError::Deposed { epoch: epoch.0, current: loaded.epoch.0 });
         }
         load_ended(&*self.store, &mut state)?;
+        state.loaded(Time(self.clock.now_ms()), self.routes);
         // Later than what was applied in vain.
         self.base = first_revision(epoch).max(self.revision + 1);
         state.number_from(self.base);
@@ -326,6 +330,7 @@ impl Applier {
             routes: live.state.route_generation(),
         };
         self.revision = live.state.revision();
+        self.routes = event.routes;
         let news = std::mem::take(&mut changes.news);
         let commits = !changes.rows.is_empty();
         let applied = Applied { event, news, commits, ..applied };

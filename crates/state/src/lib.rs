@@ -158,6 +158,14 @@ impl State {
         Ok(())
     }
 
+    /// Derives the routes once all rows are loaded, so that they are there for whoever reads before
+    /// the first command. Their generation is later than `served`, the last one that this process
+    /// told of; 0 when it has told of none.
+    pub fn loaded(&mut self, now: Time, served: u64) {
+        self.core.routes.go_on_after(served);
+        self.core.refresh_routes(now);
+    }
+
     /// Carries out one command, or refuses it and changes nothing.
     pub fn apply(&mut self, now: Time, command: Command) -> Result<Reply, Refusal> {
         self.core.prepare_placing();

@@ -65,6 +65,13 @@ impl Routes {
         Some(self.changes.iter().skip(known).cloned().collect())
     }
 
+    /// Goes on after a generation that was told of before the state was loaded again.
+    pub(crate) fn go_on_after(&mut self, served: u64) {
+        if served > 0 {
+            self.generation = self.generation.max(served + 1);
+        }
+    }
+
     /// Goes on after a generation that a router serves already, so that it takes what comes. One that
     /// no clock can have made is passed over: it would leave nothing to count on with.
     pub(crate) fn catch_up(&mut self, now: Time, served: u64) {

@@ -119,3 +119,40 @@ fn instances_are_reached_through_the_gate_of_their_cell() {
         generation = bench.state.route_generation();
     }
 }
+
+#[test]
+fn routes_are_there_before_the_first_command() {
+    let mut bench = Bench::ready();
+    bench.released(1);
+    let before = bench.state.routes();
+    let served = before.generation;
+    let rows = bench.state.take_changes().expect("rows render").rows;
+    // Loaded at the same time, later, and by a clock that was set back.
+    for (now, least) in [(served, served + 1), (served + 5_000, served + 5_000), (1, served + 1)] {
+        let mut again = State::new("localhost");
+        for change in &rows {
+            let Some(body) = &change.body else { continue };
+            again.load(change.key.kind(), body).expect("it loads");
+        }
+        again.loaded(Time(now), served);
+        let routes = again.routes();
+        assert_eq!(routes.routes, before.routes, "at {now}");
+        assert!(routes.generation >= least, "{} at {now}", routes.generation);
+        assert_eq!(
+            again.routes_since(served),
+            None,
+            "a router that is behind gets the whole table"
+        );
+        again.apply(Time(now), Command::Boot).expect("it boots");
+        assert_eq!(again.routes(), routes, "a command changes nothing about it");
+    }
+}
+
+#[test]
+fn a_process_that_told_of_no_routes_begins_with_the_present() {
+    let mut state = State::new("localhost");
+    state.loaded(Time(7), 0);
+    assert_eq!(state.routes(), RouteTable { generation: 7, routes: Vec::new() });
+    state.loaded(Time(7), 9);
+    assert_eq!(state.route_generation(), 10, "an empty table, too, is later than the last one");
+}
