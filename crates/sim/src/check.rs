@@ -10,8 +10,8 @@ use model::{
     InstanceId, InstanceState, JobId, JobState, Limits, Name, Outcome, ProcessId, TaskId,
 };
 use state::{
-    App, Attempt, Build, Cell, CellInstance, Delivery, Deployment, Instance, Job, PredecessorKind,
-    Process, Runner, State, Task, delivery_id,
+    App, Attempt, Build, Cell, CellInstance, Command, Delivery, Deployment, Instance, Job,
+    PredecessorKind, Process, Runner, State, Task, delivery_id,
 };
 use store::{Batch, Record, Store as _};
 
@@ -374,6 +374,11 @@ impl Checker {
         Ok(())
     }
 
+    /// Nobody may count on a copy of an instance any more.
+    pub(crate) fn ends(&mut self, id: InstanceId) {
+        self.served.remove(&id);
+    }
+
     /// Whether an instance is wanted.
     fn wants(&self, row: &Instance) -> bool {
         let deployment = self.deployments.get(&row.deployment);
@@ -496,6 +501,20 @@ impl World {
             return self.fail("I6", detail);
         }
         self.check.working.insert(at.job);
+    }
+
+    /// A person may end an instance that serves.
+    pub(crate) fn stopped_by_hand(&mut self, command: &Command) {
+        let Command::RestartInstance { app, workspace, process, index } = command else { return };
+        let Some(state) = &self.shell.live else { return };
+        let released = state.get::<App>(*app).and_then(|app| app.released.get(workspace));
+        let deployment = released.and_then(|id| state.get::<Deployment>(*id));
+        let processes = deployment.map(|row| row.processes.clone()).unwrap_or_default();
+        let mut rows = processes.iter().filter_map(|id| state.get::<Process>(*id));
+        let row = rows.find(|row| row.name == *process).map(|row| row.id);
+        if let Some(id) = row {
+            self.check.ends(state::instance_id(id, *index));
+        }
     }
 
     /// A cell is told to end an instance that runs. 10.4: that one serves, unless another copy
@@ -757,7 +776,7 @@ fn unlike(
     }
     // The first command derives the routes.
     let before = live.routes().routes;
-    if let Err(refusal) = fresh.apply(now, state::Command::Boot) {
+    if let Err(refusal) = fresh.apply(now, Command::Boot) {
         return Some(format!("the boot was refused: {refusal}"));
     }
     (before != fresh.routes().routes).then(|| "the routes differ".to_owned())

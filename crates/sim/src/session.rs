@@ -83,8 +83,8 @@ pub(crate) struct Session {
     closing: bool,
     /// Whether the cell said that it leaves.
     leaving: bool,
-    /// Whether the stream broke.
-    broken: bool,
+    /// Whether the component closed the stream.
+    orderly: bool,
     /// Whether the runner counts as online because of this session.
     online: bool,
     capacity: u32,
@@ -111,7 +111,7 @@ impl Session {
             waits: None,
             closing: false,
             leaving: false,
-            broken: false,
+            orderly: false,
             online: false,
             capacity: 0,
             held: BTreeMap::new(),
@@ -152,7 +152,7 @@ impl World {
         if let Some(session) = self.shell.sessions.get_mut(&conn) {
             // A stream of a cell that leaves may break while something can still move: it may be
             // opened again.
-            session.broken |= !orderly;
+            session.orderly |= orderly;
             session.input.push_back(Input::Closed);
             self.pump(conn);
         }
@@ -252,7 +252,7 @@ impl World {
             let offline = Command::Job(JobCommand::RunnerOffline(self.runners[index].id));
             session.plan([Step::Apply(Box::new(offline), Then::Offline), Step::End]);
         } else if let (Node::Cell(index), true) =
-            (node, session.leaving && !session.broken && !session.closing)
+            (node, session.leaving && session.orderly && !session.closing)
         {
             session.closing = true;
             let (id, epoch) = (self.cells[index].id, session.epoch);

@@ -233,6 +233,7 @@ impl World {
     fn stop_serving(&mut self) {
         self.shell.booted = false;
         self.shell.life += 1;
+        self.shell.routes_seen = 0;
         self.sync();
         self.shell.live = None;
         self.shell.shadow = None;
@@ -262,13 +263,15 @@ impl World {
         }
         let loaded = self.shell.loaded();
         match (loaded, self.shell.loaded()) {
-            (Ok(live), Ok(shadow)) => {
+            (Ok(mut live), Ok(mut shadow)) => {
+                let (wall, served) = (self.wall(), self.shell.routes_seen);
+                live.loaded(wall, served);
+                shadow.loaded(wall, served);
                 self.shell.live = Some(live);
                 self.shell.shadow = self.shell.with_shadow.then_some(shadow);
             }
             (Err(error), _) | (_, Err(error)) => self.fail("load", error),
         }
-        self.shell.routes_seen = 0;
         self.shell.revision = 0;
         self.check_loaded();
     }
@@ -386,6 +389,7 @@ impl World {
                 self.fail("determinism", format!("refused only the second time: {refusal}"));
             }
             self.heard(&shown, reply);
+            self.stopped_by_hand(&shown);
         }
         if let Some(before) = leases {
             self.check_leases(&before);
@@ -417,6 +421,11 @@ impl World {
             Ok(changes) => changes,
             Err(error) => return self.fail("render", error),
         };
+        for news in changes.news.iter().filter(|news| news.row.is_none()) {
+            if let RowKey::Instance(id) = news.key {
+                self.check.ends(id);
+            }
+        }
         // Every change has a number of its own, and numbers only grow.
         let mut last = self.shell.revision;
         let numbered = changes
