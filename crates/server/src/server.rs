@@ -2,12 +2,12 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use egress::{Guard, Network, Url, Web};
 use logbuf::{LogError, LogStore, StoreLimits};
-use model::{Digest, JobId, JoinToken, ProjectId, Role, Time, TokenId};
+use model::{Digest, JobId, JoinToken, ProjectId, Role, RunnerId, Time, TokenId};
 use runtime::{Clock, Ids, Kind, Tasks};
 use state::{
     Command, Job, NewToken, Refusal, Reply, RowKey, Secret, Signing, State, Token, WorkCommand,
@@ -148,6 +148,8 @@ struct Inner {
     store: Arc<dyn Store>,
     /// The connected routers.
     routers: watch::Sender<BTreeMap<u128, Connected>>,
+    /// The newest stream of each runner that is connected.
+    runners: Mutex<BTreeMap<RunnerId, u128>>,
     ssh_port: OnceLock<u16>,
     /// Asks the callbacks of users.
     web: Web,
@@ -178,6 +180,7 @@ impl Server {
             blobs,
             store,
             routers: watch::Sender::new(BTreeMap::new()),
+            runners: Mutex::default(),
             ssh_port: OnceLock::new(),
             identities: OnceLock::new(),
         };
@@ -473,6 +476,37 @@ impl Server {
                 it.serves = generation;
             }
         });
+    }
+
+    fn runners(&self) -> MutexGuard<'_, BTreeMap<RunnerId, u128>> {
+        self.inner.runners.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A runner's stream opened; its number.
+    pub(crate) fn runner_came(&self, runner: RunnerId) -> u128 {
+        let session = self.fresh_id();
+        self.runners().insert(runner, session);
+        session
+    }
+
+    /// Does something for a stream unless its runner has opened another one since: what an earlier
+    /// one still had under way the runner repeats.
+    pub(crate) fn if_newest<T>(
+        &self,
+        (runner, session): (RunnerId, u128),
+        then: impl FnOnce() -> T,
+    ) -> Option<T> {
+        let runners = self.runners();
+        let is_newest = runners.get(&runner) == Some(&session);
+        is_newest.then(then)
+    }
+
+    /// A runner's stream ended.
+    pub(crate) fn runner_gone(&self, runner: RunnerId, session: u128) {
+        let mut runners = self.runners();
+        if runners.get(&runner) == Some(&session) {
+            runners.remove(&runner);
+        }
     }
 
     /// A router's stream ended.

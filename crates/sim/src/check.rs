@@ -132,7 +132,7 @@ impl Checker {
                     jobs = true;
                 }
                 "task" => {
-                    ended.extend(self.task(record)?);
+                    ended.extend(self.task(now, record)?);
                     places = true;
                 }
                 "delivery" => self.delivery(record)?,
@@ -231,7 +231,7 @@ impl Checker {
     }
 
     /// Keeps a task; its id when it ended and somebody is to be told.
-    fn task(&mut self, record: &Record) -> Result<Option<TaskId>, Violation> {
+    fn task(&mut self, now: u64, record: &Record) -> Result<Option<TaskId>, Violation> {
         let id = TaskId(record.id);
         let Some(new) = read::<Task>(record)? else {
             self.tasks.remove(&id);
@@ -265,6 +265,9 @@ impl Checker {
         }
         let told = new.spec.callback.is_some() && new.followed_by.is_none();
         let over = new.state.is_terminal() && old.is_none_or(|old| !old.state.is_terminal());
+        if over {
+            self.last_end = now;
+        }
         self.tasks.insert(id, new);
         Ok((told && over).then_some(id))
     }
@@ -582,6 +585,15 @@ impl World {
             .or_else(|| self.cells_unrest(state))
             .or_else(|| self.runners_unrest(state))
             .or_else(|| self.routers_unrest(state))
+    }
+
+    /// Whether something is under way that ends by itself, or at a deadline of its own.
+    pub(crate) fn is_busy(&self) -> bool {
+        let starting = |row: &Deployment| matches!(row.state, DeploymentState::Starting { .. });
+        self.jobs_unrest().is_some()
+            || self.check.tasks.values().any(|task| !task.state.is_terminal())
+            || self.check.deployments.values().any(starting)
+            || self.undelivered().is_some()
     }
 
     fn jobs_unrest(&self) -> Option<Violation> {

@@ -8,6 +8,9 @@ use state::{CELL_LEASE, Cell, CellCommand, Command, JOB_LEASE, Job, JobCommand, 
 use crate::clock::CATCH_UP;
 use crate::world::World;
 
+/// How late a tick is at most, with its commit, in milliseconds.
+const LATE_TICK: u64 = 10_000;
+
 /// When the server last heard of somebody, in milliseconds in which it was awake.
 #[derive(Debug, Default)]
 pub(crate) struct Heard {
@@ -44,6 +47,23 @@ impl World {
             }
             Command::Job(JobCommand::Queue(_)) if matches!(reply, Reply::Job(_)) => {}
             _ => {}
+        }
+    }
+
+    /// P3: whoever is silent counts as gone soon after the lease. The server's clock goes an eighth
+    /// slower at most, and a tick may be late.
+    pub(crate) fn check_silent(&mut self) {
+        let now = self.awake();
+        let Some(state) = self.shell.settled() else { return };
+        let heard = &self.shell.heard;
+        let lease = u64::try_from(CELL_LEASE.as_millis()).unwrap_or(u64::MAX);
+        let silent = state.all::<Cell>().filter(|row| row.lease_until.is_some()).find_map(|row| {
+            let last = heard.cells.get(&row.id).copied().unwrap_or(0).max(heard.began);
+            let silent = now.saturating_sub(last);
+            (silent > lease + lease / CATCH_UP + LATE_TICK).then_some((row.id, silent))
+        });
+        if let Some((id, silent)) = silent {
+            self.fail("P3", format!("{id} has been silent for {silent} ms and counts as there"));
         }
     }
 

@@ -38,10 +38,11 @@ fn main() -> ExitCode {
         return ExitCode::from(2);
     }
     let options = Options { steps: args.steps, lines: args.lines };
-    let (mut steps, mut failures) = (0, 0);
+    let (mut steps, mut failures, mut rest) = (0, 0, 0);
     for seed in args.start..args.start.saturating_add(args.seeds) {
         let outcome = sim::run(seed, options);
         steps += outcome.steps;
+        rest = rest.max(outcome.rest);
         let Some(failure) = outcome.failure else { continue };
         for line in &failure.transcript {
             println!("{line}");
@@ -58,6 +59,6 @@ fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     }
-    println!("seeds={} failures={failures} steps={steps}", args.seeds);
+    println!("seeds={} failures={failures} steps={steps} longest_rest_ms={rest}", args.seeds);
     if failures == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }

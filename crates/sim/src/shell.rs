@@ -614,6 +614,7 @@ impl World {
         let late = if self.chaos && self.rng.chance(20) { self.rng.between(500, 8_000) } else { 0 };
         self.later(TICK + late, Event::Tick { life });
         self.check_follows();
+        self.check_silent();
         if self.shell.booted && self.rng.chance(2) {
             self.ask_apply(Command::Sweep, Origin::Operator);
         }

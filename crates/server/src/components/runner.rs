@@ -23,6 +23,8 @@ type Out = mpsc::Sender<Result<RunnerDown, Status>>;
 struct Session {
     server: Server,
     runner: RunnerId,
+    /// Which of its streams this is.
+    number: u128,
     down: Out,
     /// How many more jobs the runner takes.
     capacity: u32,
@@ -48,7 +50,9 @@ pub(super) async fn session(
     let (id, welcome) = welcome(hello.hello.as_ref())?;
     let runner = RunnerId(id);
     let mut events = server.subscribe();
-    let mut session = Session { server, runner, down, capacity: 0, held: BTreeMap::new() };
+    let number = server.runner_came(runner);
+    let _newest = Newest { server: server.clone(), runner, number };
+    let mut session = Session { server, runner, number, down, capacity: 0, held: BTreeMap::new() };
     session.online(hello).await?;
     let _online = Online { server: session.server.clone(), runner };
     session.check_held().await?;
@@ -74,6 +78,19 @@ pub(super) async fn session(
                 Err(_) => break Ok(()),
             },
         }
+    }
+}
+
+/// That a stream is its runner's newest, until it ends or another one comes.
+struct Newest {
+    server: Server,
+    runner: RunnerId,
+    number: u128,
+}
+
+impl Drop for Newest {
+    fn drop(&mut self) {
+        self.server.runner_gone(self.runner, self.number);
     }
 }
 
@@ -186,20 +203,26 @@ impl Session {
             return Ok(());
         };
         let stream = job.to_string();
-        // After a reconnect the runner repeats what it does not know to have arrived; after a crash
-        // of ours, lines that had arrived may be gone.
-        let known = held.lines.saturating_sub(log.first);
-        let lost = log.first.saturating_sub(held.lines);
-        let known = usize::try_from(known).unwrap_or(usize::MAX).min(log.lines.len());
-        held.lines = held.lines.max(log.first + log.lines.len() as u64);
-        let lines = held.lines;
-        if lost > 0 {
-            self.server.say(&stream, &format!("({lost} lines were lost with the server)"));
-        }
-        let new = log.lines.get(known..).unwrap_or_default();
-        if !new.is_empty() {
-            self.server.append_log(&stream, new);
-        }
+        let server = &self.server;
+        let append = || {
+            // After a reconnect the runner repeats what it does not know to have arrived; after a
+            // crash of ours, lines that had arrived may be gone.
+            let known = held.lines.saturating_sub(log.first);
+            let lost = log.first.saturating_sub(held.lines);
+            let known = usize::try_from(known).unwrap_or(usize::MAX).min(log.lines.len());
+            held.lines = held.lines.max(log.first + log.lines.len() as u64);
+            if lost > 0 {
+                server.say(&stream, &format!("({lost} lines were lost with the server)"));
+            }
+            let new = log.lines.get(known..).unwrap_or_default();
+            if !new.is_empty() {
+                server.append_log(&stream, new);
+            }
+            held.lines
+        };
+        let Some(lines) = server.if_newest((self.runner, self.number), append) else {
+            return Ok(());
+        };
         // What the disk refuses stays in memory: a job does not stand still for its log.
         let _in_file = self.server.write_log(&stream).await;
         self.send(Down::Kept(JobKept { attempt: Some(attempt), lines })).await
