@@ -257,7 +257,9 @@ impl World {
                 let entry = self.cells[index].entries.get_mut(&key);
                 if let Some(entry) = entry.filter(|entry| entry.phase == Phase::Claiming) {
                     entry.phase = Phase::Preparing;
-                    let pause = self.rng.between(10, 1_000);
+                    // Its image may have to be fetched first.
+                    let longest = if self.rng.chance(150) { 25_000 } else { 1_000 };
+                    let pause = self.rng.between(10, longest);
                     self.step_later(index, key, pause);
                 }
             }
@@ -465,7 +467,7 @@ impl World {
             return self.work_over(index, key, Some(report));
         }
         self.note(format_args!("cell {index} runs the user's work of {key:?}"));
-        self.check_task(key);
+        self.check_task(index, key);
         if let Some(entry) = self.cells[index].entries.get_mut(&key) {
             entry.phase = Phase::Running;
         }

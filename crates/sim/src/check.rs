@@ -8,6 +8,7 @@ use auction::{DEFAULT_DISK_MB, DEFAULT_MEMORY_MB};
 use model::{
     AppId, BuildId, CellId, CellSpec, ContainerSpec, DeliveryId, DeploymentId, DeploymentState,
     InstanceId, InstanceState, JobId, JobState, Limits, Name, Outcome, ProcessId, TaskId,
+    TaskState,
 };
 use state::{
     App, Attempt, Build, Cell, CellInstance, Command, Delivery, Deployment, Instance, Job,
@@ -55,6 +56,9 @@ pub(crate) struct Checker {
     /// When a job last ended.
     pub(crate) last_end: u64,
 }
+
+/// How long after a cell stood still it may still do what it was told before.
+const AWHILE: u64 = 15_000;
 
 type Violation = (&'static str, String);
 
@@ -548,8 +552,15 @@ impl World {
         }
     }
 
-    /// A cell begins the user's work of a task.
-    pub(crate) fn check_task(&mut self, key: Key) {
+    /// A cell begins the user's work of a task. I6: it never began before. And it does not begin once
+    /// the server has given the cell up, unless the cell cannot know how late it is.
+    pub(crate) fn check_task(&mut self, index: usize, key: Key) {
+        let thawed = self.thawed.get(&Node::Cell(index)).is_some_and(|at| at + AWHILE > self.now);
+        let row = self.check.tasks.get(&TaskId(key.id));
+        if row.is_some_and(|row| matches!(row.state, TaskState::Failed { .. })) && !thawed {
+            let detail = format!("the work of {} begins, and it has failed", TaskId(key.id));
+            return self.fail("fence", detail);
+        }
         if !self.check.tasks_started.insert(key.id) {
             self.fail("I6", format!("the work of {} began twice", TaskId(key.id)));
         }

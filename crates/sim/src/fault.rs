@@ -72,7 +72,9 @@ impl World {
     /// Once faults have stopped, every cell is to take work again.
     pub(crate) fn undrain_all(&mut self) {
         let Some(state) = self.shell.settled() else { return };
-        let drained = state.all::<Cell>().filter(|row| row.draining.is_some_and(|it| !it.leaving));
+        let asked =
+            |row: &&std::sync::Arc<Cell>| row.draining.is_some_and(|it| it.asked || !it.leaving);
+        let drained = state.all::<Cell>().filter(asked);
         let drained: Vec<_> = drained.map(|row| row.id).collect();
         for id in drained {
             self.operate(CellCommand::Undrain(id));
@@ -144,7 +146,9 @@ impl World {
             return;
         }
         let (conn, node) = conns[self.rng.index(conns.len())];
-        let until = self.now + self.rng.between(200, 12_000);
+        let span = self.rng.between(200, 12_000);
+        let until = self.now + span;
+        self.silence(node, span);
         self.note(format_args!("the link to {node:?} is slow until {until}"));
         if let Some(it) = self.conns.get_mut(&conn) {
             it.stalled_until = until;

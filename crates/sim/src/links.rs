@@ -82,7 +82,8 @@ impl World {
     pub(crate) fn is_up_to_date(&self, conn: u64) -> bool {
         let Some(it) = self.conns.get(&conn) else { return false };
         let blocked = self.blocked(it.node);
-        let slow = it.stalled_until.max(blocked.up).max(blocked.down) + LATE > self.now
+        let slow = it.stalled_until.max(it.slow_until).max(blocked.up).max(blocked.down) + LATE
+            > self.now
             || it.up_at.max(it.down_at) > self.now + SOON;
         !slow && self.shell.sessions.get(&conn).is_some_and(crate::session::Session::is_served)
     }
@@ -91,6 +92,8 @@ impl World {
     pub(crate) fn rejoin(&mut self) {
         self.blocked.clear();
         for conn in self.conns.values_mut() {
+            // What is under way arrives when it would have.
+            conn.slow_until = conn.stalled_until.max(conn.up_at).max(conn.down_at);
             conn.stalled_until = 0;
         }
     }

@@ -78,6 +78,8 @@ pub(crate) struct Conn {
     pub(crate) down_at: u64,
     /// Nothing arrives before this.
     pub(crate) stalled_until: u64,
+    /// Until when what was sent over a slow link is under way, once it is not slow any more.
+    pub(crate) slow_until: u64,
 }
 
 #[derive(Debug)]
@@ -137,6 +139,8 @@ pub(crate) struct World {
     calls: BTreeMap<u64, Call>,
     /// Deferred events of components that stand still.
     frozen: BTreeMap<Node, VecDeque<Event>>,
+    /// When a component that stood still last went on.
+    pub(crate) thawed: BTreeMap<Node, u64>,
     /// The server's own, while it stands still.
     pub(crate) stuck: Option<VecDeque<Event>>,
     /// Connections that their component closed as it should.
@@ -191,6 +195,7 @@ impl World {
             clients: Clients::new(&rng, BEGIN),
             calls: BTreeMap::new(),
             frozen: BTreeMap::new(),
+            thawed: BTreeMap::new(),
             stuck: None,
             closed: BTreeSet::new(),
             blocked: BTreeMap::new(),
@@ -362,7 +367,8 @@ impl World {
     /// Opens a connection; the component has something to say at once.
     pub(crate) fn open(&mut self, node: Node, hello: Up) -> u64 {
         let conn = self.fresh();
-        self.conns.insert(conn, Conn { node, up_at: 0, down_at: 0, stalled_until: 0 });
+        self.conns
+            .insert(conn, Conn { node, up_at: 0, down_at: 0, stalled_until: 0, slow_until: 0 });
         self.note(format_args!("{node:?} connects as {conn}: {hello:?}"));
         self.send_up(conn, hello);
         conn
@@ -446,6 +452,7 @@ impl World {
 
     fn thaw(&mut self, node: Node) {
         let Some(deferred) = self.frozen.remove(&node) else { return };
+        self.thawed.insert(node, self.now);
         self.note(format_args!("{node:?} goes on with {} events", deferred.len()));
         for event in deferred {
             self.happen(event);

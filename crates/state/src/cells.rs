@@ -11,7 +11,7 @@ use model::{
 use crate::command::{CellCommand, Held, Refusal, Reply};
 use crate::drains::DRAIN_TIMEOUT;
 use crate::instances::reject_pause;
-use crate::records::{Cell, Task};
+use crate::records::{Cell, Drain, Task};
 use crate::tables::Core;
 
 /// How long a cell may be silent before it counts as gone. Heartbeats come every 5 s.
@@ -122,7 +122,7 @@ impl Core {
             self.reroute(id);
         }
         // One that leaves says so again; what an operator asked for stays.
-        let draining = before.and_then(|cell| cell.draining).filter(|drain| !drain.leaving);
+        let draining = before.and_then(|cell| cell.draining).and_then(Drain::without_leaving);
         let lease_until = Some(now.after(CELL_LEASE));
         self.put(Cell { id, spec, lease_until, epoch, joined_at, draining });
         for task in self.tasks_on(id) {
@@ -197,7 +197,7 @@ impl Core {
         cell: &Cell,
         (why, may_serve): (&str, bool),
     ) -> Result<(), Refusal> {
-        let draining = cell.draining.filter(|drain| !drain.leaving);
+        let draining = cell.draining.and_then(Drain::without_leaving);
         self.put(Cell { lease_until: None, epoch: cell.epoch + 1, draining, ..cell.clone() });
         for id in self.tasks_on(cell.id) {
             let task = self.task(id)?;

@@ -59,6 +59,14 @@ impl Cell {
     }
 }
 
+impl Drain {
+    /// What is left of it once the cell has gone or is back: what an operator asked for.
+    pub(crate) fn without_leaving(self) -> Option<Self> {
+        let is_asked = self.asked || !self.leaving;
+        is_asked.then_some(Self { leaving: false, ..self })
+    }
+}
+
 /// The volume that keeps the instances of a process where they are, if one does.
 fn pinned_by(process: &Process) -> Option<&model::Name> {
     let mounts = &process.spec.container.volumes;
@@ -81,10 +89,14 @@ impl Core {
             return Err(Refusal::Invalid(message));
         }
         let before = cell.draining;
+        // A cell that leaves has a deadline of its own: it counts as gone then.
+        let leaves = before.filter(|drain| drain.leaving && !leaving);
+        let asked = before.is_some_and(|drain| drain.asked || !drain.leaving);
         let drain = Drain {
             since: before.map_or(now, |drain| drain.since),
-            deadline: Some(now.after(timeout)),
-            leaving: leaving || before.is_some_and(|drain| drain.leaving),
+            deadline: leaves.map_or(Some(now.after(timeout)), |drain| drain.deadline),
+            leaving: leaving || leaves.is_some(),
+            asked: asked || !leaving,
             instances: before
                 .map_or_else(|| self.instances_on(cell.id).len(), |drain| drain.instances),
         };
@@ -123,7 +135,12 @@ impl Core {
     /// A cell takes work again. What was about to move and has not goes on where it is.
     pub(crate) fn undrain(&mut self, id: CellId) -> Result<Reply, Refusal> {
         let cell = self.cell(id)?;
-        if cell.draining.is_some_and(|drain| drain.leaving) {
+        if let Some(drain) = cell.draining.filter(|drain| drain.leaving) {
+            if drain.asked {
+                let drain = Drain { asked: false, ..drain };
+                self.put(Cell { draining: Some(drain), ..cell });
+                return Ok(Reply::Done);
+            }
             let message = format!("cell {} is shutting down", cell.spec.name);
             return Err(Refusal::Conflict(message));
         }

@@ -556,6 +556,9 @@ pub struct Drain {
     pub deadline: Option<Time>,
     /// Whether the cell asked for it because it shuts down.
     pub leaving: bool,
+    /// Whether an operator asked for it while the cell was about to leave, or before.
+    #[serde(default)]
+    pub asked: bool,
     /// How many copies of instances it held at the beginning.
     pub instances: usize,
 }

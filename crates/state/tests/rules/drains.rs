@@ -243,6 +243,49 @@ fn a_cell_that_takes_too_long_to_leave_is_lost() {
 }
 
 #[test]
+fn an_operators_drain_of_a_cell_that_leaves_does_not_end_what_serves() {
+    let (mut bench, deployment) = serving(1);
+    let (id, epoch) = (CellId(1), 1);
+    bench.ok(Command::Cell(CellCommand::Leave { id, epoch }));
+    let timeout = Duration::from_secs(1);
+    bench.ok(Command::Cell(CellCommand::Drain { id, timeout }));
+    bench.pass_without(9, Duration::from_secs(5));
+    assert_eq!(bench.on(1), [(0, 1, false)], "nothing serves elsewhere yet");
+    assert_eq!(bench.targets(), Some((deployment, 1)));
+    bench.ok(Command::Cell(CellCommand::Heartbeat { id, epoch }));
+}
+
+#[test]
+fn what_an_operator_asked_for_outlives_that_the_cell_leaves() {
+    let id = CellId(1);
+    let ask = || CellCommand::Drain { id, timeout: DRAIN_TIMEOUT };
+    let leave = || CellCommand::Leave { id, epoch: 1 };
+    let undrain = || CellCommand::Undrain(id);
+    let table: [(&[CellCommand], bool); 5] = [
+        (&[ask(), leave()], true),
+        (&[leave(), ask()], true),
+        (&[leave()], false),
+        (&[ask(), leave(), undrain()], false),
+        (&[leave(), ask(), undrain(), ask()], true),
+    ];
+    for (said, stays) in table {
+        for orderly in [true, false] {
+            let (mut bench, _) = serving(1);
+            for command in said {
+                bench.ok(Command::Cell(command.clone()));
+            }
+            if orderly {
+                bench.ok(Command::Cell(CellCommand::Left { id, epoch: 1 }));
+            }
+            bench.cell(1, 4_000, &[]);
+            let draining = bench.state.get::<Cell>(id).and_then(|cell| cell.draining);
+            assert_eq!(draining.is_some(), stays, "{said:?} {orderly}");
+            assert!(!draining.is_some_and(|drain| drain.leaving), "it is back");
+        }
+    }
+}
+
+#[test]
 fn an_evacuated_copy_that_ends_by_itself_is_not_missed() {
     let (mut bench, deployment) = serving(1);
     let old = bench.instances(deployment).remove(0);
