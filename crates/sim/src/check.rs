@@ -8,7 +8,6 @@ use auction::{DEFAULT_DISK_MB, DEFAULT_MEMORY_MB};
 use model::{
     AppId, BuildId, CellId, CellSpec, ContainerSpec, DeliveryId, DeploymentId, DeploymentState,
     InstanceId, InstanceState, JobId, JobState, Limits, Name, Outcome, ProcessId, TaskId,
-    TaskState,
 };
 use state::{
     App, Attempt, Build, Cell, CellInstance, Command, Delivery, Deployment, Instance, Job,
@@ -556,9 +555,10 @@ impl World {
     /// the server has given the cell up, unless the cell cannot know how late it is.
     pub(crate) fn check_task(&mut self, index: usize, key: Key) {
         let thawed = self.thawed.get(&Node::Cell(index)).is_some_and(|at| at + AWHILE > self.now);
-        let row = self.check.tasks.get(&TaskId(key.id));
-        if row.is_some_and(|row| matches!(row.state, TaskState::Failed { .. })) && !thawed {
-            let detail = format!("the work of {} begins, and it has failed", TaskId(key.id));
+        let row = self.check.cells.get(&self.cells[index].id);
+        if row.is_none_or(|row| row.lease_until.is_none()) && !thawed {
+            let task = TaskId(key.id);
+            let detail = format!("the work of {task} begins on cell {index}, which counts as gone");
             return self.fail("fence", detail);
         }
         if !self.check.tasks_started.insert(key.id) {
@@ -745,7 +745,9 @@ fn miscounted(state: &State) -> Option<String> {
     };
     let mut counts = state.counts();
     let kept = [&mut counts.jobs, &mut counts.tasks, &mut counts.instances];
-    kept.into_iter().for_each(|counts| counts.retain(|_, count| *count > 0));
+    for counts in kept {
+        counts.retain(|_, count| *count > 0);
+    }
     let jobs = recount(&mut state.all::<Job>().map(|row| row.state.name()));
     let tasks = recount(&mut state.all::<Task>().map(|row| row.state.name()));
     let instances = recount(&mut state.all::<Instance>().map(|row| row.state.name()));

@@ -142,7 +142,11 @@ impl World {
             return self.cut(conn, 1, 1);
         }
         self.note(format_args!("the server hears {message:?} from {node:?}"));
-        let session = self.shell.sessions.entry(conn).or_insert_with(|| Session::new(node));
+        let newest = &mut self.shell.newest;
+        let session = self.shell.sessions.entry(conn).or_insert_with(|| {
+            newest.insert(node, conn);
+            Session::new(node)
+        });
         session.input.push_back(Input::Message(message));
         self.pump(conn);
     }
@@ -233,7 +237,11 @@ impl World {
                 self.ask_read(Read::Since(from), origin);
             }
             Step::End => {
+                let node = session.node;
                 self.shell.sessions.remove(&conn);
+                if self.shell.newest.get(&node) == Some(&conn) {
+                    self.shell.newest.remove(&node);
+                }
                 let delay = self.rng.between(1, 100);
                 self.cut(conn, delay, 1);
             }
@@ -350,18 +358,11 @@ impl World {
                 vec![cell(over(id, plan, it), Then::Report(key, false))]
             }
             Up::Router(generation) => {
+                self.router_serves(conn, 0);
                 let kept = Box::new(Command::RoutesServed { generation });
-                if let Some(session) = self.shell.sessions.get_mut(&conn) {
-                    session.serves = Some(0);
-                }
                 vec![Step::Send(Down::Welcome), Step::Apply(kept, Then::Plain), Step::Table]
             }
-            Up::Serves(generation) => {
-                if let Some(session) = self.shell.sessions.get_mut(&conn) {
-                    session.serves = Some(generation);
-                }
-                return self.routes_served();
-            }
+            Up::Serves(generation) => return self.router_serves(conn, generation),
         };
         if let Some(session) = self.shell.sessions.get_mut(&conn) {
             session.plan(steps);
@@ -566,7 +567,10 @@ impl World {
     }
 
     /// A router serves another generation: cells that wait for that may end something.
-    fn routes_served(&mut self) {
+    fn router_serves(&mut self, conn: u64, generation: u64) {
+        if let Some(session) = self.shell.sessions.get_mut(&conn) {
+            session.serves = Some(generation);
+        }
         let waits = self.shell.sessions.iter().filter(|(_, session)| session.waiting.is_some());
         let waits: Vec<u64> = waits.map(|(conn, _)| *conn).collect();
         for conn in waits {
@@ -603,13 +607,10 @@ impl World {
     fn session_log(&mut self, conn: u64, (at, first): (Attempt, u64), count: u64) {
         let Some(session) = self.shell.sessions.get_mut(&conn) else { return };
         // What a connection still had under way when the runner opened the next one does not count:
-        // that one said what it had.
-        let node = session.node;
-        let mut later = self.shell.sessions.range(conn + 1..);
-        if later.any(|(_, session)| session.node == node) {
+        // the runner says it again there.
+        if self.shell.newest.get(&session.node) != Some(&conn) {
             return;
         }
-        let Some(session) = self.shell.sessions.get_mut(&conn) else { return };
         let is_held = session.held.get(&at.job).is_some_and(|held| held.epoch == at.epoch);
         if !is_held && !planted::is("M3") {
             return;

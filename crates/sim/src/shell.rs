@@ -82,6 +82,8 @@ pub(crate) struct Shell {
     flight: VecDeque<Applied>,
     last_commit: u64,
     pub(crate) sessions: BTreeMap<u64, Session>,
+    /// The connection that each component opened last, while it is open.
+    pub(crate) newest: BTreeMap<Node, u64>,
     pub(crate) follows: BTreeMap<u64, Follow>,
     calls: Vec<u64>,
     pub(crate) clock: Clock,
@@ -120,6 +122,7 @@ impl Shell {
             flight: VecDeque::new(),
             last_commit: 0,
             sessions: BTreeMap::new(),
+            newest: BTreeMap::new(),
             follows: BTreeMap::new(),
             calls: Vec::new(),
             clock: Clock::default(),
@@ -240,6 +243,7 @@ impl World {
         self.shell.inbox.clear();
         self.shell.flight.clear();
         self.shell.sessions.clear();
+        self.shell.newest.clear();
         self.shell.follows.clear();
         self.shell.batch_due = false;
         self.shell.ticking = false;

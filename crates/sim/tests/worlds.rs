@@ -75,6 +75,16 @@ mod planted {
     }
 
     #[test]
+    fn m2_a_sign_of_life_of_an_old_epoch_counts() {
+        is_found("M2");
+    }
+
+    #[test]
+    fn m3_anybody_writes_a_log() {
+        is_found("M3");
+    }
+
+    #[test]
     fn m4_an_acknowledgement_is_confirmed_before_the_commit() {
         is_found("M4");
     }
@@ -90,8 +100,38 @@ mod planted {
     }
 
     #[test]
+    fn m7_leases_go_by_the_machines_clock() {
+        is_found("M7");
+    }
+
+    #[test]
+    fn m8_a_lost_job_runs_again() {
+        is_found("M8");
+    }
+
+    #[test]
+    fn m9_a_retry_is_scheduled_twice() {
+        is_found("M9");
+    }
+
+    #[test]
     fn m10_an_idempotency_key_is_not_unique() {
         is_found("M10");
+    }
+
+    #[test]
+    fn m11_auctioneers_know_nothing_of_each_other() {
+        is_found("M11");
+    }
+
+    #[test]
+    fn m12_convergence_does_not_wait_for_cells_to_come_back() {
+        is_found("M12");
+    }
+
+    #[test]
+    fn m13_an_instance_ends_before_its_route_is_withdrawn() {
+        is_found("M13");
     }
 
     #[test]
@@ -102,6 +142,11 @@ mod planted {
     #[test]
     fn m15_a_message_is_not_in_the_transaction_of_the_end() {
         is_found("M15");
+    }
+
+    #[test]
+    fn m16_a_build_goes_before_its_deployment() {
+        is_found("M16");
     }
 
     #[test]
@@ -117,6 +162,11 @@ mod planted {
     #[test]
     fn m19_a_restart_forgets_waiting_jobs() {
         is_found("M19");
+    }
+
+    #[test]
+    fn m20_the_last_commit_is_not_on_the_disk() {
+        is_found("M20");
     }
 
     #[test]

@@ -94,7 +94,7 @@ impl Core {
         let asked = before.is_some_and(|drain| drain.asked || !drain.leaving);
         let drain = Drain {
             since: before.map_or(now, |drain| drain.since),
-            deadline: leaves.map_or(Some(now.after(timeout)), |drain| drain.deadline),
+            deadline: leaves.map_or_else(|| Some(now.after(timeout)), |drain| drain.deadline),
             leaving: leaving || leaves.is_some(),
             asked: asked || !leaving,
             instances: before
