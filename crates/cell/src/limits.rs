@@ -108,5 +108,5 @@ pub(crate) const IDLE_LIMIT: Duration = Duration::from_mins(1);
 pub const MAX_SESSIONS: usize = 64;
 /// Bytes on their way to one session.
 pub const SESSION_WINDOW: u32 = 256 << 10;
-/// How long the output of a session's command that ended may still come.
+/// How long the output of a session's command that ended may pause before that counts as its end.
 pub(crate) const SESSION_LAST_WORDS: Duration = Duration::from_secs(5);

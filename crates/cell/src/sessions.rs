@@ -20,7 +20,7 @@ use bytes::Bytes;
 use drivers::{
     Ability, Driver, Handle, Input, ProcessId, ProcessSpec, Session, Signal, Terminal, archive,
 };
-use runtime::{Random, Tasks};
+use runtime::{Random, Stop, Tasks};
 use tokio::io::{AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::sync::{Semaphore, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
@@ -167,11 +167,19 @@ impl Line {
     }
 
     /// Sends everything that can be read. What was read waits for credit here and no more is read
-    /// meanwhile, so what runs waits for whoever watches.
-    async fn pump(&self, channel: Channel, mut input: Input) -> io::Result<()> {
+    /// meanwhile, so what runs waits for whoever watches. When what writes it is `over`, something
+    /// that was left behind may hold it open: then it ends after a pause.
+    async fn pump(&self, channel: Channel, mut input: Input, over: &Stop) -> io::Result<()> {
         let mut piece = vec![0; PIECE];
         loop {
-            let read = input.read(&mut piece).await?;
+            let silence = async {
+                over.stopped().await;
+                runtime::sleep(SESSION_LAST_WORDS).await;
+            };
+            let read = tokio::select! {
+                read = input.read(&mut piece) => read?,
+                () = silence => 0,
+            };
             let mut rest = piece.get(..read).unwrap_or_default();
             if rest.is_empty() {
                 return Ok(());
@@ -217,9 +225,12 @@ impl Line {
         let Session { input, output, error, mut control } = session;
         let (inputs, queue) = mpsc::channel(QUEUE);
         let mut inputs = Some(inputs);
+        let over = Stop::new();
         let out = async {
-            let (output, error) =
-                tokio::join!(self.pump(Channel::Output, output), self.pump(Channel::Error, error));
+            let (output, error) = tokio::join!(
+                self.pump(Channel::Output, output, &over),
+                self.pump(Channel::Error, error, &over)
+            );
             output.and(error)
         };
         let feed = self.feed(input, queue);
@@ -245,9 +256,15 @@ impl Line {
                 },
             }
         };
-        if !read {
-            // Something it left behind may hold its output open.
-            drop(runtime::timeout(SESSION_LAST_WORDS, out).await);
+        over.stop();
+        // Whoever reads slowly gets all of it, as long as they are there.
+        while !read {
+            tokio::select! {
+                _ = &mut out => read = true,
+                down = downs.recv() => if matches!(down, None | Some(Down::Close(_))) {
+                    return Err(Failure::new("it was closed"));
+                },
+            }
         }
         let exit_json = serde_json::to_vec(&status(&exit)).map_err(Failure::new)?;
         Ok(SessionEnd { exit_json: Some(exit_json.into()), error: None })
@@ -327,7 +344,8 @@ impl Line {
     ) -> Result<SessionEnd, Failure> {
         let tar = place.driver.copy_out(&place.handle, path).await?;
         self.started().await;
-        let pump = self.pump(Channel::Output, tar);
+        let never = Stop::new();
+        let pump = self.pump(Channel::Output, tar, &never);
         tokio::pin!(pump);
         loop {
             tokio::select! {

@@ -20,7 +20,7 @@ use rustix::io::Errno;
 use crate::error::{Context as _, DriverError, Result};
 
 pub(crate) use pack::Source;
-pub use pack::pack;
+pub use pack::{pack, pack_as};
 pub use unpack::unpack;
 
 /// The most entries of an archive by default.

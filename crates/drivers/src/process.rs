@@ -9,6 +9,7 @@
 
 mod copy;
 mod kill;
+mod session;
 mod start;
 mod usage;
 
@@ -22,8 +23,8 @@ use runtime::Tasks;
 
 use crate::archive;
 use crate::driver::{
-    Capabilities, ContainerInfo, Driver, Exit, Input, Isolation, LimitKind, Network, Signal,
-    Started, Stats, Target,
+    Ability, Capabilities, ContainerInfo, Driver, Exit, Input, Isolation, LimitKind, Network,
+    Session, Signal, Started, Stats, Target, Terminal,
 };
 use crate::error::{Context as _, Result};
 use crate::output::{OutputOffset, OutputStream};
@@ -56,6 +57,7 @@ pub struct ProcessDriver(Arc<Inner>);
 #[derive(Debug)]
 struct Inner {
     kept: Arc<Supervised>,
+    sessions: session::Keepers,
 }
 
 impl ProcessDriver {
@@ -67,7 +69,7 @@ impl ProcessDriver {
             draft.remove().context(|| format!("remove {}", draft.dir.display()))?;
         }
         kept.empty_trash();
-        Ok(Self(Arc::new(Inner { kept: Arc::new(kept) })))
+        Ok(Self(Arc::new(Inner { kept: Arc::new(kept), sessions: session::Keepers::default() })))
     }
 }
 
@@ -132,7 +134,7 @@ impl Driver for ProcessDriver {
                 LimitKind::OpenFiles,
                 LimitKind::FileSize,
             ],
-            abilities: Vec::new(),
+            abilities: vec![Ability::Sessions],
             unavailable: self.0.kept.unavailable(),
         }
     }
@@ -216,6 +218,15 @@ impl Driver for ProcessDriver {
 
     fn host_path(&self, handle: &Handle, path: &str) -> Option<PathBuf> {
         Some(self.0.kept.dirs.host_path(handle, path))
+    }
+
+    fn session<'a>(
+        &'a self,
+        handle: &'a Handle,
+        spec: ProcessSpec,
+        terminal: Option<Terminal>,
+    ) -> BoxFuture<'a, Result<Session>> {
+        Box::pin(self.0.session(handle, spec, terminal))
     }
 
     fn network(&self, _handle: &Handle) -> Network {

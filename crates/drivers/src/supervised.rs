@@ -8,6 +8,7 @@ mod copy;
 mod dirs;
 mod disk;
 mod life;
+mod session;
 mod start;
 mod tail;
 pub(crate) mod tree;

@@ -22,6 +22,19 @@ pub fn pack(out: impl Write, root: BorrowedFd<'_>, path: &str) -> Result<()> {
     packed.map_err(|error| DriverError::io(format!("pack {path}"), error))
 }
 
+/// Packs one file below `root` under another name.
+pub fn pack_as(out: impl Write, root: BorrowedFd<'_>, path: &str, name: &str) -> Result<()> {
+    let packed = match Source::open(root, path)? {
+        Source::Directory(_) => Err(io::Error::other("it is a directory")),
+        Source::Entry { parent, name: own } => {
+            let mut builder = Builder::new(out);
+            entry(&mut builder, parent.as_fd(), &own, Path::new(name), 0)
+                .and_then(|()| builder.into_inner()?.flush())
+        }
+    };
+    packed.map_err(|error| DriverError::io(format!("pack {path}"), error))
+}
+
 /// What is packed, opened before the first byte so that a missing path is an error at once.
 pub(crate) enum Source {
     Directory(OwnedFd),

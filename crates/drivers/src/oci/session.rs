@@ -1,24 +1,13 @@
 //! Processes that somebody works with.
 
-use std::io::{self, Write as _};
-use std::os::fd::AsRawFd as _;
-use std::os::unix::net::UnixStream as Line;
-use std::process::Stdio;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use futures_util::future::BoxFuture;
-use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
-use tokio::net::UnixStream;
-use tokio::process::{Child, Command};
-
 use super::{Inner, slots, start};
-use crate::driver::{Exit, Session, SessionControl, Signal, Terminal};
-use crate::error::{Context as _, DriverError, Result, StartFault};
-use crate::proc::Id;
+use crate::driver::{Session, Terminal};
+use crate::error::{Context as _, DriverError, Result};
 use crate::shim::Through;
-use crate::shim::session::{ARGUMENT, LINE, Order, Report, Request, dir};
+use crate::shim::session::{Request, Start, dir};
 use crate::spec::{Handle, ProcessSpec};
-use crate::supervised::signal_group;
 
 impl Inner {
     pub(super) async fn session(
@@ -42,119 +31,19 @@ impl Inner {
         let name = format!("s-{}-{number}", std::process::id());
         let group = self.group(handle);
         let option = group.make_process(&name).context(|| "make a control group".to_owned())?;
-        let request = Request {
-            through: Through {
-                before: self.exec_command(&["--detach", "--cgroup", &option]),
-                after: vec![handle.to_string()],
-                process,
-                oom_file: None,
-            },
-            terminal,
-            dir: dir(slots::RUN.as_ref(), number),
-            group: group.of_process(&name),
+        let through = Through {
+            before: self.exec_command(&["--detach", "--cgroup", &option]),
+            after: vec![handle.to_string()],
+            process,
+            oom_file: None,
         };
-        let session = self.keeper(&request).await;
+        let (dir, of) = (dir(slots::RUN.as_ref(), number), group.of_process(&name));
+        let start = Start::Through { through, dir, group: of };
+        let session = self.kept.keep_session(&Request { start, terminal }).await;
         if session.is_err() {
             group.forget_process(&name);
         }
-        session.map_err(refuse)
-    }
-
-    /// Starts the keeper of a session and waits for its first report.
-    async fn keeper(&self, request: &Request) -> std::result::Result<Session, StartFault> {
-        let failed = |error: io::Error| StartFault::Supervisor(error.to_string());
-        let (ours, theirs) = Line::pair().map_err(failed)?;
-        let mut command = Command::new(self.kept.supervisor());
-        command.arg0("longshore-session").arg(ARGUMENT).env_clear();
-        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        give_line(&mut command, theirs);
-        let mut keeper = command.spawn().map_err(failed)?;
-        // It holds the keeper's end of the line.
-        drop(command);
-        let orders = ours.try_clone().map_err(failed)?;
-        ours.set_nonblocking(true).map_err(failed)?;
-        let mut line = BufReader::new(UnixStream::from_std(ours).map_err(failed)?);
-        let mut text = serde_json::to_vec(request).map_err(|error| failed(error.into()))?;
-        text.push(b'\n');
-        line.write_all(&text).await.map_err(failed)?;
-        match report(&mut line).await.map_err(failed)? {
-            Report::Failed(fault) => Err(fault),
-            Report::Ended(exit) => Err(StartFault::Other(format!("{exit:?}"))),
-            Report::Started(id) => {
-                let streams = keeper.stdin.take().zip(keeper.stdout.take());
-                let streams = streams.zip(keeper.stderr.take());
-                let ((input, output), error) =
-                    streams.ok_or_else(|| failed(io::Error::other("no pipes")))?;
-                let control = Control { id, orders, line, ended: None, _keeper: keeper };
-                Ok(Session {
-                    input: Box::pin(input),
-                    output: Box::pin(output),
-                    error: Box::pin(error),
-                    control: Box::new(control),
-                })
-            }
-        }
-    }
-}
-
-#[expect(unsafe_code, reason = "a descriptor must be passed on between fork and exec")]
-fn give_line(command: &mut Command, theirs: Line) {
-    // SAFETY: the closure makes one system call.
-    unsafe {
-        command.pre_exec(move || {
-            if theirs.as_raw_fd() == LINE {
-                return Ok(rustix::io::fcntl_setfd(&theirs, rustix::io::FdFlags::empty())?);
-            }
-            if libc::dup2(theirs.as_raw_fd(), LINE) < 0 {
-                return Err(io::Error::last_os_error());
-            }
-            Ok(())
-        });
-    }
-}
-
-async fn report(line: &mut BufReader<UnixStream>) -> io::Result<Report> {
-    let mut text = String::new();
-    line.read_line(&mut text).await?;
-    Ok(serde_json::from_str(&text)?)
-}
-
-/// The agent's end of a session. Dropping it breaks the line, and the keeper kills what runs.
-struct Control {
-    id: Id,
-    orders: Line,
-    line: BufReader<UnixStream>,
-    ended: Option<Exit>,
-    _keeper: Child,
-}
-
-impl SessionControl for Control {
-    fn resize(&self, terminal: Terminal) -> Result<()> {
-        let order = serde_json::to_string(&Order::Resize(terminal)).map_err(io::Error::from);
-        let sent =
-            order.and_then(|order| (&self.orders).write_all(format!("{order}\n").as_bytes()));
-        match sent {
-            // It has ended.
-            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
-            other => other.context(|| "resize a terminal".to_owned()),
-        }
-    }
-
-    fn signal(&self, signal: Signal) -> Result<()> {
-        let sent = signal_group(self.id, signal);
-        sent.map(drop).context(|| "signal a session".to_owned())
-    }
-
-    fn wait(&mut self) -> BoxFuture<'_, Result<Exit>> {
-        Box::pin(async {
-            if self.ended.is_none() {
-                self.ended = match report(&mut self.line).await {
-                    Ok(Report::Ended(exit)) => Some(exit),
-                    // The keeper was killed.
-                    Ok(Report::Started(_) | Report::Failed(_)) | Err(_) => Some(Exit::LOST),
-                };
-            }
-            Ok(self.ended.unwrap_or(Exit::LOST))
-        })
+        // The keeper is reaped in the background.
+        session.map(|(session, _keeper)| session).map_err(refuse)
     }
 }

@@ -93,8 +93,14 @@ impl Inner {
             .filter_map(|dir| self.kept.dirs.started(&dir).map(|started| (dir, started)))
             .collect();
         let markers = start::markers(self, handle, one);
+        let mut supervisors: Vec<Id> =
+            started.iter().map(|(_, started)| started.supervisor).collect();
+        if one.is_none() {
+            // Their keepers end by themselves.
+            supervisors.extend(self.sessions.of(handle));
+        }
         let scope = Scope {
-            supervisors: started.iter().map(|(_, started)| started.supervisor).collect(),
+            supervisors,
             markers: markers.into_iter().map(|(key, value)| format!("{key}={value}")).collect(),
             root: self.kept.dirs.root(handle),
         };

@@ -69,6 +69,12 @@ impl Inner {
         spec: &ProcessSpec,
         state_dir: &Path,
     ) -> Result<Request> {
+        let launch = Launch::Direct(self.direct(container, spec)?);
+        Ok(Request { state_dir: state_dir.to_owned(), launch })
+    }
+
+    /// A process as a command of this machine.
+    pub(super) fn direct(&self, container: &ContainerSpec, spec: &ProcessSpec) -> Result<Direct> {
         let handle = &container.handle;
         let dir = self.kept.dirs.host_path(handle, spec.dir.as_deref().unwrap_or("/"));
         fs::create_dir_all(&dir).context(|| format!("make {}", dir.display()))?;
@@ -89,13 +95,11 @@ impl Inner {
             }
         }
         let limits = spec.limits.or(container.limits);
-        let usual_open_files = open_files::found();
-        let launch = Launch::Direct(Direct { argv, dir, env, limits, usual_open_files });
-        Ok(Request { state_dir: state_dir.to_owned(), launch })
+        Ok(Direct { argv, dir, env, limits, usual_open_files: open_files::found() })
     }
 }
 
-fn check_user(user: Option<User>) -> Result<()> {
+pub(super) fn check_user(user: Option<User>) -> Result<()> {
     let own =
         User { uid: rustix::process::geteuid().as_raw(), gid: rustix::process::getegid().as_raw() };
     if user.is_some_and(|other| other != own) {

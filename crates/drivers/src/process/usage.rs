@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::Inner;
 use crate::driver::Stats;
 use crate::error::{Context as _, Result};
-use crate::proc::{self, Table};
+use crate::proc::{self, Id, Table};
 use crate::spec::Handle;
 use crate::supervised::{self, tree};
 
@@ -32,18 +32,29 @@ impl Inner {
                 ticks += supervised::ended(&dir).map_or(0, |ended| ended.ticks);
                 continue;
             };
-            ticks += entry.child_ticks;
-            for member in table.descendants(&[supervisor]).iter().filter_map(|id| table.get(*id)) {
-                ticks += member.own_ticks + member.child_ticks;
-                if !member.ended {
-                    stats.processes += 1;
-                    stats.rss_bytes += proc::pages(member.rss_pages);
-                }
-            }
+            ticks += entry.child_ticks + stats.count(&table, supervisor);
+        }
+        for keeper in self.sessions.of(handle) {
+            ticks += stats.count(&table, keeper);
         }
         stats.cpu = proc::ticks(ticks);
         let root = self.kept.dirs.root(handle);
         stats.disk_bytes = self.kept.disk.get(handle, || tree::disk_bytes(&root));
         Ok(stats)
+    }
+}
+
+impl Stats {
+    /// Counts what runs below a supervisor; the ticks it used come back.
+    fn count(&mut self, table: &Table, supervisor: Id) -> u64 {
+        let mut ticks = 0;
+        for member in table.descendants(&[supervisor]).iter().filter_map(|id| table.get(*id)) {
+            ticks += member.own_ticks + member.child_ticks;
+            if !member.ended {
+                self.processes += 1;
+                self.rss_bytes += proc::pages(member.rss_pages);
+            }
+        }
+        ticks
     }
 }

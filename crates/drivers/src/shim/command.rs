@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io::{self, Read as _};
+use std::os::fd::OwnedFd;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -18,8 +19,37 @@ use crate::spec::Limits;
 const SIGNALS: std::ops::Range<i32> = 1..32;
 
 /// Starts the command in its own process group, with exactly the environment and limits asked for.
-#[expect(unsafe_code, reason = "limits must be set between fork and exec")]
 pub(super) fn spawn(request: &Direct) -> Result<Child, StartFault> {
+    let mut command = prepared(request)?;
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
+    command.spawn().map_err(|error| fault(&error))
+}
+
+/// The same with the standard streams of this process.
+pub(super) fn spawn_here(request: &Direct) -> Result<Child, StartFault> {
+    prepared(request)?.process_group(0).spawn().map_err(|error| fault(&error))
+}
+
+/// The same in a session of its own, with a terminal.
+#[expect(unsafe_code, reason = "a terminal is taken between fork and exec")]
+pub(super) fn spawn_at(request: &Direct, terminal: &OwnedFd) -> Result<Child, StartFault> {
+    let mut command = prepared(request)?;
+    let stream = || terminal.try_clone().map(Stdio::from).map_err(|error| fault(&error));
+    command.stdin(stream()?).stdout(stream()?).stderr(stream()?);
+    // SAFETY: the closure only makes system calls.
+    unsafe {
+        command.pre_exec(|| {
+            rustix::process::setsid()?;
+            // Standard input is the terminal already.
+            rustix::process::ioctl_tiocsctty(rustix::stdio::stdin())?;
+            Ok(())
+        });
+    }
+    command.spawn().map_err(|error| fault(&error))
+}
+
+#[expect(unsafe_code, reason = "limits must be set between fork and exec")]
+fn prepared(request: &Direct) -> Result<Command, StartFault> {
     let name = request.argv.first().ok_or(StartFault::Missing)?;
     if !request.dir.is_dir() {
         return Err(StartFault::Directory(request.dir.display().to_string()));
@@ -33,11 +63,7 @@ pub(super) fn spawn(request: &Direct) -> Result<Child, StartFault> {
         .args(request.argv.iter().skip(1))
         .current_dir(&request.dir)
         .env_clear()
-        .envs(&request.env)
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .process_group(0);
+        .envs(&request.env);
     // SAFETY: the closure only makes system calls and touches memory allocated before the fork.
     unsafe {
         command.pre_exec(move || {
@@ -50,7 +76,7 @@ pub(super) fn spawn(request: &Direct) -> Result<Child, StartFault> {
             Ok(())
         });
     }
-    command.spawn().map_err(|error| fault(&error))
+    Ok(command)
 }
 
 /// Resets what signals do: what an ancestor ignored (`nohup`, a background job) must not stay
