@@ -141,6 +141,8 @@ ids! {
     TokenId "tok" "token id";
     /// An SSH public key.
     KeyId "key" "key id";
+    /// Somebody's work in a container.
+    SessionId "ses" "session id";
 }
 
 #[cfg(test)]

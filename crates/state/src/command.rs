@@ -11,6 +11,7 @@ use model::{
 };
 use serde::{Deserialize, Serialize};
 
+use crate::audit::Audit;
 use crate::records::{Build, Deployment, Job, JobSpec, ProcessTemplate, Secret, Signing, Task};
 
 /// One change. Identifiers come from outside, so that applying is deterministic.
@@ -81,6 +82,8 @@ pub enum Command {
     Work(WorkCommand),
     /// What cells report.
     Cell(CellCommand),
+    /// Writes down what somebody does.
+    Audit(Box<Audit>),
     /// The server started: whatever waits for somebody gets a fresh deadline.
     Boot,
     /// The state was loaded again after the store refused something: for a while nobody's report

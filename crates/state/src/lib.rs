@@ -7,6 +7,7 @@
 //! row once, however often a batch of commands changed it.
 
 mod access;
+mod audit;
 mod cells;
 mod command;
 mod converge;
@@ -35,6 +36,7 @@ use std::sync::Arc;
 use model::{CellId, Time};
 
 pub use access::{MAX_APPS, MAX_CONFIG_BYTES, MAX_LABEL, MAX_PROJECTS, MAX_WORKSPACES};
+pub use audit::{AUDIT_HISTORY, Audit, AuditEvent, MAX_AUDIT_WORDS};
 pub use cells::{CELL_LEASE, MAX_HELD, MAX_REASON};
 pub use command::{
     Attempt, CellCommand, Command, Held, JobCommand, NewJob, NewKey, NewToken, Refusal, Reply,
@@ -82,7 +84,8 @@ pub struct State {
     core: Core,
 }
 
-/// A job that ended: it leaves the rows of the store for the history, for good.
+/// A line of a history: a job that ended and leaves the rows of the store for good, or what somebody
+/// did.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Archived {
     /// The name of the history, as in [`JOB_HISTORY`].
@@ -107,7 +110,7 @@ pub struct Change {
 pub struct Changes {
     /// Rows, each once.
     pub rows: Vec<Change>,
-    /// Jobs that ended; their rows are gone.
+    /// Lines of histories: jobs that ended, whose rows are gone, and the audit log.
     pub archived: Vec<Archived>,
     /// Cells that have something else to do, and about what.
     pub cells: BTreeMap<CellId, BTreeSet<WorkKey>>,
@@ -169,6 +172,7 @@ impl State {
     /// Carries out one command, or refuses it and changes nothing.
     pub fn apply(&mut self, now: Time, command: Command) -> Result<Reply, Refusal> {
         self.core.prepare_placing();
+        let audited = self.core.audited.len();
         let done = self.dispatch(now, command).and_then(|reply| {
             self.core.settle(now)?;
             Ok(reply)
@@ -177,6 +181,7 @@ impl State {
             self.core.keep();
         } else {
             self.core.roll_back();
+            self.core.audited.truncate(audited);
             self.core.refresh_routes(now);
         }
         done
@@ -203,6 +208,7 @@ impl State {
             Command::RevokeToken(id) => core.revoke_token(now, id),
             Command::AddKey(new) => core.add_key(now, new),
             Command::RemoveKey(id) => core.remove_key(id),
+            Command::Audit(line) => Ok(core.audit(now, *line)),
             Command::Boot => core.boot(now).map(|()| Reply::Done),
             Command::Resume => core.resume(now).map(|()| Reply::Done),
             Command::RoutesServed { generation } => {
@@ -221,12 +227,13 @@ impl State {
         self.core.indexes.dirty_cells.clear();
         self.core.indexes.dirty_work.clear();
         self.core.journalist.news.clear();
+        self.core.audited.clear();
     }
 
     /// What was changed since the last call, rendered for the store.
     pub fn take_changes(&mut self) -> Result<Changes, String> {
         let mut rows = Vec::new();
-        let mut archived = Vec::new();
+        let mut archived = self.core.take_audited()?;
         for key in self.core.take_changed() {
             let body = self
                 .core

@@ -229,6 +229,8 @@ pub(crate) struct Core {
     pub(crate) journal: Vec<Before>,
     pub(crate) changed: Vec<RowKey>,
     pub(crate) journalist: Journalist,
+    /// Lines of the audit log that the store has not been given yet.
+    pub(crate) audited: Vec<crate::Audit>,
     /// Tasks whose messages come too late.
     #[cfg(feature = "planted")]
     pub(crate) late: Vec<TaskId>,
