@@ -15,6 +15,7 @@ use serde::de::DeserializeOwned;
 use crate::connect::{ConnectError, Connector, Endpoint, OTHER_AUTHORITY};
 use crate::http_types::{BlobStored, ErrorBody};
 use crate::joining::{is_other_authority, root_cause};
+use crate::socket::{SessionSocket, is_taken, upgrade_headers};
 
 /// Most bytes of one server-sent event.
 pub const MAX_EVENT: usize = 1024 * 1024;
@@ -147,14 +148,45 @@ impl Client {
         if response.status().is_success() {
             return Ok(response);
         }
+        Err(self.refusal(response, &call).await?)
+    }
+
+    /// What the server says when it says no.
+    async fn refusal(
+        &self,
+        response: Response<Incoming>,
+        call: &str,
+    ) -> Result<ClientError, ClientError> {
         let status = response.status();
-        let bytes = self.collect(response, &call).await?;
+        let bytes = self.collect(response, call).await?;
         let body = serde_json::from_slice(&bytes).unwrap_or_else(|_| ErrorBody {
             kind: "unknown".to_owned(),
             message: format!("{call} was answered with {status}"),
             hint: None,
         });
-        Err(ClientError::Refused { status, body })
+        Ok(ClientError::Refused { status, body })
+    }
+
+    /// Opens a session: `GET path` on a connection of its own, which becomes a WebSocket.
+    pub async fn session(&self, path: &str) -> Result<SessionSocket, ClientError> {
+        let call = format!("GET {path}");
+        let wrong = |reason: String| ClientError::Answer { call: call.clone(), reason };
+        let (headers, accept) = upgrade_headers();
+        let request = self.request(Method::GET, path).body(full(Bytes::new()));
+        let mut request = request.map_err(|error| wrong(error.to_string()))?;
+        request.headers_mut().extend(headers);
+        let connector = self.endpoint.connector()?.for_upgrades();
+        let http = HyperClient::builder(TokioExecutor::new()).build(connector);
+        let response = http.request(request).await.map_err(|error| self.lost(&error))?;
+        if is_taken(response.status(), response.headers(), &accept) {
+            let upgraded = hyper::upgrade::on(response).await;
+            let upgraded = upgraded.map_err(|error| self.lost(&error))?;
+            return Ok(SessionSocket::new(self.clone(), upgraded).await);
+        }
+        if response.status().is_success() || response.status().is_informational() {
+            return Err(wrong("it does not open a session".to_owned()));
+        }
+        Err(self.refusal(response, &call).await?)
     }
 
     fn lost(&self, error: &(dyn std::error::Error + 'static)) -> ClientError {

@@ -165,6 +165,19 @@ pub struct Connector {
     tls: Option<Arc<ClientConfig>>,
 }
 
+impl Connector {
+    /// The same for HTTP/1.1 only, whose connections can become something else.
+    #[must_use]
+    pub fn for_upgrades(self) -> Self {
+        let tls = self.tls.map(|config| {
+            let mut config = Arc::unwrap_or_clone(config);
+            config.alpn_protocols = vec![b"http/1.1".to_vec()];
+            Arc::new(config)
+        });
+        Self { tls }
+    }
+}
+
 impl tower::Service<Uri> for Connector {
     type Response = TokioIo<IoStream>;
     type Error = std::io::Error;
@@ -224,7 +237,10 @@ impl Connection for IoStream {
     fn connected(&self) -> Connected {
         match self {
             Self::Plain(_) => Connected::new(),
-            Self::Tls(_) => Connected::new().negotiated_h2(),
+            Self::Tls(stream) => match stream.get_ref().1.alpn_protocol() {
+                Some(b"h2") => Connected::new().negotiated_h2(),
+                Some(_) | None => Connected::new(),
+            },
         }
     }
 }

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use model::{
     AppId, BuildId, CellId, CellSpec, DeploymentId, Digest, ExitStatus, FailureDetail, HostName,
     InstanceId, JobId, KeyId, LogSource, Name, Operation, ProcessSpec, ProjectId, Role, RunnerId,
-    Target, TaskId, TaskSpec, Time, TokenId,
+    SessionId, Target, TaskId, TaskSpec, Time, TokenId,
 };
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -607,6 +607,61 @@ pub struct TokenView {
     /// When it was taken back.
     #[schema(value_type = Option<u64>)]
     pub revoked_at: Option<Time>,
+}
+
+/// A line of the audit log.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct AuditView {
+    /// Its place in the log, from 1.
+    pub line: u64,
+    /// When it happened.
+    #[schema(value_type = u64)]
+    pub at: Time,
+    /// `session_opened` or `session_ended`.
+    pub event: String,
+    /// The session.
+    #[schema(value_type = String)]
+    pub session: SessionId,
+    /// Whose token it was.
+    #[schema(value_type = String)]
+    pub token: TokenId,
+    /// What that let its bearer be.
+    #[schema(value_type = String)]
+    pub role: Role,
+    /// What it was for.
+    pub label: String,
+    /// The project's name at that time.
+    #[schema(value_type = String)]
+    pub project: Name,
+    /// The app's name at that time.
+    #[schema(value_type = String)]
+    pub app: Name,
+    /// The workspace.
+    #[schema(value_type = String)]
+    pub workspace: Name,
+    /// The deployment's number.
+    pub deployment: u64,
+    /// Which instance, as in `web.2`.
+    pub instance: String,
+    /// `exec`, `copy_in` or `copy_out`, of a session that was opened.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub action: Option<String>,
+    /// The command, or the path that was copied.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub words: Vec<String>,
+    /// Names of variables the command was given.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub env: Vec<String>,
+    /// Whether the command had a terminal.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub terminal: Option<bool>,
+    /// How the command ended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Object>)]
+    pub exit: Option<ExitStatus>,
+    /// Why the session ended before its command did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
 }
 
 /// Makes a token.

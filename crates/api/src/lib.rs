@@ -6,10 +6,13 @@ mod connect;
 pub mod http_types;
 mod joining;
 pub mod proto;
+pub mod sessions;
+mod socket;
 
 pub use client::{Client, ClientError, Event};
 pub use connect::{ConnectError, Connector, Endpoint, IoStream, OTHER_AUTHORITY, is_loopback_url};
 pub use joining::{Joining, unreachable};
+pub use socket::{SessionReceiver, SessionSender, SessionSocket};
 
 /// The version of this program, for people and for the first message of every stream.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");

@@ -10,6 +10,7 @@ mod events;
 mod jobs;
 mod metrics;
 mod protocol;
+mod sessions;
 mod tasks;
 mod watch;
 mod work;
@@ -74,6 +75,8 @@ fn described() -> OpenApiRouter<Server> {
         .routes(routes!(apps::scale))
         .routes(routes!(apps::restart_instance))
         .routes(routes!(apps::run))
+        .routes(routes!(sessions::exec))
+        .routes(routes!(sessions::audit))
         .routes(routes!(apps::status))
         .routes(routes!(apps::list_builds))
         .routes(routes!(events::app_logs))

@@ -16,6 +16,7 @@ mod logs;
 mod metrics;
 mod otlp;
 mod server;
+mod sessions;
 mod tls;
 pub mod views;
 mod wakes;
@@ -31,5 +32,9 @@ pub use followers::{Following, MAX_FOLLOWED};
 pub use identity::{CERTIFICATE_LIFE, IdentityAuthority};
 pub use otlp::OTLP_EVERY;
 pub use server::{Parts, Ports, ROUTER_WAIT, Server, ServerError, Settings, StartError, not_found};
+pub use sessions::{
+    MAX_SESSIONS, MAX_SESSIONS_PER_PROJECT, STOPPING, Session, SessionFault, SessionPlace,
+    SessionRefusal, SessionTarget,
+};
 pub use store::blobs::{BlobError, Stored, Upload};
 pub use tls::{Authority, TlsError};

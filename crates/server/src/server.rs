@@ -21,6 +21,7 @@ use crate::auth::{self, Principal, TokenFault};
 use crate::followers::{Followers, Following};
 use crate::identity::{IdentityAuthority, Issued, Subject};
 use crate::metrics::Meters;
+use crate::sessions;
 use crate::tls::TlsError;
 
 /// Pushes to these branches are built and deployed.
@@ -143,6 +144,7 @@ struct Inner {
     authority: Option<Digest>,
     logs: LogStore,
     followers: Followers,
+    sessions: sessions::Table,
     blobs: Blobs,
     /// Where jobs that ended long ago are read.
     store: Arc<dyn Store>,
@@ -177,6 +179,7 @@ impl Server {
             authority: parts.authority,
             logs,
             followers: Followers::default(),
+            sessions: sessions::Table::default(),
             blobs,
             store,
             routers: watch::Sender::new(BTreeMap::new()),
@@ -286,6 +289,11 @@ impl Server {
     /// Counts a stream that a token follows; `None` when it follows as many as it may.
     pub fn following(&self, token: TokenId) -> Option<Following> {
         self.inner.followers.follow(token)
+    }
+
+    /// Who works in which container.
+    pub(crate) fn sessions(&self) -> &sessions::Table {
+        &self.inner.sessions
     }
 
     /// Source archives, images, caches.
@@ -425,13 +433,18 @@ impl Server {
     }
 
     async fn ended(&self, query: HistoryQuery) -> Result<Vec<(u64, Arc<Job>)>, ServerError> {
-        let store = Arc::clone(&self.inner.store);
-        let rows = self.inner.tasks.blocking(move || store.query_history(&query)).await?;
+        let rows = self.history(query).await?;
         let read = |row: HistoryRow| match serde_json::from_slice(&row.body) {
             Ok(job) => Ok((row.seq, Arc::new(job))),
             Err(error) => Err(ServerError::Unreadable { seq: row.seq, error }),
         };
         rows.into_iter().map(read).collect()
+    }
+
+    /// Lines of a history.
+    pub(crate) async fn history(&self, query: HistoryQuery) -> Result<Vec<HistoryRow>, StoreError> {
+        let store = Arc::clone(&self.inner.store);
+        self.inner.tasks.blocking(move || store.query_history(&query)).await
     }
 
     /// Makes a token; the secret is in the answer and nowhere else.

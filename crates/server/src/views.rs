@@ -1,13 +1,14 @@
 //! Rows as the HTTP API shows them.
 
 use api::http_types::{
-    AppStatus, AppView, BuildView, CellView, CrashView, DeploymentView, DrainView, InstanceView,
-    JobView, KeyView, ProcessView, ProjectView, RunnerView, StaysView, TaskView, TokenView,
+    AppStatus, AppView, AuditView, BuildView, CellView, CrashView, DeploymentView, DrainView,
+    InstanceView, JobView, KeyView, ProcessView, ProjectView, RunnerView, StaysView, TaskView,
+    TokenView,
 };
 use model::{DeploymentState, InstanceState, JobState, Name, ProjectId, TaskState};
 use state::{
-    App, Build, Callback, Cell, Crash, Deployment, DrainProgress, Instance, Job, Key, Process,
-    Project, Runner, State, Task, Token,
+    App, Audit, AuditEvent, Build, Callback, Cell, Crash, Deployment, DrainProgress, Instance, Job,
+    Key, Process, Project, Runner, State, Task, Token,
 };
 
 fn project_name(state: &State, id: ProjectId) -> Name {
@@ -286,4 +287,40 @@ pub fn runner(row: &Runner) -> RunnerView {
         labels: row.labels.clone(),
         online: row.online,
     }
+}
+
+/// A line of the audit log.
+pub fn audit(line: u64, row: Audit) -> AuditView {
+    let mut view = AuditView {
+        line,
+        at: row.at,
+        event: String::new(),
+        session: row.session,
+        token: row.token,
+        role: row.role,
+        label: row.label,
+        project: row.project_name,
+        app: row.app_name,
+        workspace: row.workspace,
+        deployment: row.deployment,
+        instance: row.instance,
+        action: None,
+        words: Vec::new(),
+        env: Vec::new(),
+        terminal: None,
+        exit: None,
+        reason: None,
+    };
+    match row.event {
+        AuditEvent::SessionOpened { action, words, env, terminal } => {
+            "session_opened".clone_into(&mut view.event);
+            (view.action, view.terminal) = (Some(action), Some(terminal));
+            (view.words, view.env) = (words, env);
+        }
+        AuditEvent::SessionEnded { exit, reason } => {
+            "session_ended".clone_into(&mut view.event);
+            (view.exit, view.reason) = (exit, reason);
+        }
+    }
+    view
 }

@@ -41,6 +41,11 @@ impl Caller {
         self.principal.role
     }
 
+    /// Who the caller is.
+    pub(super) const fn principal(&self) -> &Principal {
+        &self.principal
+    }
+
     /// The token the caller bears.
     pub const fn token(&self) -> TokenId {
         self.principal.token

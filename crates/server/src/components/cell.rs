@@ -91,6 +91,7 @@ pub(super) async fn session(
     };
     session.send(Down::Welcome(welcome)).await?;
     session.send_work(Look::Everything, true).await?;
+    let _line = session.server.sessions().cell_came(session.cell, epoch, &session.down);
     let ended = session.stay(&mut up, &wakes).await;
     session.left(ended.is_ok()).await;
     ended
@@ -225,8 +226,7 @@ impl Session {
                 self.unwritten.insert(stream.clone(), LogKept { work: Some(work), resume });
                 self.write(&stream).await
             }
-            // Nobody opens sessions yet.
-            Up::Session(_) => Ok(()),
+            Up::Session(up) => self.server.sessions().take(id, epoch, up),
             Up::Report(Report { work: None, .. })
             | Up::Log(CellLog { work: None, .. })
             | Up::Identify(Identify { work: None, .. }) => {
