@@ -113,6 +113,10 @@ pub(crate) enum Command {
     Scale(ScaleArgs),
     /// Run one command in an app's image, once
     Run(RunArgs),
+    /// Run a command, or work in a shell, in an instance that runs
+    Exec(Box<ExecArgs>),
+    /// Copy files into an instance that runs, or out of it
+    Cp(CpArgs),
     /// Show and change the environment of an app
     #[command(subcommand)]
     Config(ConfigCommand),
@@ -578,8 +582,109 @@ pub(crate) struct ScaleArgs {
     pub(crate) counts: Vec<(String, String)>,
 }
 
+/// An app as it is named in one word: `web`, or `shop/web` with its project.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct AppName {
+    pub(crate) project: Option<Name>,
+    pub(crate) app: Name,
+}
+
+impl std::str::FromStr for AppName {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let name = |text: &str| text.parse::<Name>().map_err(|error| error.to_string());
+        match text.split_once('/') {
+            Some((project, app)) => Ok(Self { project: Some(name(project)?), app: name(app)? }),
+            None => Ok(Self { project: None, app: name(text)? }),
+        }
+    }
+}
+
+impl AppArgs {
+    /// The same app unless another one is named in one word.
+    pub(crate) fn named(&self, name: Option<&AppName>) -> Self {
+        let mut named = self.clone();
+        if let Some(name) = name {
+            named.app = Some(name.app.clone());
+            named.project = name.project.clone().or(named.project);
+        }
+        named
+    }
+}
+
+/// Which instance.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct InstanceArgs {
+    /// The instance, as in `web.2`; the first that runs when absent
+    #[arg(long)]
+    pub(crate) instance: Option<String>,
+    /// The process; the first that runs when absent
+    #[arg(long, conflicts_with = "instance")]
+    pub(crate) process: Option<Name>,
+    /// The deployment's number; what is released when absent
+    #[arg(long)]
+    pub(crate) deployment: Option<u64>,
+}
+
+/// Whether a command has a terminal.
+#[derive(Debug, Clone, Copy, Args)]
+pub(crate) struct TerminalArgs {
+    /// Give the command a terminal; so it is anyway where input and output are one
+    #[arg(long, short)]
+    pub(crate) tty: bool,
+    /// Give the command pipes
+    #[arg(long, short = 'T', conflicts_with = "tty")]
+    pub(crate) no_tty: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ExecArgs {
+    /// The app, as in `web` or `PROJECT/web`; else as with `--app`
+    #[arg(value_name = "APP")]
+    pub(crate) name: Option<AppName>,
+    #[command(flatten)]
+    pub(crate) app: AppArgs,
+    #[command(flatten)]
+    pub(crate) which: InstanceArgs,
+    #[command(flatten)]
+    pub(crate) terminal: TerminalArgs,
+    /// Pass on what is typed although the command has no terminal
+    #[arg(long, short)]
+    pub(crate) interactive: bool,
+    /// A variable of its environment
+    #[arg(long, short, value_name = "NAME=VALUE", value_parser = key_value)]
+    pub(crate) env: Vec<(String, String)>,
+    /// The command and its arguments; `/bin/sh` when absent, on a terminal
+    #[arg(last = true)]
+    pub(crate) argv: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+#[command(
+    after_help = "One of FROM and TO is `APP:PATH`, as in `web:/workspace/data`; `:PATH` is of the \
+app that `--app` means. `-` is a tar archive on standard input or output.\n\nOf a directory, what is in it \
+is copied to what is named, which is made when missing. A file gets the name that is given, or keeps its \
+own below a path that ends with `/`. Symbolic links are copied and never followed."
+)]
+pub(crate) struct CpArgs {
+    /// What to copy
+    #[arg(value_name = "FROM", allow_hyphen_values = true)]
+    pub(crate) from: String,
+    /// Where to
+    #[arg(value_name = "TO", allow_hyphen_values = true)]
+    pub(crate) to: String,
+    #[command(flatten)]
+    pub(crate) app: AppArgs,
+    #[command(flatten)]
+    pub(crate) which: InstanceArgs,
+}
+
 #[derive(Debug, Args)]
 pub(crate) struct RunArgs {
+    /// The app, as in `web` or `PROJECT/web`; else as with `--app`
+    #[arg(value_name = "APP")]
+    pub(crate) name: Option<AppName>,
     #[command(flatten)]
     pub(crate) app: AppArgs,
     /// The command and its arguments

@@ -4,10 +4,14 @@ mod access;
 mod apps;
 mod cells;
 mod contexts;
+mod copy;
 mod events;
 mod jobs;
+mod sessions;
 mod tasks;
 mod up;
+
+use std::process::ExitCode;
 
 use api::Client;
 use api::http_types::{ProjectView, ServerInfo};
@@ -84,37 +88,46 @@ fn no_token(url: &str) -> CliError {
 }
 
 /// Carries out a command.
-pub(crate) async fn run(cli: Cli) -> Result<()> {
+pub(crate) async fn run(cli: Cli) -> Result<ExitCode> {
     let shell = Shell::new(&cli.global);
     match cli.command {
-        Command::Up(args) => up::up(&shell, args).await,
-        Command::Dev(args) => roles::dev(&shell, &args.ports).await,
-        Command::Server(args) => roles::server(&shell, args).await,
-        Command::Runner(args) => roles::runner(&shell, args).await,
-        Command::Cell(CellArgs { command: Some(command), .. }) => {
-            cells::cell(&shell, command).await
-        }
-        Command::Cell(args) => roles::cell(&shell, args).await,
-        Command::Router(args) => roles::router(&shell, args).await,
-        Command::Project(command) => access::project(&shell, command).await,
-        Command::App(command) => apps::app(&shell, command).await,
-        Command::Job(command) => jobs::job(&shell, command).await,
-        Command::Task(command) => tasks::task(&shell, command).await,
-        Command::Events(args) => events::events(&shell, args).await,
-        Command::Logs(args) => apps::logs(&shell, args).await,
-        Command::Status(args) => apps::status(&shell, args).await,
-        Command::Deploy(args) => jobs::deploy(&shell, args).await,
-        Command::Release(args) => jobs::release(&shell, args).await,
-        Command::Rollback(args) => jobs::rollback(&shell, args).await,
-        Command::Restart(args) => jobs::restart(&shell, args).await,
-        Command::Scale(args) => apps::scale(&shell, args).await,
-        Command::Run(args) => apps::run(&shell, args).await,
-        Command::Config(command) => apps::config(&shell, command).await,
-        Command::Key(command) => access::key(&shell, command).await,
-        Command::Token(command) => access::token(&shell, command).await,
-        Command::Destroy(args) => jobs::destroy(&shell, args).await,
-        Command::Context(command) => contexts::context(&shell, command).await,
-        Command::Version => version(&shell).await,
+        Command::Exec(args) => Box::pin(sessions::exec(&shell, *args)).await,
+        other => plain(&shell, other).await.map(|()| ExitCode::SUCCESS),
+    }
+}
+
+/// Those that have no exit code of their own.
+async fn plain(shell: &Shell, command: Command) -> Result<()> {
+    match command {
+        Command::Up(args) => up::up(shell, args).await,
+        Command::Dev(args) => roles::dev(shell, &args.ports).await,
+        Command::Server(args) => roles::server(shell, args).await,
+        Command::Runner(args) => roles::runner(shell, args).await,
+        Command::Cell(CellArgs { command: Some(command), .. }) => cells::cell(shell, command).await,
+        Command::Cell(args) => roles::cell(shell, args).await,
+        Command::Router(args) => roles::router(shell, args).await,
+        Command::Project(command) => access::project(shell, command).await,
+        Command::App(command) => apps::app(shell, command).await,
+        Command::Job(command) => jobs::job(shell, command).await,
+        Command::Task(command) => tasks::task(shell, command).await,
+        Command::Events(args) => events::events(shell, args).await,
+        Command::Logs(args) => apps::logs(shell, args).await,
+        Command::Status(args) => apps::status(shell, args).await,
+        Command::Deploy(args) => jobs::deploy(shell, args).await,
+        Command::Release(args) => jobs::release(shell, args).await,
+        Command::Rollback(args) => jobs::rollback(shell, args).await,
+        Command::Restart(args) => jobs::restart(shell, args).await,
+        Command::Scale(args) => apps::scale(shell, args).await,
+        Command::Run(args) => apps::run(shell, args).await,
+        Command::Cp(args) => copy::cp(shell, args).await,
+        // It has.
+        Command::Exec(_) => Ok(()),
+        Command::Config(command) => apps::config(shell, command).await,
+        Command::Key(command) => access::key(shell, command).await,
+        Command::Token(command) => access::token(shell, command).await,
+        Command::Destroy(args) => jobs::destroy(shell, args).await,
+        Command::Context(command) => contexts::context(shell, command).await,
+        Command::Version => version(shell).await,
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "shore", &mut script);

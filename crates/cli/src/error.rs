@@ -58,13 +58,15 @@ pub(crate) struct CliError {
     pub(crate) kind: ErrorKind,
     pub(crate) message: String,
     pub(crate) hint: Option<String>,
+    /// What a command exited with that ran elsewhere: so does this program.
+    pub(crate) exit: Option<u8>,
 }
 
 pub(crate) type Result<T> = std::result::Result<T, CliError>;
 
 impl CliError {
     pub(crate) fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
-        Self { kind, message: message.into(), hint: None }
+        Self { kind, message: message.into(), hint: None, exit: None }
     }
 
     pub(crate) fn invalid(message: impl std::fmt::Display) -> Self {
@@ -79,6 +81,11 @@ impl CliError {
     pub(crate) fn hint(mut self, hint: impl Into<String>) -> Self {
         self.hint = Some(hint.into());
         self
+    }
+
+    /// What this program exits with.
+    pub(crate) fn exit_code(&self) -> u8 {
+        self.exit.unwrap_or_else(|| self.kind.exit_code())
     }
 
     /// A server that cannot be addressed.
@@ -146,7 +153,7 @@ impl From<ClientError> for CliError {
                     426 | 429 | 503 | 507 => ErrorKind::Unavailable,
                     _ => ErrorKind::Internal,
                 };
-                Self { kind, message, hint: body.hint }
+                Self { kind, message, hint: body.hint, exit: None }
             }
             ClientError::Answer { .. } => Self::internal(message)
                 .hint("the server may be of another version: compare `shore version`"),

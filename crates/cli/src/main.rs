@@ -8,6 +8,7 @@ mod error;
 mod inside;
 mod output;
 mod roles;
+mod terminal;
 
 use std::process::ExitCode;
 
@@ -49,10 +50,10 @@ fn main() -> ExitCode {
     // What still blocks in the background ends with the process.
     runtime.shutdown_background();
     match done {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(error) => {
             output.error(&error);
-            ExitCode::from(error.kind.exit_code())
+            ExitCode::from(error.exit_code())
         }
     }
 }

@@ -236,6 +236,12 @@ fn err(text: &str) {
     writeln!(anstream::stderr(), "{text}").unwrap_or_default();
 }
 
+/// How far something is, on the last line of a terminal; what was there is replaced.
+pub(crate) fn progress(text: &str) {
+    let mut stderr = anstream::stderr();
+    write!(stderr, "\r{text}\x1b[K").and_then(|()| stderr.flush()).unwrap_or_default();
+}
+
 /// Bytes as they are.
 pub(crate) fn raw(bytes: &[u8]) {
     // A reader that went away needs no more.

@@ -107,7 +107,8 @@ impl Cluster {
         self.home.path().join(format!("{}.log", role.name()))
     }
 
-    fn command(&self, args: &[&str]) -> Command {
+    /// `shore ARGS`, ready to start as a person would.
+    pub fn command(&self, args: &[&str]) -> Command {
         at_home(&self.shore, self.home.path(), args)
     }
 
@@ -150,6 +151,11 @@ impl Cluster {
         BufReader::new(out).read_line(&mut line).map_err(|error| error.to_string())?;
         serde_json::from_str(&line)
             .map_err(|_| format!("{} did not start:\n{}", role.name(), self.log(role)))
+    }
+
+    /// The process number of a role, while it runs.
+    pub fn pid(&self, role: Role) -> Option<u32> {
+        self.children[role as usize].as_ref().map(Child::id)
     }
 
     /// Ends a role as `kill -9` does.

@@ -232,7 +232,8 @@ impl Dev {
         self.child.as_ref().map(Child::id)
     }
 
-    fn command(&self, args: &[&str]) -> Command {
+    /// `shore ARGS`, ready to start as a person would.
+    pub fn command(&self, args: &[&str]) -> Command {
         at_home(&self.shore, &self.home, args)
     }
 

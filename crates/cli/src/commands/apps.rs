@@ -12,7 +12,7 @@ use api::http_types::{
 };
 use futures_util::StreamExt as _;
 use manifest::FILE_NAME;
-use model::{DEFAULT_APP, Name, Operation};
+use model::{DEFAULT_APP, ExitStatus, Name, Operation};
 
 use super::Shell;
 use super::access::now;
@@ -262,7 +262,7 @@ pub(super) async fn scale(shell: &Shell, args: ScaleArgs) -> Result<()> {
 }
 
 pub(super) async fn run(shell: &Shell, args: RunArgs) -> Result<()> {
-    let which = Which::find(&args.app, None)?;
+    let which = Which::find(&args.app.named(args.name.as_ref()), None)?;
     let client = shell.client()?;
     let command = RunCommand { argv: args.argv };
     let task: TaskView = client.post(&which.path("run?", &args.app.workspace), &command).await?;
@@ -285,8 +285,20 @@ pub(super) async fn run(shell: &Shell, args: RunArgs) -> Result<()> {
                 None => "somebody asked for its end".to_owned(),
             });
             let message = format!("task {} {state}: {reason}", task.id);
-            Err(CliError::new(ErrorKind::Failed, message))
+            let exit = task.exit.filter(|_| state == "failed").and_then(exit_code);
+            Err(CliError { exit, ..CliError::new(ErrorKind::Failed, message) })
         }
+    }
+}
+
+/// What a shell would exit with for a command that ended so, if that is known and no success.
+pub(super) fn exit_code(exit: ExitStatus) -> Option<u8> {
+    match exit {
+        // The system keeps eight bits.
+        ExitStatus::Code(code) => u8::try_from(code & 0xff).ok().filter(|code| *code != 0),
+        ExitStatus::Signal(signal) => u8::try_from(128 + (signal & 0x7f)).ok(),
+        ExitStatus::OutOfMemory => Some(137),
+        ExitStatus::Lost => None,
     }
 }
 
