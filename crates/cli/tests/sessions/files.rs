@@ -111,6 +111,17 @@ fn nothing_is_written_outside_of_what_was_named() -> Result<(), Failure> {
     // The start of an archive is no archive.
     let half = &archive(&[("a", b'0', ""), ("b", b'0', "")])?[..700];
     assert_ne!(world.cp(&["-", "web:/in"], half)?.code, 0);
+    // A link that is here already leads nowhere, either.
+    let here = home.join("here");
+    fs::create_dir(&here).map_err(told)?;
+    symlink(&outside, here.join("d")).map_err(told)?;
+    world.exec(
+        &[],
+        &["/bin/sh", "-c", "mkdir -p $SHORE_ROOT/o/d; echo x > $SHORE_ROOT/o/d/note"],
+        b"",
+    )?;
+    let here = here.display().to_string();
+    world.cp(&["web:/o", &here], b"")?.refused(1, &["symbolic links are not followed"])?;
     assert_eq!(fs::read_dir(&outside).map_err(told)?.count(), 0);
     world.cp(&[&note, "also"], b"")?.refused(6, &["neither FROM nor TO"])?;
     world.cp(&["web:/a", "web:/b"], b"")?.refused(6, &["both FROM and TO"])
