@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use model::{
     AppId, BuildId, CellId, CellSpec, DeploymentId, Digest, ExitStatus, FailureDetail, HostName,
     InstanceId, JobId, KeyId, LogSource, Name, Operation, ProcessSpec, ProjectId, Role, RunnerId,
-    SessionId, Target, TaskId, TaskSpec, Time, TokenId,
+    SessionId, Target, TaskId, TaskSpec, Time, TokenId, VolumeId,
 };
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -170,6 +170,10 @@ pub struct ProcessView {
     pub wanted: u32,
     /// What there is.
     pub instances: Vec<InstanceView>,
+    /// The volumes that each instance has one of.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schema(value_type = Vec<String>)]
+    pub volumes: Vec<Name>,
 }
 
 /// An instance.
@@ -769,6 +773,38 @@ pub struct DrainView {
     pub tasks: usize,
     /// Whether nothing is left that can move.
     pub finished: bool,
+}
+
+/// A directory on a cell that outlives containers.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct VolumeView {
+    /// Identifier.
+    #[schema(value_type = String)]
+    pub id: VolumeId,
+    /// As in `web.0.data`: the volume `data` of the instance `web.0`.
+    pub name: String,
+    /// The app.
+    #[schema(value_type = String)]
+    pub app: Name,
+    /// The workspace.
+    #[schema(value_type = String)]
+    pub workspace: Name,
+    /// Where it lies.
+    #[schema(value_type = String)]
+    pub cell: CellId,
+    /// The name of that cell, if it is known.
+    #[schema(value_type = Option<String>)]
+    pub cell_name: Option<Name>,
+    /// Whether that cell is connected.
+    pub cell_online: bool,
+    /// `attached`, `detached` (nothing wants it any more) or `deleting`.
+    pub state: String,
+    /// When it was made.
+    #[schema(value_type = u64)]
+    pub created_at: Time,
+    /// When it is deleted, if it is detached, unless something wants it again before.
+    #[schema(value_type = Option<u64>)]
+    pub delete_at: Option<Time>,
 }
 
 /// Something that a drain cannot move.

@@ -17,6 +17,7 @@ use crate::logs::{Journal, Told};
 use crate::report::Reporter;
 use crate::shared::Shared;
 use crate::tail::Tail;
+use crate::volumes::Hold;
 use crate::work::{Key, Want};
 
 /// What takes care of one piece of work.
@@ -40,6 +41,7 @@ pub(crate) struct Actor {
 pub(crate) struct Needs {
     pub(crate) caches: Vec<Cache>,
     pub(crate) layers: Vec<Arc<Slot>>,
+    pub(crate) volumes: Vec<Hold>,
 }
 
 /// Resolves when the output of a process was read to its end.
@@ -143,11 +145,16 @@ impl Actor {
         self.needs().caches.push(cache);
     }
 
+    /// The same for volumes.
+    pub(crate) fn hold_volumes(&self, volumes: impl IntoIterator<Item = Hold>) {
+        self.needs().volumes.extend(volumes);
+    }
+
     /// Removes the container with everything in it. What it needs is kept until it is gone.
     pub(crate) async fn remove(&self) {
         remove(self.driver.as_ref(), &self.handle).await;
         let needs = std::mem::take(&mut *self.needs());
-        drop(needs.layers);
+        drop((needs.layers, needs.volumes));
         self.shared.caches.release(needs.caches).await;
     }
 

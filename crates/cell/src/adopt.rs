@@ -5,13 +5,14 @@ use std::sync::Arc;
 use api::proto::work::Kind;
 use drivers::{ContainerInfo, Driver, Handle};
 use futures_util::StreamExt as _;
-use runtime::Tasks;
 use tokio::sync::oneshot;
 
 use crate::actor;
 use crate::error::CellError;
 use crate::limits::{LEFTOVER_LIMIT, MAX_CREATES};
 use crate::notes::{Held, Notes};
+use crate::shared::Shared;
+use crate::volumes::Hold;
 use crate::work::Key;
 
 /// An instance that an earlier agent started.
@@ -25,30 +26,29 @@ pub(crate) struct Found {
 
 /// Finds the instances earlier agents started, and removes everything else: the actions of a task
 /// cannot be taken up in the middle, and what was never started is started anew.
-pub(crate) async fn adopt(
-    drivers: &[Arc<dyn Driver>],
-    tasks: &Tasks,
-) -> Result<Vec<Found>, CellError> {
+pub(crate) async fn adopt(shared: &Shared) -> Result<Vec<Found>, CellError> {
     let mut found = Vec::new();
-    let mut leftovers: Vec<(Arc<dyn Driver>, Handle)> = Vec::new();
-    for driver in drivers {
+    let mut leftovers: Vec<(Arc<dyn Driver>, Handle, Vec<Hold>)> = Vec::new();
+    for driver in &shared.drivers {
         for container in driver.list().await? {
-            match instance(&container) {
-                Some((key, notes)) => {
-                    let held = Held::from_properties(&container.properties);
-                    found.push(Found { key, notes, held, driver: Arc::clone(driver) });
-                }
-                None => leftovers.push((Arc::clone(driver), container.handle)),
+            let held = Held::from_properties(&container.properties);
+            if let Some((key, notes)) = instance(&container) {
+                found.push(Found { key, notes, held, driver: Arc::clone(driver) });
+            } else {
+                let volumes = held.volumes.into_iter();
+                let volumes = volumes.map(|(id, writes)| shared.volumes.hold_on(id, writes));
+                leftovers.push((Arc::clone(driver), container.handle, volumes.collect()));
             }
         }
     }
     futures_util::stream::iter(leftovers)
-        .for_each_concurrent(MAX_CREATES, |(driver, handle)| async move {
+        .for_each_concurrent(MAX_CREATES, |(driver, handle, volumes)| async move {
             tracing::info!(%handle, "removing what an earlier agent left");
             let (gone, removed) = oneshot::channel();
-            let stop = tasks.stop().clone();
-            tasks.spawn_ok("remove a leftover", async move {
+            let stop = shared.tasks.stop().clone();
+            shared.tasks.spawn_ok("remove a leftover", async move {
                 stop.or_stop(actor::remove(driver.as_ref(), &handle)).await;
+                drop(volumes);
                 // The agent may have begun without it.
                 gone.send(()).unwrap_or_default();
             });

@@ -6,10 +6,10 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use api::proto::work::Kind;
-use api::proto::{Desired, DesiredWork, SessionOpen, Work, from_json};
+use api::proto::{Desired, DesiredWork, SessionOpen, Work, from_json, id_from};
 use api::{Client, Endpoint};
 use drivers::Driver;
-use model::{ContainerSpec, InstanceReport, ProcessSpec, TaskReport, TaskSpec};
+use model::{ContainerSpec, InstanceReport, ProcessSpec, TaskReport, TaskSpec, VolumeId};
 use runtime::{Tasks, mono_now};
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -18,6 +18,7 @@ use crate::adopt::{Found, adopt};
 use crate::bucket::Bucket;
 use crate::error::CellError;
 use crate::identity::Identities;
+use crate::instance::Given;
 use crate::limits::{LEAVE_LIMIT, MAX_ENDED, UNREAD_CREDIT};
 use crate::lines::Position;
 use crate::link::{Connection, Link};
@@ -30,7 +31,7 @@ use crate::session::Departure;
 use crate::sessions::Place;
 use crate::shared::Shared;
 use crate::work::{Key, Want};
-use crate::{instance, refuse, task};
+use crate::{instance, refuse, task, volumes};
 
 /// The agent that runs containers on this machine.
 #[derive(Debug)]
@@ -125,7 +126,7 @@ impl Agent {
 
     async fn adopt(&mut self) -> Result<(), CellError> {
         let positions = self.resume.read();
-        let found = adopt(&self.shared.drivers, &self.shared.tasks).await?;
+        let found = adopt(&self.shared).await?;
         self.shared.identities.keep_only(found.iter().map(|found| found.key)).await?;
         for Found { key, notes, held, driver } in found {
             let position = positions.get(&key.to_string()).copied().unwrap_or_default();
@@ -134,6 +135,10 @@ impl Agent {
             actor.limit_logs(notes.log_bytes, UNREAD_CREDIT);
             actor.hold(self.shared.images.held(&held.layers));
             held.caches.iter().for_each(|key| actor.hold_cache(self.shared.caches.hold(key)));
+            let volumes = held.volumes.iter();
+            actor.hold_volumes(
+                volumes.map(|(id, writes)| self.shared.volumes.hold_on(*id, *writes)),
+            );
             self.spawn(key, async move { instance::adopt(&actor, notes, position).await });
         }
         Ok(())
@@ -282,6 +287,20 @@ impl Agent {
         for key in gone {
             self.forget(key);
         }
+        for id in desired.delete_volumes.iter().filter_map(|id| id_from(id).ok()) {
+            self.remove_volume(VolumeId(id));
+        }
+    }
+
+    /// Removes a volume once nothing has it, and says so.
+    fn remove_volume(&self, id: VolumeId) {
+        if !self.shared.volumes.begin_removal(id) {
+            return;
+        }
+        let (shared, stop) = (Arc::clone(&self.shared), self.shared.tasks.stop().clone());
+        self.shared.tasks.spawn_ok("volume removal", async move {
+            stop.or_stop(volumes::removed(&shared, id)).await;
+        });
     }
 
     fn wanted(&mut self, key: Key, item: &DesiredWork, full: bool) {
@@ -357,6 +376,10 @@ impl Agent {
             }
             Kind::Instance => {
                 let spec: ProcessSpec = from_json("process spec", spec)?;
+                let volumes = item.volumes.iter().filter_map(|(name, id)| {
+                    Some((name.parse().ok()?, VolumeId(id_from(id).ok()?)))
+                });
+                let volumes = volumes.collect();
                 let handle = key.handle();
                 let (driver, refusal) = self.driver(&spec.container, |driver| {
                     refuse::instance(&spec, &driver.capabilities(), driver.network(&handle))
@@ -367,7 +390,8 @@ impl Agent {
                     return Ok(());
                 }
                 actor.limit_logs(spec.container.limits.log_bytes, Duration::ZERO);
-                self.spawn(key, async move { instance::run(&actor, &spec, &labels).await });
+                let given = Given { labels, volumes };
+                self.spawn(key, async move { instance::run(&actor, &spec, &given).await });
             }
         }
         Ok(())

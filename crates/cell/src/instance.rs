@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
 use drivers::{DriverError, Exit, ProcessId, ProcessSpec as Command, Signal, Target};
-use model::{ExitStatus, FailureDetail, InstanceReport, ProcessSpec, StopSignal};
+use model::{ExitStatus, FailureDetail, InstanceReport, Name, ProcessSpec, StopSignal, VolumeId};
 use runtime::mono_now;
 
 use crate::actor::{Actor, Reading, Voice, describe, status};
@@ -34,6 +34,13 @@ const LABELS: [(&str, &str); 5] = [
     ("deployment", "SHORE_DEPLOYMENT"),
 ];
 
+/// What the server says of an instance besides its spec.
+#[derive(Debug)]
+pub(crate) struct Given {
+    pub(crate) labels: HashMap<String, String>,
+    pub(crate) volumes: BTreeMap<Name, VolumeId>,
+}
+
 /// An instance whose process was started.
 struct Running<'a> {
     actor: &'a Actor,
@@ -59,11 +66,11 @@ enum End {
 }
 
 /// Starts an instance and takes care of it to its end.
-pub(crate) async fn run(actor: &Actor, spec: &ProcessSpec, labels: &HashMap<String, String>) {
+pub(crate) async fn run(actor: &Actor, spec: &ProcessSpec, given: &Given) {
     let Some(port) = actor.shared.ports.take() else {
         return reject(actor, "the cell has no free port").await;
     };
-    let started = match start(actor, (spec, labels), port).await {
+    let started = match start(actor, (spec, given), port).await {
         Ok(started) => started,
         Err(failure) => {
             actor.shared.identities.forget(actor.key).await;
@@ -103,9 +110,10 @@ pub(crate) async fn reject(actor: &Actor, reason: &str) {
 /// Makes the container and starts the process; `None` when it is not wanted any more.
 async fn start(
     actor: &Actor,
-    (spec, labels): (&ProcessSpec, &HashMap<String, String>),
+    (spec, given): (&ProcessSpec, &Given),
     port: Port,
 ) -> Result<Option<Begun>, Failure> {
+    let Given { labels, volumes } = given;
     let name = labels.get("process").map_or(DEFAULT_PROCESS, String::as_str);
     let ports = (inner_port(actor, &port), port.number);
     let notes = Notes::new(spec, ProcessId::new(name)?, ports);
@@ -113,7 +121,8 @@ async fn start(
     let env = variables(actor, labels, &notes);
     let host = Some(actor.shared.inner_host(actor));
     let publish = actor.shared.publish(actor, &port);
-    let order = Order { spec: &spec.container, labels, properties, env, host, publish };
+    let container = &spec.container;
+    let order = Order { spec: container, labels, volumes, properties, env, host, publish };
     let image_dir = tokio::select! {
         biased;
         _ = actor.unwanted() => return Ok(None),

@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 
 use drivers::ProcessId;
-use model::{Check, Digest, ProcessSpec, StopSignal};
+use model::{Check, Digest, ProcessSpec, StopSignal, VolumeId};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
@@ -41,6 +41,9 @@ pub(crate) struct Notes {
 pub(crate) struct Held {
     pub(crate) layers: Vec<Digest>,
     pub(crate) caches: Vec<String>,
+    /// Volumes, and whether it writes to them.
+    #[serde(default)]
+    pub(crate) volumes: Vec<(VolumeId, bool)>,
 }
 
 impl Notes {
@@ -119,7 +122,8 @@ mod tests {
         }
         spec.pre_stop = Some(vec!["x".repeat(120_000)]);
         assert!(Notes::new(&spec, process, (1, 1)).properties().is_err());
-        let held = Held { layers: vec![Digest([1; 32]); 100], caches: vec!["deps".into()] };
+        let (layers, caches) = (vec![Digest([1; 32]); 100], vec!["deps".into()]);
+        let held = Held { layers, caches, volumes: vec![(VolumeId(1), true)] };
         assert_eq!(Held::from_properties(&held.properties().expect("fits")), held);
         assert_eq!(Held::from_properties(&BTreeMap::new()), Held::default());
     }

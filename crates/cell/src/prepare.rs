@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use drivers::{Ability, EgressRule, Isolation, Limits, Mount, Protocol, Publish, Root, User};
-use model::{ContainerSpec, EgressProtocol, PROGRAMS, parse_user};
+use model::{ContainerSpec, EgressProtocol, Name, PROGRAMS, VolumeId, parse_user};
 
 use crate::actor::Actor;
 use crate::error::{Context as _, Failure};
@@ -25,6 +25,8 @@ const SHARES_OF_A_CORE: u64 = 1_024;
 pub(crate) struct Order<'a> {
     pub(crate) spec: &'a ContainerSpec,
     pub(crate) labels: &'a HashMap<String, String>,
+    /// Which volumes are meant by the names in `spec`.
+    pub(crate) volumes: &'a BTreeMap<Name, VolumeId>,
     /// Noted with it.
     pub(crate) properties: BTreeMap<String, String>,
     /// What the platform tells every process in it; wins over image and spec.
@@ -38,8 +40,10 @@ pub(crate) struct Order<'a> {
 /// Makes the container of an actor, and gives the directory its image wants processes to run in.
 /// Whoever calls removes the container when this fails or is given up.
 pub(crate) async fn container(actor: &Actor, order: Order<'_>) -> Result<Option<String>, Failure> {
-    let Order { spec, labels, properties, env: own, host, publish } = order;
+    let Order { spec, labels, volumes, properties, env: own, host, publish } = order;
     let shared = &actor.shared;
+    // Before anything that others wait for: whoever has one now may take a while to end.
+    let volumes = volumes_of(actor, (spec, volumes), labels).await?;
     let image = match spec.image {
         Some(digest) => {
             shared.images.get(digest).await.context(|| format!("cannot get image {digest}"))?
@@ -56,6 +60,7 @@ pub(crate) async fn container(actor: &Actor, order: Order<'_>) -> Result<Option<
     let held = Held {
         layers: image.layers.iter().map(|(digest, _)| *digest).collect(),
         caches: spec.caches.keys().cloned().collect(),
+        volumes: volumes.held,
     };
     made.properties.extend(held.properties()?);
     made.env = environment(shared, &image, isolated);
@@ -68,7 +73,8 @@ pub(crate) async fn container(actor: &Actor, order: Order<'_>) -> Result<Option<
     let layers: Vec<PathBuf> = image.paths();
     let dir = image.dir.clone();
     actor.hold(image.layers.into_iter().map(|(_, slot)| slot).collect());
-    let places = places(actor, spec, labels)?;
+    let mut places = places(actor, spec)?;
+    places.extend(volumes.mounts);
     if able.can(Ability::LayOut) {
         let tmp_bytes = spec.tmp_mb.map(|mb| mb << 20);
         made.root = Root { layers, read_only: spec.read_only, tmp_bytes };
@@ -95,24 +101,45 @@ fn programs(shared: &Shared) -> Vec<Mount> {
     PROGRAMS.map(mount).into()
 }
 
-/// The directories that outlive the container. Its caches are held from here on.
-fn places(
+/// Volumes of a container.
+#[derive(Debug, Default)]
+struct Mounted {
+    mounts: Vec<Mount>,
+    /// Which they are, and whether the container writes to them.
+    held: Vec<(VolumeId, bool)>,
+}
+
+/// The volumes of a container once it may have them. They are held from here on.
+async fn volumes_of(
     actor: &Actor,
-    spec: &ContainerSpec,
+    (spec, ids): (&ContainerSpec, &BTreeMap<Name, VolumeId>),
     labels: &HashMap<String, String>,
-) -> Result<Vec<Mount>, Failure> {
+) -> Result<Mounted, Failure> {
+    let mut mounted = Mounted::default();
+    let owner = spec.user.as_deref().and_then(user);
+    // In the order of their names, so that no two wait for each other.
+    for (name, volume) in &spec.volumes {
+        let unknown = || Failure::new(format!("the server does not say which volume {name} is"));
+        let (id, writes) = (*ids.get(name).ok_or_else(unknown)?, !volume.read_only);
+        let hold = actor.shared.volumes.hold(id, writes).await;
+        let source = hold.open((labels, name), owner);
+        let source = source.context(|| format!("cannot open volume {name}"))?;
+        actor.hold_volumes([hold]);
+        let (target, read_only) = (volume.path.clone(), volume.read_only);
+        mounted.mounts.push(Mount { source, target, read_only });
+        mounted.held.push((id, writes));
+    }
+    Ok(mounted)
+}
+
+/// The caches of a container. They are held from here on.
+fn places(actor: &Actor, spec: &ContainerSpec) -> Result<Vec<Mount>, Failure> {
     let mut places = Vec::new();
     for (key, target) in &spec.caches {
         let cache = actor.shared.caches.hold(key);
         let source = made(&cache.path()).context(|| format!("cannot make cache {target}"))?;
         actor.hold_cache(cache);
         places.push(Mount { source, target: target.clone(), read_only: false });
-    }
-    for (name, volume) in &spec.volumes {
-        let source = actor.shared.volumes.open(labels, name);
-        let source = source.context(|| format!("cannot open volume {name}"))?;
-        let (target, read_only) = (volume.path.clone(), volume.read_only);
-        places.push(Mount { source, target, read_only });
     }
     Ok(places)
 }

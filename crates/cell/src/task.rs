@@ -100,8 +100,8 @@ async fn work(
 ) -> Result<Option<String>, Failure> {
     let (properties, env) = (BTreeMap::new(), BTreeMap::new());
     let container = &spec.container;
-    let (host, publish) = (None, None);
-    let order = prepare::Order { spec: container, labels, properties, env, host, publish };
+    let (host, publish, volumes) = (None, None, &BTreeMap::new());
+    let order = prepare::Order { spec: container, labels, volumes, properties, env, host, publish };
     let prepared = stop.or_stop(prepare::container(actor, order)).await;
     let dir = prepared.unwrap_or_else(|| Err(Failure::interrupted()))?;
     if actor.shared.fence.is_closed(mono_now()) {

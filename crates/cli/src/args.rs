@@ -95,6 +95,9 @@ pub(crate) enum Command {
     /// Run, list, show and cancel tasks: work that runs once
     #[command(subcommand)]
     Task(TaskCommand),
+    /// List volumes and give them up
+    #[command(subcommand)]
+    Volume(VolumeCommand),
     /// Show what changes
     Events(EventsArgs),
     /// Show what an app says
@@ -378,6 +381,33 @@ pub(crate) enum AppCommand {
     },
     /// Remove an app that runs nothing, with its history
     Remove(DestroyArgs),
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum VolumeCommand {
+    /// List the volumes of a project, also those that nothing uses any more
+    List {
+        /// The project; all of them when absent
+        #[arg(long, short)]
+        project: Option<Name>,
+    },
+    /// Delete a volume and everything in it
+    Remove(VolumeRemoveArgs),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct VolumeRemoveArgs {
+    /// Its name, as in `web.0.data`, or its id
+    pub(crate) volume: String,
+    #[command(flatten)]
+    pub(crate) app: AppArgs,
+    /// Although an instance uses it, which is ended and begins anew with an empty one; or, when it is
+    /// being deleted already, although its cell never comes back to do it
+    #[arg(long)]
+    pub(crate) force: bool,
+    /// Do not ask
+    #[arg(long, short)]
+    pub(crate) yes: bool,
 }
 
 #[derive(Debug, Args)]

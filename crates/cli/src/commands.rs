@@ -10,6 +10,7 @@ mod jobs;
 mod sessions;
 mod tasks;
 mod up;
+mod volumes;
 
 use std::process::ExitCode;
 
@@ -110,6 +111,7 @@ async fn plain(shell: &Shell, command: Command) -> Result<()> {
         Command::App(command) => apps::app(shell, command).await,
         Command::Job(command) => jobs::job(shell, command).await,
         Command::Task(command) => tasks::task(shell, command).await,
+        Command::Volume(command) => volumes::volume(shell, command).await,
         Command::Events(args) => events::events(shell, args).await,
         Command::Logs(args) => apps::logs(shell, args).await,
         Command::Status(args) => apps::status(shell, args).await,

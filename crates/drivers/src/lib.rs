@@ -31,3 +31,4 @@ pub use spec::{
     ContainerSpec, EgressRule, Handle, Limits, Mount, ProcessId, ProcessSpec, Protocol, Publish,
     Root, User,
 };
+pub use supervised::tree::remove as remove_tree;

@@ -12,6 +12,7 @@ mod metrics;
 mod protocol;
 mod sessions;
 mod tasks;
+mod volumes;
 mod watch;
 mod work;
 
@@ -79,6 +80,8 @@ fn described() -> OpenApiRouter<Server> {
         .routes(routes!(sessions::audit))
         .routes(routes!(apps::status))
         .routes(routes!(apps::list_builds))
+        .routes(routes!(volumes::list_volumes))
+        .routes(routes!(volumes::get_volume, volumes::remove_volume))
         .routes(routes!(events::app_logs))
         .routes(routes!(jobs::queue_job, jobs::list_jobs))
         .routes(routes!(jobs::get_job))

@@ -135,6 +135,8 @@ ids! {
     InstanceId "ins" "instance id";
     /// A machine that runs containers.
     CellId "cell" "cell id";
+    /// A directory on a cell that outlives containers.
+    VolumeId "vol" "volume id";
     /// A worker that takes jobs.
     RunnerId "run" "runner id";
     /// A bearer token.

@@ -38,7 +38,7 @@ pub use deployment::{DeploymentEvent, DeploymentState};
 pub use digest::{Digest, DigestError};
 pub use id::{
     AppId, BuildId, CellId, DeliveryId, DeploymentId, IdError, InstanceId, JobId, KeyId, ProcessId,
-    ProjectId, RunnerId, SessionId, TaskId, TokenId, parse_ulid,
+    ProjectId, RunnerId, SessionId, TaskId, TokenId, VolumeId, parse_ulid,
 };
 pub use identity::{IDENTITY_DIR, ROUTER_HOST, instance_host};
 pub use instance::{CrashPolicy, InstanceEvent, InstanceState};

@@ -358,8 +358,11 @@ async fn wait_healthy(
     }
     last_lines(context, deployment.id).await;
     let reason = deployment.reason.unwrap_or_else(|| format!("it is {}", deployment.state));
+    let has_volumes = deployment.processes.iter().any(|process| !process.volumes.is_empty());
+    // What shares volumes with it had to end first.
+    let serves = if has_volumes { "serves on or starts again" } else { "still serves" };
     Err(JobError::Failed(format!(
-        "deployment {} failed: {reason}; what ran before still serves",
+        "deployment {} failed: {reason}; what ran before {serves}",
         deployment.number
     )))
 }

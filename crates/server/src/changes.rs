@@ -12,7 +12,7 @@ use crate::feed::{Feed, Kept};
 use crate::{Server, views};
 
 /// The kinds of rows that watchers are told of.
-pub const EVENT_KINDS: [&str; 12] = [
+pub const EVENT_KINDS: [&str; 13] = [
     "project",
     "app",
     "token",
@@ -25,6 +25,7 @@ pub const EVENT_KINDS: [&str; 12] = [
     "deployment",
     "process",
     "instance",
+    "volume",
 ];
 
 /// What is told of a change, and to whom.
@@ -120,9 +121,11 @@ fn body(state: &State, row: &AnyRow) -> Option<serde_json::Value> {
         }
         AnyRow::Process(row) => {
             let (name, wanted) = (row.name.clone(), row.instances);
-            json(ProcessView { name, wanted, instances: Vec::new() })
+            let volumes = row.spec.container.volumes.keys().cloned().collect();
+            json(ProcessView { name, wanted, instances: Vec::new(), volumes })
         }
         AnyRow::Instance(row) => json(instance(state, row)),
+        AnyRow::Volume(row) => json(views::volume(state, row)),
         AnyRow::Delivery(_) | AnyRow::Signing(_) => None,
     }
 }

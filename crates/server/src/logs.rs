@@ -27,7 +27,8 @@ pub(crate) fn ended(state: &State, rows: &[RowKey]) -> Vec<String> {
         | RowKey::Delivery(_)
         | RowKey::Signing(_)
         | RowKey::Deployment(_)
-        | RowKey::Instance(_) => None,
+        | RowKey::Instance(_)
+        | RowKey::Volume(_) => None,
     };
     rows.iter().filter_map(name).collect()
 }

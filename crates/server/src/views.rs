@@ -3,12 +3,12 @@
 use api::http_types::{
     AppStatus, AppView, AuditView, BuildView, CellView, CrashView, DeploymentView, DrainView,
     InstanceView, JobView, KeyView, ProcessView, ProjectView, RunnerView, StaysView, TaskView,
-    TokenView,
+    TokenView, VolumeView,
 };
 use model::{DeploymentState, InstanceState, JobState, Name, ProjectId, TaskState};
 use state::{
     App, Audit, AuditEvent, Build, Callback, Cell, Crash, Deployment, DrainProgress, Instance, Job,
-    Key, Process, Project, Runner, State, Task, Token,
+    Key, Process, Project, Runner, State, Task, Token, Volume,
 };
 
 fn project_name(state: &State, id: ProjectId) -> Name {
@@ -94,6 +94,7 @@ fn process(state: &State, row: &Process) -> ProcessView {
         name: row.name.clone(),
         wanted: row.instances,
         instances: state.instances_of(row).map(|row| instance(row)).collect(),
+        volumes: row.spec.container.volumes.keys().cloned().collect(),
     }
 }
 
@@ -227,6 +228,23 @@ fn callback(row: Option<&Callback>) -> Option<String> {
         Callback::Delivered { .. } => "delivered".to_owned(),
         Callback::GivenUp { reason, .. } => format!("given up: {reason}"),
     })
+}
+
+/// A volume.
+pub fn volume(state: &State, row: &Volume) -> VolumeView {
+    let cell = state.get::<Cell>(row.cell);
+    VolumeView {
+        id: row.id,
+        name: row.to_string(),
+        app: row.app.clone(),
+        workspace: row.workspace.clone(),
+        cell: row.cell,
+        cell_name: cell.map(|cell| cell.spec.name.clone()),
+        cell_online: cell.is_some_and(|cell| cell.lease_until.is_some()),
+        state: row.state.name().to_owned(),
+        created_at: row.created_at,
+        delete_at: row.delete_at(),
+    }
 }
 
 /// A token.

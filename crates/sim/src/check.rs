@@ -632,7 +632,7 @@ impl World {
         state.all::<Process>().find_map(|process| {
             let wants = state.get::<Deployment>(process.deployment)?.state.wants_instances();
             let wanted = if wants { process.instances } else { 0 };
-            let rows = state.instances_of(process);
+            let rows: Vec<_> = state.instances_of(process).collect();
             if rows.len() != usize::try_from(wanted).ok()? {
                 let detail = format!("{} has {rows:?}, wanted are {wanted}", process.id);
                 return Some(("I8", detail));

@@ -94,6 +94,7 @@ impl Core {
             builds: 0,
             deployments: 0,
             releases: 0,
+            starts: 0,
         });
         Ok(Reply::App(id, true))
     }
@@ -133,6 +134,14 @@ impl Core {
         }
         if let Some(open) = self.indexes.open_tasks.get(&id) {
             let message = format!("project {name} still has {open} tasks that run: cancel them");
+            return Err(Refusal::Conflict(message));
+        }
+        if let Some(volume) = self.tables.volumes.values().find(|row| row.project == id) {
+            let message = format!(
+                "project {name} still has the volume {volume} of app {}: `shore volume list` shows \
+                 all, `shore volume remove` gives one up",
+                volume.app
+            );
             return Err(Refusal::Conflict(message));
         }
         self.forget_deliveries(now, id);

@@ -80,6 +80,7 @@ impl Core {
             CellCommand::Instance { cell, instance, epoch, report } => {
                 self.instance_report(now, cell, instance, (epoch, report))
             }
+            CellCommand::VolumeGone { cell, volume } => self.volume_gone(cell, volume),
         }
     }
 
@@ -136,6 +137,7 @@ impl Core {
         for instance in self.instances_on(id) {
             self.instance_back(now, (id, instance), &holds)?;
         }
+        self.look_at_volumes_on(id);
         Ok(Reply::Epoch(epoch))
     }
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 use model::{
     AppId, BuildId, CellId, CellSpec, DeliveryId, DeploymentId, Digest, InstanceId, InstanceReport,
     JobId, KeyId, Name, Outcome, ProjectId, Role, RunnerId, TaskId, TaskReport, TaskSpec, Time,
-    TokenId,
+    TokenId, VolumeId,
 };
 use serde::{Deserialize, Serialize};
 
@@ -67,6 +67,14 @@ pub enum Command {
         process: Name,
         /// Which of its instances, from 0.
         index: u32,
+    },
+    /// Gives up a volume and what is in it.
+    RemoveVolume {
+        /// Which.
+        id: VolumeId,
+        /// Although an instance uses it, which then begins anew; or, when it is to be deleted
+        /// already, although its cell is not there to do it.
+        force: bool,
     },
     /// Adds a token.
     CreateToken(NewToken),
@@ -371,6 +379,13 @@ pub enum CellCommand {
         epoch: u32,
         /// What happened.
         report: InstanceReport,
+    },
+    /// A volume that was to be deleted is.
+    VolumeGone {
+        /// The cell.
+        cell: CellId,
+        /// Which.
+        volume: VolumeId,
     },
 }
 

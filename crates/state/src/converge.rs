@@ -42,6 +42,7 @@ impl Core {
         for process in &row.processes {
             healthy &= self.converge_process(now, *process, &row)?;
         }
+        self.converge_volumes(now, &row)?;
         if healthy && matches!(row.state, DeploymentState::Starting { .. }) {
             self.change_deployment(&row, &DeploymentEvent::Healthy)?;
         }
@@ -54,10 +55,10 @@ impl Core {
         ids.filter_map(|id| self.get::<Instance>(id))
     }
 
-    /// The indexes below `wanted` of a process that have no row.
-    fn missing(&self, process: ProcessId, wanted: u32) -> Vec<u32> {
+    /// The indexes below `wanted` of a process that have no row, without those `taken` over.
+    fn missing(&self, process: ProcessId, wanted: u32, taken: &BTreeSet<u32>) -> Vec<u32> {
         let there: BTreeSet<u32> = self.instances_of(process).map(|row| row.index).collect();
-        (0..wanted).filter(|index| !there.contains(index)).collect()
+        (0..wanted).filter(|index| !there.contains(index) && !taken.contains(index)).collect()
     }
 
     /// Whether anything of a deployment is left on a cell.
@@ -67,7 +68,7 @@ impl Core {
     }
 
     /// Makes what is missing, stops what is too much; whether all wanted instances are healthy.
-    fn converge_process(
+    pub(crate) fn converge_process(
         &mut self,
         now: Time,
         id: ProcessId,
@@ -75,20 +76,22 @@ impl Core {
     ) -> Result<bool, Refusal> {
         let Some(process) = self.get::<Process>(id).cloned() else { return Ok(true) };
         let wanted = if deployment.state.wants_instances() { process.instances } else { 0 };
+        let taken = self.taken_over(deployment, &process, wanted);
+        let is_wanted = |index: u32| index < wanted && !taken.contains(&index);
         let (mut ready, mut there) = (0, 0);
         let mut extra = Vec::new();
         for row in self.instances_of(id) {
-            if row.index < wanted {
-                there += 1;
-                ready += u32::from(row.state.ready_address().is_some());
-            } else if !matches!(row.state, InstanceState::Stopping { .. }) {
+            ready += u32::from(row.index < wanted && row.state.ready_address().is_some());
+            there += usize::from(is_wanted(row.index));
+            if !is_wanted(row.index) && !matches!(row.state, InstanceState::Stopping { .. }) {
                 extra.push(Arc::clone(row));
             }
         }
         for row in extra {
             self.stop_instance(now, &row)?;
         }
-        for index in if there < wanted { self.missing(id, wanted) } else { Vec::new() } {
+        let complete = there + taken.len() >= wanted as usize;
+        for index in if complete { Vec::new() } else { self.missing(id, wanted, &taken) } {
             self.put(Instance {
                 id: instance_id(id, index),
                 process: id,
@@ -101,10 +104,13 @@ impl Core {
                 crashes: 0,
                 last_crash: None,
                 rejects: 0,
+                pinned: None,
+                held: false,
                 retry_at: None,
                 since: now,
             });
         }
+        self.converge_slots(now, deployment, &process)?;
         Ok(ready == wanted)
     }
 
@@ -137,6 +143,7 @@ impl Core {
             }
             RowKey::Deployment(id) => self.deployment_due(now, id),
             RowKey::Instance(id) => self.instance_due(now, id),
+            RowKey::Volume(id) => self.volume_due(now, id),
             RowKey::Project(_)
             | RowKey::App(_)
             | RowKey::Token(_)
@@ -213,6 +220,8 @@ impl Core {
             .collect();
         for row in starting {
             let deadline = self.start_deadline(now, &row.processes);
+            let deadline =
+                deadline.after(self.hand_over((row.app, &row.workspace), &row.processes));
             let state = DeploymentState::Starting { deadline };
             self.put(Deployment { state, ..(*row).clone() });
         }

@@ -69,8 +69,7 @@ impl Drain {
 
 /// The volume that keeps the instances of a process where they are, if one does.
 fn pinned_by(process: &Process) -> Option<&model::Name> {
-    let mounts = &process.spec.container.volumes;
-    mounts.iter().find(|(_, mount)| !mount.read_only).map(|(name, _)| name)
+    process.spec.container.volumes.keys().next()
 }
 
 impl Core {
@@ -148,6 +147,7 @@ impl Core {
             return Ok(Reply::Done);
         }
         self.put(Cell { draining: None, ..cell });
+        self.look_at_volumes_on(id);
         for instance in self.instances_on(id) {
             let row = self.instance(instance)?;
             let before = row.before.filter(|before| before.cell == id);

@@ -15,6 +15,7 @@ use crate::records::{
 };
 use crate::tables::RowKey;
 use crate::view::{Order, WorkKey};
+use crate::volumes::{Volume, VolumeIndex};
 
 /// Everything that can be looked up other than by identifier.
 #[derive(Debug, Default)]
@@ -46,6 +47,7 @@ pub struct Indexes {
     pub(crate) dirty_cells: BTreeSet<CellId>,
     /// Work of cells that may have changed, and what they were to do about it before.
     pub(crate) dirty_work: BTreeMap<(CellId, WorkKey), Option<Order>>,
+    pub(crate) volumes: VolumeIndex,
     /// What waits for a cell, and how full cells are; made at the first command.
     pub(crate) placing: Option<Box<Placing>>,
 }
@@ -221,5 +223,14 @@ impl Indexes {
             self.dirty_work.entry(key).or_insert_with(|| row.order_on(cell));
         }
         self.dirty.insert(row.deployment);
+    }
+
+    pub(crate) fn add_volume(&mut self, row: &Volume) {
+        self.volumes.add(row);
+        self.dirty_cells.insert(row.cell);
+    }
+
+    pub(crate) fn remove_volume(&mut self, row: &Volume) {
+        self.volumes.remove(row);
     }
 }

@@ -180,6 +180,7 @@ impl Core {
         let retry_at = row.retry_at.filter(|_| matches!(event, InstanceEvent::Reject { .. }));
         let runs = matches!(state, InstanceState::Running { .. });
         let rejects = if runs { 0 } else { row.rejects };
+        self.claim_ended(now, row, &state);
         self.put(Instance { state, before, rejects, retry_at, since, ..row.clone() });
         Ok(())
     }

@@ -28,6 +28,7 @@ mod sweep;
 mod tables;
 mod tasks;
 mod view;
+mod volumes;
 mod work;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -66,6 +67,7 @@ pub use tasks::{
     CANCEL_FORCE, MAX_OPEN_TASKS, MAX_OPEN_TASKS_PER_PROJECT, MAX_TASK_KEY, TASK_KEPT,
 };
 pub use view::{CellInstance, CellLoad, CellUnit, CellWork, Order, WorkKey};
+pub use volumes::{MAX_VOLUMES, VOLUME_GRACE, Volume, VolumeState};
 pub use work::{DEPLOY_SLACK, DRAIN, KEPT_BUILDS, KEPT_DEPLOYMENTS, MAX_PROCESSES};
 
 use tables::Core;
@@ -204,6 +206,7 @@ impl State {
             Command::RestartInstance { app, workspace, process, index } => {
                 core.restart_instance(now, (app, &workspace), (&process, index))
             }
+            Command::RemoveVolume { id, force } => core.remove_volume(now, id, force),
             Command::CreateToken(new) => core.create_token(now, new),
             Command::RevokeToken(id) => core.revoke_token(now, id),
             Command::AddKey(new) => core.add_key(now, new),

@@ -106,6 +106,10 @@ impl Core {
             AnyRow::Instance(row) => deployment(row.deployment),
             AnyRow::Delivery(row) => project(Some(row.project)),
             AnyRow::Signing(row) => project(Some(row.id)),
+            AnyRow::Volume(row) => Scope {
+                project: Some(row.project),
+                app: self.indexes.app_names.get(&(row.project, row.app.clone())).copied(),
+            },
             AnyRow::Token(row) => project(row.project),
             AnyRow::Key(row) => project(row.project),
             AnyRow::Cell(_) | AnyRow::Runner(_) => Scope::default(),

@@ -138,7 +138,7 @@ const fn task_waits(row: &Task) -> bool {
 
 /// Whether it may be placed now.
 fn waits(row: &Instance) -> bool {
-    matches!(row.state, InstanceState::Unclaimed { .. }) && row.retry_at.is_none()
+    matches!(row.state, InstanceState::Unclaimed { .. }) && row.retry_at.is_none() && !row.held
 }
 
 fn instance_wait(row: &Instance) -> Wait {
@@ -205,7 +205,8 @@ impl Placing {
     }
 
     fn instance_request(&self, row: &Instance) -> Option<Request> {
-        self.requests.get(&row.process).cloned()
+        let request = self.requests.get(&row.process)?;
+        Some(Request { pinned: row.pinned, ..request.clone() })
     }
 
     pub(crate) fn add_instance(&mut self, row: &Instance) {
@@ -392,6 +393,7 @@ impl Core {
                 let row = self.instance(id)?;
                 let epoch = row.highest_epoch() + 1;
                 let row = Instance { epoch, last_epoch: epoch, ..row };
+                let row = self.with_volumes(now, row, cell);
                 self.change_instance(now, &row, &InstanceEvent::Claim { cell })
             }
             Waiter::Task(id) => {
@@ -405,16 +407,17 @@ impl Core {
 
     /// Tells whoever waits why, if that is news.
     fn say_why(&mut self, now: Time, waiter: Waiter, reason: &Unplaced) -> Result<(), Refusal> {
-        let reason = self.in_words(reason);
         match waiter {
             Waiter::Instance(id) => {
                 let row = self.instance(id)?;
+                let reason = self.why_pinned(&row, reason).unwrap_or_else(|| reason.to_string());
                 if matches!(row.state, InstanceState::Unclaimed { .. }) {
                     self.change_instance(now, &row, &InstanceEvent::Reject { reason })?;
                 }
             }
             Waiter::Task(id) => {
                 let task = self.task(id)?;
+                let reason = reason.to_string();
                 if matches!(task.state, TaskState::Pending { .. }) {
                     let state = task.state.next(&TaskEvent::Reject { reason })?;
                     if state != task.state {
@@ -424,21 +427,5 @@ impl Core {
             }
         }
         Ok(())
-    }
-
-    /// A reason with the names people know.
-    fn in_words(&self, reason: &Unplaced) -> String {
-        match reason {
-            Unplaced::Pinned { cell, why } => match self.get::<Cell>(*cell) {
-                Some(row) => format!("its volume is on {}, {why}", row.spec.name),
-                None => reason.to_string(),
-            },
-            Unplaced::NoCell
-            | Unplaced::NoneAccepting
-            | Unplaced::Lacking { .. }
-            | Unplaced::Reserved { .. }
-            | Unplaced::Short { .. }
-            | Unplaced::Together => reason.to_string(),
-        }
     }
 }

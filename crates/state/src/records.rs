@@ -53,6 +53,9 @@ pub struct App {
     /// The last release number given out.
     #[serde(default)]
     pub releases: u64,
+    /// How often any of its deployments was started.
+    #[serde(default)]
+    pub starts: u64,
 }
 
 /// A bearer token; only a hash of its secret is kept.
@@ -357,6 +360,10 @@ pub struct Deployment {
     /// When it is retired, once another one was released.
     #[serde(default)]
     pub retire_at: Option<Time>,
+    /// Which start of its app's deployments was its last. Kept rather than derived from the time,
+    /// because a clock may be set back.
+    #[serde(default)]
+    pub start: u64,
 }
 
 /// Something wanted N times.
@@ -411,6 +418,12 @@ pub struct Instance {
     /// How many cells in a row gave it back.
     #[serde(default, skip_serializing_if = "is_none_in_a_row")]
     pub rejects: u32,
+    /// The only cell that will do, because its volumes lie there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pinned: Option<CellId>,
+    /// While it waits: not offered to a cell at all, because another one has its volumes.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub held: bool,
     /// While it waits: not offered to a cell before this.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retry_at: Option<Time>,

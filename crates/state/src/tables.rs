@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use model::{
     AppId, BuildId, CellId, DeliveryId, DeploymentId, InstanceId, JobId, KeyId, ProcessId,
-    ProjectId, RunnerId, TaskId, Time, TokenId,
+    ProjectId, RunnerId, TaskId, Time, TokenId, VolumeId,
 };
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -18,6 +18,7 @@ use crate::records::{
 };
 use crate::routes::Routes;
 use crate::sweep::Swept;
+use crate::volumes::Volume;
 
 /// A row: it has an identifier, a table, and entries in indexes.
 pub trait Row: Clone + PartialEq + Serialize + DeserializeOwned + 'static {
@@ -215,6 +216,11 @@ tables! {
         fn deadline(&self) -> Option<Time> { self.next_deadline() }
         fn index(&self, indexes: &mut Indexes) { indexes.add_instance(self); }
         fn unindex(&self, indexes: &mut Indexes) { indexes.remove_instance(self); }
+    }
+    volumes "volume" Volume VolumeId {
+        fn deadline(&self) -> Option<Time> { self.next_deadline() }
+        fn index(&self, indexes: &mut Indexes) { indexes.add_volume(self); }
+        fn unindex(&self, indexes: &mut Indexes) { indexes.remove_volume(self); }
     }
 }
 

@@ -87,6 +87,15 @@ fn owned(project: &Project, spec: &TaskSpec) -> TaskSpec {
     spec
 }
 
+/// A volume has one writer, which is an instance.
+fn no_volumes(spec: &TaskSpec) -> Result<(), Refusal> {
+    if spec.container.volumes.is_empty() {
+        return Ok(());
+    }
+    let message = "container.volumes is not allowed: volumes belong to processes";
+    Err(Refusal::Invalid(message.to_owned()))
+}
+
 impl Core {
     pub(crate) fn task(&self, id: TaskId) -> Result<Arc<Task>, Refusal> {
         self.get::<Task>(id).cloned().ok_or_else(|| Refusal::not_found("task", id))
@@ -100,6 +109,7 @@ impl Core {
         spec: Arc<TaskSpec>,
     ) -> Result<Reply, Refusal> {
         spec.validate().map_err(|error| Refusal::Invalid(error.to_string()))?;
+        no_volumes(&spec)?;
         self.put(Task {
             id,
             job: maker.job,
@@ -132,9 +142,7 @@ impl Core {
         spec: &TaskSpec,
     ) -> Result<Reply, Refusal> {
         let invalid = |message: &str| Err(Refusal::Invalid(message.to_owned()));
-        if !spec.container.volumes.is_empty() {
-            return invalid("container.volumes is not allowed: volumes belong to processes");
-        }
+        no_volumes(spec)?;
         let plain = |key: &String| key.len() <= MAX_TASK_KEY && !key.chars().any(char::is_control);
         if key.as_ref().is_some_and(|key| !plain(key)) {
             return invalid(

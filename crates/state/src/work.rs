@@ -210,6 +210,9 @@ impl Core {
         for (template, process) in build.processes.iter().zip(&processes) {
             self.put(self.process_of(*process, id, &app, &workspace, template));
         }
+        app.starts += 1;
+        let deadline = self.start_deadline(now, &processes);
+        let deadline = deadline.after(self.hand_over((app.id, &workspace), &processes));
         self.put(Deployment {
             id,
             app: app.id,
@@ -217,12 +220,13 @@ impl Core {
             number: app.deployments,
             build: build.id,
             image: build.image,
-            state: DeploymentState::Starting { deadline: self.start_deadline(now, &processes) },
+            state: DeploymentState::Starting { deadline },
             processes,
             was_ready: false,
             job: Some(job.id),
             created_at: now,
             retire_at: None,
+            start: app.starts,
         });
         self.put(app);
         Ok(Reply::Deployment(self.deployment(id)?))
@@ -264,15 +268,23 @@ impl Core {
     }
 
     fn restart(&mut self, now: Time, attempt: Attempt, id: DeploymentId) -> Result<Reply, Refusal> {
-        let (job, app) = self.job_and_app(attempt)?;
+        let (job, mut app) = self.job_and_app(attempt)?;
         let row = self.deployment(id)?;
         if row.app != app.id || row.workspace != job.spec.workspace {
             return Err(Refusal::not_found("deployment", format!("{id} of app {}", app.name)));
         }
         let deadline = self.start_deadline(now, &row.processes);
-        let state = row.state.next(&DeploymentEvent::Start { deadline })?;
-        let job = if row.state.wants_instances() { row.job } else { Some(job.id) };
-        self.put(Deployment { state, job, retire_at: None, ..(*row).clone() });
+        let deadline = deadline.after(self.hand_over((row.app, &row.workspace), &row.processes));
+        // One that was healthy and has let go of its volumes since begins again.
+        let gave_way = row.state == DeploymentState::Ready && self.gave_way(&row);
+        let from =
+            if gave_way { row.state.next(&DeploymentEvent::Retire)? } else { row.state.clone() };
+        let state = from.next(&DeploymentEvent::Start { deadline })?;
+        let job = if from.wants_instances() { row.job } else { Some(job.id) };
+        app.starts += 1;
+        let start = app.starts;
+        self.put(app);
+        self.put(Deployment { state, job, retire_at: None, start, ..(*row).clone() });
         Ok(Reply::Deployment(self.deployment(id)?))
     }
 
@@ -284,6 +296,13 @@ impl Core {
         }
         if row.state != DeploymentState::Ready {
             let message = format!("deployment {id} is {}, not ready", row.state.name());
+            return Err(Refusal::Conflict(message));
+        }
+        if self.gave_way(&row) {
+            let message = format!(
+                "deployment {id} has let go of its volumes for one that was started later: start it \
+                 again first"
+            );
             return Err(Refusal::Conflict(message));
         }
         let before = app.released.insert(row.workspace.clone(), id);

@@ -11,7 +11,7 @@ use api::proto::work::Kind;
 use api::proto::{DesiredWork, Work, id_bytes};
 use cell::{Cell, Options};
 use drivers::process::{Config, ProcessDriver};
-use model::{Action, Check, CheckKind, ProcessSpec, TaskSpec};
+use model::{Action, Check, CheckKind, Name, ProcessSpec, TaskSpec, VolumeId};
 use runtime::{Kind as TaskKind, Stop, Tasks};
 
 use crate::server::{SOON, Server, token};
@@ -147,6 +147,7 @@ pub(crate) fn task(id: u128, spec: &TaskSpec) -> DesiredWork {
         spec_json: Some(spec_json.into()),
         stop: false,
         labels: HashMap::new(),
+        volumes: HashMap::new(),
     }
 }
 
@@ -170,6 +171,13 @@ pub(crate) fn http_check() -> Check {
     }
 }
 
+/// The id that tests give the volume of a name.
+pub(crate) const VOLUME: VolumeId = VolumeId(5);
+
+fn volume(name: &Name) -> (String, bytes::Bytes) {
+    (name.to_string(), id_bytes(VOLUME.0))
+}
+
 pub(crate) fn instance(id: u128, spec: &ProcessSpec) -> DesiredWork {
     let spec_json = serde_json::to_vec(spec).expect("specs serialise");
     let labels = [
@@ -185,6 +193,7 @@ pub(crate) fn instance(id: u128, spec: &ProcessSpec) -> DesiredWork {
         spec_json: Some(spec_json.into()),
         stop: false,
         labels: labels.map(|(name, value)| (name.to_owned(), value.to_owned())).into(),
+        volumes: spec.container.volumes.keys().map(volume).collect(),
     }
 }
 

@@ -387,30 +387,6 @@ async fn what_the_driver_cannot_do_is_refused() {
 }
 
 #[tokio::test]
-async fn a_volume_outlives_its_instances() {
-    let (bench, mut server) = (Bench::new(), Server::start().await);
-    let agent = bench.start(&server);
-    let mut stream = server.accept().await;
-    let text = "cd \"$SHORE_ROOT\"/data; cat n; echo x >> n; echo end; exec sleep 1000";
-    let mut spec = process(&["/bin/sh", "-c", text], None);
-    let mount = model::VolumeMount { path: "/data".into(), read_only: false };
-    spec.container.volumes.insert("files".parse().expect("a name"), mount);
-    for id in 1..=2 {
-        let wanted = instance(id, &spec);
-        stream.desire(false, vec![wanted.clone()]).await;
-        ready(&mut stream).await;
-        stream.line("end").await;
-        stream.seen.retain(|line| line != "end");
-        stream.desire(false, vec![stopped(&wanted)]).await;
-        stream.expect(json!({"report": "gone"})).await;
-    }
-    assert!(stream.seen.contains(&"x".to_owned()), "{:?}", stream.seen);
-    let kept = bench.dir.path().join("volumes/acme.shop.production.files/n");
-    assert_eq!(std::fs::read_to_string(kept).expect("is there"), "x\nx\n");
-    agent.stop().await;
-}
-
-#[tokio::test]
 async fn a_spammer_is_cut_short_and_nobody_else() {
     let (bench, mut server) = (Bench::new(), Server::start().await);
     let agent = bench.start(&server);

@@ -10,3 +10,4 @@ mod server;
 mod sessions;
 mod tasks;
 mod transfers;
+mod volumes;

@@ -210,12 +210,12 @@ impl Stream {
     }
 
     pub(crate) async fn desire(&self, full: bool, work: Vec<DesiredWork>) {
-        self.send(Down::Desired(Desired { full, work, gone: Vec::new() })).await;
+        self.send(Down::Desired(Desired { full, work, ..Desired::default() })).await;
     }
 
     pub(crate) async fn gone(&self, work: &Work) {
         let gone = vec![work.clone()];
-        self.send(Down::Desired(Desired { full: false, work: Vec::new(), gone })).await;
+        self.send(Down::Desired(Desired { gone, ..Desired::default() })).await;
     }
 
     /// The next report; log lines before it are acknowledged.

@@ -9,7 +9,7 @@ use rustix::fs::{CWD, FileType, Mode, makedev, mknodat};
 
 use super::{Bench, Failure, Verdict, ensure};
 use crate::driver::Ability;
-use crate::spec::{Mount, ProcessId, ProcessSpec, User};
+use crate::spec::{Handle, Mount, ProcessId, ProcessSpec, User};
 
 /// A file with what tells whether it was changed: permissions, time, contents.
 type Pictured = (PathBuf, u32, i64, Vec<u8>);
@@ -176,6 +176,7 @@ pub(super) async fn mounts_are_what_they_say(bench: Bench) -> Verdict {
     let written = bench.output(&handle, "r", "head -c 1 /volume/kmsg 2>/dev/null || echo no");
     let written = written.await?.text();
     ensure!(written == "no\n", "a device on a mount: {written}");
+    owners_of_mounts_are_users_inside(&bench, &handle, &scratch.0.join("volume")).await?;
     let second =
         bench.with("second", |spec| spec.mounts = vec![mount("volume", "/v", false)]).await?;
     let seen = bench.output(&second, "p", "cat /v/new && echo again >> /v/new").await?.text();
@@ -186,6 +187,22 @@ pub(super) async fn mounts_are_what_they_say(bench: Bench) -> Verdict {
     ensure!(missing.await.is_err(), "a mount that is not there");
     bench.driver.remove(&second).await?;
     ensure!(single.exists() && scratch.0.join("volume/new").exists(), "removed with a container");
+    Ok(())
+}
+
+/// What belongs to a user on the machine belongs to the user of that number inside.
+async fn owners_of_mounts_are_users_inside(
+    bench: &Bench,
+    handle: &Handle,
+    volume: &Path,
+) -> Verdict {
+    std::os::unix::fs::chown(volume, Some(1234), Some(1234))?;
+    let text = "echo own > /volume/own && stat -c %u /volume/own";
+    let mut spec = ProcessSpec::new(ProcessId::new("own")?, ["/bin/sh", "-c", text]);
+    spec.user = Some(User { uid: 1234, gid: 1234 });
+    let (_, written) = bench.run(handle, spec).await?;
+    let told = String::from_utf8_lossy(&written.stderr);
+    ensure!(written.text() == "1234\n", "as its owner: {} {told}", written.text());
     Ok(())
 }
 

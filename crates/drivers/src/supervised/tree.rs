@@ -33,7 +33,7 @@ pub(crate) fn remove_contents(dir: &Path) -> io::Result<()> {
 }
 
 /// Deletes a tree, including directories that are closed to their owner, or a file.
-pub(crate) fn remove(dir: &Path) -> io::Result<()> {
+pub fn remove(dir: &Path) -> io::Result<()> {
     match fs::remove_dir_all(dir) {
         Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
             open_up(dir)?;

@@ -194,7 +194,7 @@ pub(crate) async fn list_builds(
 /// How long a one-off command may take.
 const RUN_TIMEOUT_MS: u64 = 3_600_000;
 
-/// Runs one command once, in the released image with the app's environment. Follow its output with
+/// Runs one command once, in the released image with the app's environment, without volumes. Follow its output with
 /// the task's events.
 #[utoipa::path(post, path = "/v1/projects/{project}/apps/{app}/run", params(InWorkspace),
     request_body = RunCommand, responses((status = 200, body = TaskView)))]
@@ -223,5 +223,7 @@ fn one_off(state: &Control, app: &App, place: &Name, argv: Vec<String>) -> Optio
     let process = state.get::<Process>(*deployment.processes.first()?)?;
     let mut spec = TaskSpec::new(Do::run(launched(argv)), RUN_TIMEOUT_MS);
     spec.container = process.spec.container.clone();
+    // They have one writer, which is the instance they belong to.
+    spec.container.volumes.clear();
     Some(spec)
 }

@@ -8,13 +8,13 @@ use api::proto::cell_up::Message as Up;
 use api::proto::work::Kind;
 use api::proto::{
     CellDown, CellHello, CellLog, CellUp, Desired, DesiredWork, Drained, Identify, LogKept, Report,
-    Work, from_json, id_bytes, id_from, json,
+    VolumeGone, Work, from_json, id_bytes, id_from, json,
 };
 use bytes::Bytes;
-use model::{CellId, CellSpec, InstanceId, TaskId, TaskReport, Time};
+use model::{CellId, CellSpec, InstanceId, TaskId, TaskReport, Time, VolumeId};
 use state::{
-    App, CellCommand, CellInstance, CellUnit, Command, Deployment, Held, Order, Process, Project,
-    Reply, State, WorkKey,
+    App, CellCommand, CellInstance, CellUnit, Command, Deployment, Held, Instance, Order, Process,
+    Project, Reply, State, WorkKey,
 };
 use tokio::sync::mpsc;
 use tonic::{Status, Streaming};
@@ -48,6 +48,8 @@ struct Session {
     drained: Option<Instant>,
     /// What the cell is told once its lines are written to disk, by log. A later one says more.
     unwritten: BTreeMap<String, LogKept>,
+    /// Volumes that the cell was told to delete.
+    deleting: BTreeSet<VolumeId>,
     /// When writing is tried again.
     rewrite: Option<Instant>,
     /// Whether the cell said that it leaves.
@@ -86,6 +88,7 @@ pub(super) async fn session(
         served: 0,
         drained: None,
         unwritten: BTreeMap::new(),
+        deleting: BTreeSet::new(),
         rewrite: None,
         leaving: None,
     };
@@ -226,6 +229,7 @@ impl Session {
                 self.unwritten.insert(stream.clone(), LogKept { work: Some(work), resume });
                 self.write(&stream).await
             }
+            Up::VolumeGone(VolumeGone { id }) => self.volume_gone(VolumeId(id_from(&id)?)).await,
             Up::Session(up) => self.server.sessions().take(id, epoch, up),
             Up::Report(Report { work: None, .. })
             | Up::Log(CellLog { work: None, .. })
@@ -299,6 +303,21 @@ impl Session {
         }
     }
 
+    /// A volume is deleted. What the cell says of another is not believed.
+    async fn volume_gone(&self, volume: VolumeId) -> Result<(), Status> {
+        let cell = self.cell;
+        let report = Box::new(CellCommand::VolumeGone { cell, volume });
+        let command = CellCommand::Over { id: cell, epoch: self.epoch, report };
+        match self.server.apply(Command::Cell(command)).await {
+            Ok(_) => Ok(()),
+            Err(ApplyError::Refused(refusal)) => {
+                tracing::info!(%cell, %refusal, "a cell deleted a volume that nobody gave up");
+                Ok(())
+            }
+            Err(error @ ApplyError::Unavailable(_)) => Err(status(error)),
+        }
+    }
+
     /// Sends what the cell should run, as far as it was not told before; `full` tells it all.
     async fn send_work(&mut self, look: Look, full: bool) -> Result<(), Status> {
         let cell = self.cell;
@@ -320,9 +339,10 @@ impl Session {
                     known.entry(key).or_default();
                 }
             }
-            (wanted(state, cell, &known, &routed), is_drained(state, cell))
+            let deleting: BTreeSet<_> = state.volumes_to_delete(cell).into_iter().collect();
+            (wanted(state, cell, &known, &routed), is_drained(state, cell), deleting)
         };
-        let (wanted, is_drained) = self.server.read(look).await.map_err(status)?;
+        let (wanted, is_drained, deleting) = self.server.read(look).await.map_err(status)?;
         let wanted = wanted?;
         for (key, order) in wanted.now {
             match order {
@@ -330,6 +350,9 @@ impl Session {
                 None => self.told.remove(&key),
             };
         }
+        let told = std::mem::replace(&mut self.deleting, deleting);
+        let to_delete = self.deleting.iter().filter(|id| full || !told.contains(id));
+        let delete_volumes: Vec<Bytes> = to_delete.map(|id| id_bytes(id.0)).collect();
         self.withdrawn = wanted.withdrawn;
         let newest = self.withdrawn.values().max().filter(|newest| **newest > self.served);
         if let (Some(generation), None) = (newest, self.waiting) {
@@ -337,8 +360,9 @@ impl Session {
         }
         self.drained = wanted.drained.map(|at| runtime::mono_now() + at.since(now));
         let Wanted { news, gone, .. } = wanted;
-        if full || !news.is_empty() || !gone.is_empty() {
-            self.send(Down::Desired(Desired { full, work: news, gone })).await?;
+        if full || !news.is_empty() || !gone.is_empty() || !delete_volumes.is_empty() {
+            let desired = Desired { full, work: news, gone, delete_volumes };
+            self.send(Down::Desired(desired)).await?;
         }
         if is_drained && self.leaving == Some(Leaving::Draining) {
             self.leaving = Some(Leaving::Drained);
@@ -434,14 +458,20 @@ fn desired(
     (key, order): (WorkKey, Order),
     is_known: bool,
 ) -> Result<DesiredWork, Status> {
-    let (spec, labels) = match unit {
-        CellUnit::Task(task) => (json(&*task.spec)?, HashMap::new()),
+    let (spec, labels, volumes) = match unit {
+        CellUnit::Task(task) => (json(&*task.spec)?, HashMap::new(), HashMap::new()),
         CellUnit::Instance(it) => {
-            (json(&*it.process.spec)?, labels(state, &it.process, it.row.index))
+            let labels = labels(state, &it.process, it.row.index);
+            (json(&*it.process.spec)?, labels, volumes(state, &it.row))
         }
     };
-    let spec_json = (!is_known).then_some(spec);
-    Ok(DesiredWork { work: Some(work_of(key, order.epoch)), spec_json, stop: order.stop, labels })
+    let (work, spec_json) = (Some(work_of(key, order.epoch)), (!is_known).then_some(spec));
+    Ok(DesiredWork { work, spec_json, stop: order.stop, labels, volumes })
+}
+
+fn volumes(state: &State, row: &Instance) -> HashMap<String, Bytes> {
+    let volumes = state.volumes_of(row).into_iter();
+    volumes.map(|(name, id)| (name.to_string(), id_bytes(id.0))).collect()
 }
 
 /// What an instance is, in words people use; the cell puts it into the environment.

@@ -112,7 +112,7 @@ pub(super) fn choose(state: &State, target: &SessionTarget) -> Result<Chosen, Se
                 waits.get_or_insert_with(|| format!("{name} does not run: it is {is}"));
                 continue;
             };
-            return chosen(state, target, (deployment, name), (&row, cell));
+            return chosen(state, target, (deployment, name), (row, cell));
         }
     }
     let number = deployment.number;

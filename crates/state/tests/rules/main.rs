@@ -15,3 +15,4 @@ mod queue;
 mod routes;
 mod task_ends;
 mod tasks;
+mod volumes;

@@ -6,13 +6,13 @@ use std::time::Duration;
 use std::sync::Arc;
 
 use model::{
-    AppId, BuildId, CellId, DeploymentId, Digest, InstanceReport, JobId, Outcome, RetryPolicy,
-    RunnerId, Target, TaskId, TaskReport, Time,
+    AppId, BuildId, CellId, DeploymentId, Digest, InstanceReport, JobId, Outcome, ProcessSpec,
+    RetryPolicy, RunnerId, Target, TaskId, TaskReport, Time, VolumeId, VolumeMount,
 };
 use proptest::prelude::{Strategy, any, prop, prop_oneof, proptest};
 use state::{
     Attempt, CellCommand, Command, Delivery, Held, Instance, Job, JobCommand, JobSpec, NewJob,
-    PredecessorKind, ProcessTemplate, Row, RowKey, Secret, State, Task, WorkCommand,
+    PredecessorKind, ProcessTemplate, Row, RowKey, Secret, State, Task, Volume, WorkCommand,
 };
 
 use crate::bench::{
@@ -92,6 +92,18 @@ fn job_command(state: &State, seed: Seed, fresh: u128) -> JobCommand {
     }
 }
 
+/// A process with or without volumes.
+fn mounting(pick: u8) -> ProcessSpec {
+    let mut spec = process(200);
+    for (bit, volume) in [(1, "data"), (2, "cache")] {
+        if pick & bit != 0 {
+            let mount = VolumeMount { path: format!("/{volume}"), read_only: pick == 7 };
+            spec.container.volumes.insert(name(volume), mount);
+        }
+    }
+    spec
+}
+
 fn work_command(state: &State, seed: Seed, fresh: u128) -> WorkCommand {
     let (kind, pick, small, any) = seed;
     let attempt = running(state, seed);
@@ -119,7 +131,7 @@ fn work_command(state: &State, seed: Seed, fresh: u128) -> WorkCommand {
             processes: vec![
                 ProcessTemplate {
                     name: name("web"),
-                    spec: process(200),
+                    spec: mounting(pick),
                     instances: small.min(2).into(),
                 },
                 ProcessTemplate { name: name("worker"), spec: process(50), instances: 1 },
@@ -208,6 +220,12 @@ fn cell_command(state: &State, (kind, pick, small, any): Seed) -> CellCommand {
         }
         _ if small == 1 => CellCommand::Left { id: cell, epoch },
         _ if small == 2 && any % 2 == 0 => CellCommand::Undrain(cell),
+        _ if small == 2 => {
+            let row = state.all::<Volume>().find(|row| row.state.name() == "deleting");
+            let row = row.map(|row| (row.cell, row.id));
+            let (cell, volume) = row.unwrap_or((cell, VolumeId(1)));
+            CellCommand::VolumeGone { cell, volume }
+        }
         _ => CellCommand::Heartbeat { id: cell, epoch },
     }
 }
@@ -225,6 +243,11 @@ fn command(state: &State, seed: Seed, fresh: u128) -> Command {
             process: name("web"),
             instances: small.into(),
         },
+        29 if small < 3 => {
+            let rows: Vec<_> = state.all::<Volume>().map(|row| row.id).collect();
+            let id = rows.get(usize::from(any) % rows.len().max(1)).copied();
+            Command::RemoveVolume { id: id.unwrap_or(VolumeId(1)), force: small == 0 }
+        }
         29 => Command::DeleteApp(AppId(u128::from(any % 8) * 10)),
         30 => Command::EnsureApp { id: APP, project: PROJECT, name: name("web") },
         _ => Command::Boot,
@@ -290,8 +313,11 @@ fn picture(state: &State) -> String {
         state.all::<state::Cell>().collect::<Vec<_>>(),
         state.all::<state::Runner>().collect::<Vec<_>>(),
         state.all::<Delivery>().collect::<Vec<_>>(),
+        state.all::<Volume>().collect::<Vec<_>>(),
     );
-    let cells: Vec<_> = (0..2).map(|id| state.cell_work(CellId(id))).collect();
+    let cells: Vec<_> = (0..2)
+        .map(|id| (state.cell_work(CellId(id)), state.volumes_to_delete(CellId(id))))
+        .collect();
     let drains: Vec<_> = (0..2).map(|id| state.drain_progress(CellId(id))).collect();
     let why: Vec<_> = state.all::<Job>().map(|job| state.why_queued(job)).collect();
     let message = state.next_delivery(Time(0));
@@ -320,6 +346,34 @@ fn check_copies(state: &State, shown: &str) {
         );
         let served = row.state.ready_address().is_some() || row.state.name() == "stopping";
         assert!(is_stopping || !served, "{shown}: {row:?}");
+    }
+}
+
+/// What must hold of every volume: one writer at most, and only where the data is.
+fn check_volumes(state: &State, shown: &str) {
+    let mut writers = BTreeMap::new();
+    for row in state.all::<Instance>() {
+        let Some(process) = state.get::<state::Process>(row.process) else { continue };
+        if process.spec.container.volumes.is_empty() {
+            continue;
+        }
+        let cells = row.state.cell().into_iter().chain(row.before.map(|before| before.cell));
+        let volumes = state.volumes_of(row);
+        for cell in cells {
+            for (volume, id) in &volumes {
+                let place = state.get::<Volume>(*id).expect("it is there").cell;
+                let is_ending = row.state.name() == "stopping";
+                assert!(is_ending || place == cell, "{shown}: {row:?} is not where {id} is");
+                if !process.spec.container.volumes[volume].read_only && place == cell {
+                    let other = writers.insert(*id, row.id);
+                    assert_eq!(other, None, "{shown}: {id} has two writers: {row:?}");
+                }
+            }
+            let all = volumes.len() == process.spec.container.volumes.len();
+            let placed = ["claimed", "running"].contains(&row.state.name());
+            assert!(all || !placed, "{shown}: {row:?} lacks volumes");
+        }
+        assert!(!row.held || row.state.name() == "unclaimed", "{shown}: {row:?}");
     }
 }
 
@@ -354,6 +408,7 @@ fn live_through(seeds: Vec<Seed>) {
             keep(&mut rows, &mut bench.state);
         }
         check_copies(&bench.state, &shown);
+        check_volumes(&bench.state, &shown);
         assert_eq!(picture(&bench.state), picture(&loaded(&rows)), "after a reload: {shown}");
     }
 }

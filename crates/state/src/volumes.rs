@@ -1,0 +1,627 @@
+//! Volumes: directories on cells that outlive what writes to them.
+//!
+//! Each instance has its own volume for each name its process mounts: `data` of `web.0` is
+//! `web.0.data`. A volume is made on the cell where its instance is first placed, and from then on
+//! that instance runs there or nowhere. So that nothing ever has two writers, an index belongs to the
+//! deployment that was started last: the one before it lets go of the index, and the new instance is
+//! held back until the old one has ended. A volume that no deployment wants is kept for a while and
+//! then deleted by its cell; only what the cell has confirmed is forgotten.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use auction::{PinnedWhy, Unplaced};
+use model::{
+    AppId, CellId, DeploymentId, InstanceEvent, InstanceId, InstanceState, Name, ProcessId,
+    ProjectId, Time, VolumeId,
+};
+use serde::{Deserialize, Serialize};
+
+use crate::State;
+use crate::command::{Refusal, Reply};
+use crate::converge::instance_id;
+use crate::records::{App, Cell, Deployment, Instance, Process};
+use crate::tables::Core;
+use crate::work::DRAIN;
+
+/// How long a volume is kept after nothing wants it any more.
+pub const VOLUME_GRACE: Duration = Duration::from_hours(7 * 24);
+/// Most volumes. Each row is a few hundred bytes.
+pub const MAX_VOLUMES: usize = 100_000;
+
+/// A directory on a cell that belongs to one instance of a process.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Volume {
+    /// Identifier.
+    pub id: VolumeId,
+    /// The project.
+    pub project: ProjectId,
+    /// The name of the app. An app that is made again gets its volumes back.
+    pub app: Name,
+    /// The workspace.
+    pub workspace: Name,
+    /// The name of the process that mounts it.
+    pub process: Name,
+    /// Which instance of that process.
+    pub index: u32,
+    /// Its name in that process.
+    pub name: Name,
+    /// Where it lies.
+    pub cell: CellId,
+    /// Whether an instance ever started with it. Until then nothing is lost with it, so it binds
+    /// nobody to a cell that turns out not to do.
+    #[serde(default)]
+    pub used: bool,
+    /// Where it stands.
+    #[serde(flatten)]
+    pub state: VolumeState,
+    /// When it was made.
+    pub created_at: Time,
+}
+
+/// Where a volume stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "state", rename_all = "snake_case")]
+pub enum VolumeState {
+    /// A deployment wants it.
+    Attached,
+    /// No deployment wants it. It is deleted after [`VOLUME_GRACE`].
+    Detached {
+        /// Since when.
+        since: Time,
+    },
+    /// Its cell is to delete it.
+    Deleting {
+        /// Since when.
+        since: Time,
+    },
+}
+
+impl VolumeState {
+    /// The word shown to people.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Attached => "attached",
+            Self::Detached { .. } => "detached",
+            Self::Deleting { .. } => "deleting",
+        }
+    }
+}
+
+impl Volume {
+    /// When it is deleted unless something wants it again before.
+    pub fn delete_at(&self) -> Option<Time> {
+        match self.state {
+            VolumeState::Detached { since } => Some(since.after(VOLUME_GRACE)),
+            VolumeState::Attached | VolumeState::Deleting { .. } => None,
+        }
+    }
+
+    pub(crate) fn next_deadline(&self) -> Option<Time> {
+        self.delete_at()
+    }
+
+    const fn is_deleting(&self) -> bool {
+        matches!(self.state, VolumeState::Deleting { .. })
+    }
+
+    fn slot(&self) -> Slot {
+        Slot {
+            project: self.project,
+            app: self.app.clone(),
+            workspace: self.workspace.clone(),
+            process: self.process.clone(),
+            index: self.index,
+        }
+    }
+}
+
+/// As people call it within its app and workspace: `web.0.data`.
+impl fmt::Display for Volume {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}.{}", self.process, self.index, self.name)
+    }
+}
+
+/// Whose volumes: one instance of a process, whichever deployment it is of.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Slot {
+    project: ProjectId,
+    app: Name,
+    workspace: Name,
+    process: Name,
+    index: u32,
+}
+
+/// Volumes by what they belong to and by where they lie.
+#[derive(Debug, Default)]
+pub(crate) struct VolumeIndex {
+    /// Those that are not being deleted.
+    slots: BTreeMap<Slot, BTreeMap<Name, VolumeId>>,
+    places: BTreeSet<(ProjectId, Name, Name, VolumeId)>,
+    cells: BTreeSet<(CellId, VolumeId)>,
+}
+
+impl VolumeIndex {
+    pub(crate) fn add(&mut self, row: &Volume) {
+        let (app, workspace) = (row.app.clone(), row.workspace.clone());
+        self.places.insert((row.project, app, workspace, row.id));
+        self.cells.insert((row.cell, row.id));
+        if !row.is_deleting() {
+            self.slots.entry(row.slot()).or_default().insert(row.name.clone(), row.id);
+        }
+    }
+
+    pub(crate) fn remove(&mut self, row: &Volume) {
+        let (app, workspace) = (row.app.clone(), row.workspace.clone());
+        self.places.remove(&(row.project, app, workspace, row.id));
+        self.cells.remove(&(row.cell, row.id));
+        if row.is_deleting() {
+            return;
+        }
+        let slot = row.slot();
+        if let Some(own) = self.slots.get_mut(&slot) {
+            own.remove(&row.name);
+            if own.is_empty() {
+                self.slots.remove(&slot);
+            }
+        }
+    }
+}
+
+/// A volume id that follows from the instance, the epoch in which it was placed first, and which of
+/// the volumes of its process it is. Each has bits of its own: processes and instances use others.
+const fn volume_id(instance: InstanceId, epoch: u32, ordinal: usize) -> VolumeId {
+    VolumeId(instance.0 ^ ((epoch as u128) << 64) ^ ((ordinal as u128 + 1) << 8))
+}
+
+/// A process of another deployment that would write to the same volume.
+struct Rival {
+    deployment: Arc<Deployment>,
+    process: Arc<Process>,
+    volume: Name,
+}
+
+/// The volume that an instance of each would write to.
+fn both_write(one: &Process, other: &Process) -> Option<Name> {
+    let theirs = &other.spec.container.volumes;
+    let writes = |name: &Name| theirs.get(name).is_some_and(|mount| !mount.read_only);
+    let own = one.spec.container.volumes.iter().filter(|(_, mount)| !mount.read_only);
+    own.map(|(name, _)| name).find(|name| writes(name)).cloned().filter(|_| one.name == other.name)
+}
+
+/// Whether anything of an instance may be on a cell.
+const fn is_there(row: &Instance) -> bool {
+    row.state.cell().is_some() || row.before.is_some()
+}
+
+impl Rival {
+    /// Whether it was started after another deployment and wants an index.
+    fn is_after(&self, other: &Deployment, index: u32) -> bool {
+        let own = (self.deployment.start, self.deployment.number);
+        self.deployment.state.wants_instances()
+            && own > (other.start, other.number)
+            && index < self.process.instances
+    }
+}
+
+impl Core {
+    fn slot(&self, deployment: &Deployment, process: &Process, index: u32) -> Option<Slot> {
+        let app = self.get::<App>(deployment.app)?;
+        let (workspace, process) = (deployment.workspace.clone(), process.name.clone());
+        Some(Slot { project: app.project, app: app.name.clone(), workspace, process, index })
+    }
+
+    fn slot_of(&self, row: &Instance) -> Option<(Slot, Arc<Process>)> {
+        let process = self.get::<Process>(row.process)?;
+        if process.spec.container.volumes.is_empty() {
+            return None;
+        }
+        let deployment = self.get::<Deployment>(row.deployment)?;
+        Some((self.slot(deployment, process, row.index)?, Arc::clone(process)))
+    }
+
+    /// The volumes that instances of a process have at an index, where there are any yet.
+    fn mounted(&self, slot: &Slot, process: &Process) -> Vec<Arc<Volume>> {
+        let Some(own) = self.indexes.volumes.slots.get(slot) else { return Vec::new() };
+        let names = process.spec.container.volumes.keys();
+        let ids = names.filter_map(|name| own.get(name));
+        ids.filter_map(|id| self.get::<Volume>(*id)).cloned().collect()
+    }
+
+    fn rivals(&self, deployment: &Deployment, process: &Process) -> Vec<Rival> {
+        if process.spec.container.volumes.values().all(|mount| mount.read_only) {
+            return Vec::new();
+        }
+        let others = self
+            .deployments_of(deployment.app)
+            .filter(|other| other.id != deployment.id && other.workspace == deployment.workspace);
+        let processes = others.flat_map(|other| other.processes.iter().map(move |id| (other, id)));
+        let found = processes.filter_map(|(other, id)| {
+            let theirs = self.get::<Process>(*id)?;
+            let volume = both_write(process, theirs)?;
+            let (deployment, process) = (Arc::clone(other), Arc::clone(theirs));
+            Some(Rival { deployment, process, volume })
+        });
+        found.collect()
+    }
+
+    /// What a rival has at an index.
+    fn rival_instance(&self, rival: &Rival, index: u32) -> Option<&Arc<Instance>> {
+        self.get::<Instance>(instance_id(rival.process.id, index))
+    }
+
+    /// Indices that a process lets go of, because a deployment that was started later has them now.
+    /// While the cell of the volumes takes nothing new, what runs there goes on.
+    pub(crate) fn taken_over(
+        &self,
+        deployment: &Deployment,
+        process: &Process,
+        wanted: u32,
+    ) -> BTreeSet<u32> {
+        let rivals = self.rivals(deployment, process);
+        if rivals.is_empty() {
+            return BTreeSet::new();
+        }
+        let takes = |index: &u32| {
+            let slot = self.slot(deployment, process, *index);
+            let volumes = slot.map(|slot| self.mounted(&slot, process)).unwrap_or_default();
+            let accepts =
+                |row: &Arc<Volume>| self.get::<Cell>(row.cell).is_some_and(|cell| cell.accepts());
+            let can_start = volumes.iter().all(accepts);
+            let mut later = rivals.iter().filter(|rival| rival.is_after(deployment, *index));
+            later.any(|rival| {
+                can_start || self.rival_instance(rival, *index).is_some_and(|row| is_there(row))
+            })
+        };
+        (0..wanted).filter(takes).collect()
+    }
+
+    /// Whether a deployment that was started later has anything this one wants.
+    pub(crate) fn gave_way(&self, deployment: &Deployment) -> bool {
+        let processes = deployment.processes.iter().filter_map(|id| self.get::<Process>(*id));
+        processes
+            .into_iter()
+            .any(|process| !self.taken_over(deployment, process, process.instances).is_empty())
+    }
+
+    /// Brings what waits at the indices of a process to where it may go, or holds it back.
+    pub(crate) fn converge_slots(
+        &mut self,
+        now: Time,
+        deployment: &Deployment,
+        process: &Process,
+    ) -> Result<(), Refusal> {
+        if process.spec.container.volumes.is_empty() {
+            return Ok(());
+        }
+        let rivals = self.rivals(deployment, process);
+        let waits = |row: &&Arc<Instance>| matches!(row.state, InstanceState::Unclaimed { .. });
+        let waiting: Vec<_> = self.instances_of(process.id).filter(waits).cloned().collect();
+        for row in waiting {
+            let Some(slot) = self.slot(deployment, process, row.index) else { continue };
+            let volumes = self.mounted(&slot, process);
+            let pinned = volumes.first().map(|volume| volume.cell);
+            let why = self.why_held(deployment, (process, row.index), (&rivals, &volumes));
+            let held = why.is_some();
+            let now_at = Instance { pinned, held, ..(*row).clone() };
+            match why {
+                Some(reason) => {
+                    self.change_instance(now, &now_at, &InstanceEvent::Reject { reason })?;
+                }
+                None if row.held => {
+                    let state = InstanceState::Unclaimed { reason: None };
+                    self.put(Instance { state, ..now_at });
+                }
+                None => {}
+            }
+            let row = self.instance(row.id)?;
+            if (row.pinned, row.held) != (pinned, held) {
+                self.put(Instance { pinned, held, ..row });
+            }
+        }
+        Ok(())
+    }
+
+    /// Why an instance may not be placed although there may be room.
+    fn why_held(
+        &self,
+        deployment: &Deployment,
+        (process, index): (&Process, u32),
+        (rivals, volumes): (&[Rival], &[Arc<Volume>]),
+    ) -> Option<String> {
+        let called = format!("{}.{index}", process.name);
+        let has_it =
+            |rival: &&Rival| self.rival_instance(rival, index).is_some_and(|row| is_there(row));
+        if let Some(rival) = rivals.iter().find(has_it) {
+            return Some(format!(
+                "waits until {called} of deployment {} has ended, because both write to volume {}",
+                rival.deployment.number, rival.volume
+            ));
+        }
+        if let Some(rival) = rivals.iter().find(|rival| rival.is_after(deployment, index)) {
+            return Some(format!(
+                "deployment {} was started later and has volume {} of {called}",
+                rival.deployment.number, rival.volume
+            ));
+        }
+        if let Some(other) =
+            volumes.iter().find(|row| Some(row.cell) != volumes.first().map(|it| it.cell))
+        {
+            let first = volumes.first().unwrap_or(other);
+            return Some(format!(
+                "its volumes lie on different cells: {first} on {}, {other} on {}; \
+                 `shore volume remove` gives one of them up",
+                self.cell_name(first.cell),
+                self.cell_name(other.cell)
+            ));
+        }
+        let is_full = self.tables.volumes.len() >= MAX_VOLUMES;
+        (is_full && volumes.len() < process.spec.container.volumes.len())
+            .then(|| format!("there are {MAX_VOLUMES} volumes already: remove some"))
+    }
+
+    fn cell_name(&self, id: CellId) -> String {
+        self.get::<Cell>(id).map_or_else(|| id.to_string(), |row| row.spec.name.to_string())
+    }
+
+    /// The row of an instance that is placed on a cell, once it has all its volumes there.
+    pub(crate) fn with_volumes(&mut self, now: Time, row: Instance, cell: CellId) -> Instance {
+        let Some((slot, process)) = self.slot_of(&row) else { return row };
+        for (ordinal, name) in process.spec.container.volumes.keys().enumerate() {
+            let own = self.indexes.volumes.slots.get(&slot);
+            if own.is_some_and(|own| own.contains_key(name)) {
+                continue;
+            }
+            self.put(Volume {
+                id: volume_id(row.id, row.epoch, ordinal),
+                project: slot.project,
+                app: slot.app.clone(),
+                workspace: slot.workspace.clone(),
+                process: slot.process.clone(),
+                index: slot.index,
+                name: name.clone(),
+                cell,
+                used: false,
+                state: VolumeState::Attached,
+                created_at: now,
+            });
+        }
+        Instance { pinned: Some(cell), ..row }
+    }
+
+    /// An instance has left the state of being claimed by a cell: it has started with its volumes,
+    /// or it leaves those behind that were made for it.
+    pub(crate) fn claim_ended(&mut self, now: Time, row: &Instance, next: &InstanceState) {
+        let InstanceState::Claimed { cell } = row.state else { return };
+        let Some((slot, process)) = self.slot_of(row) else { return };
+        for volume in self.mounted(&slot, &process) {
+            if volume.used || volume.cell != cell {
+                continue;
+            }
+            let volume = (*volume).clone();
+            match next {
+                InstanceState::Running { .. } => self.put(Volume { used: true, ..volume }),
+                InstanceState::Unclaimed { .. } | InstanceState::Crashed { .. } => {
+                    let state = VolumeState::Deleting { since: now };
+                    self.put(Volume { state, ..volume });
+                }
+                InstanceState::Claimed { .. }
+                | InstanceState::Stopping { .. }
+                | InstanceState::Stopped => {}
+            }
+        }
+    }
+
+    /// What shares volumes with a deployment that changed is looked at, too; and what no deployment
+    /// wants any more is marked, as is what one wants again.
+    pub(crate) fn converge_volumes(
+        &mut self,
+        now: Time,
+        deployment: &Deployment,
+    ) -> Result<(), Refusal> {
+        let own = deployment.processes.iter().filter_map(|id| self.get::<Process>(*id));
+        let own = own.filter(|process| !process.spec.container.volumes.is_empty());
+        let own: Vec<_> = own.cloned().collect();
+        for process in own {
+            for rival in self.rivals(deployment, &process) {
+                self.converge_process(now, rival.process.id, &rival.deployment)?;
+            }
+        }
+        self.attach(now, deployment);
+        Ok(())
+    }
+
+    fn attach(&mut self, now: Time, deployment: &Deployment) {
+        if self.indexes.volumes.places.is_empty() {
+            return;
+        }
+        let Some(app) = self.get::<App>(deployment.app) else { return };
+        let place = (app.project, app.name.clone(), deployment.workspace.clone());
+        let rows: Vec<_> = self.volumes_in(&place).filter(|row| !row.is_deleting()).collect();
+        if rows.is_empty() {
+            return;
+        }
+        let wanting = self
+            .deployments_of(app.id)
+            .filter(|row| row.workspace == deployment.workspace && row.state.wants_instances());
+        let processes = wanting.flat_map(|row| &row.processes);
+        let mounts = processes.filter_map(|id| self.get::<Process>(*id)).flat_map(|process| {
+            let names = process.spec.container.volumes.keys();
+            names.map(|name| (process.name.clone(), name.clone()))
+        });
+        let wanted: BTreeSet<(Name, Name)> = mounts.collect();
+        for row in rows {
+            let is_wanted = wanted.contains(&(row.process.clone(), row.name.clone()));
+            let state = match row.state {
+                VolumeState::Attached if !is_wanted => VolumeState::Detached { since: now },
+                VolumeState::Detached { .. } if is_wanted => VolumeState::Attached,
+                VolumeState::Attached
+                | VolumeState::Detached { .. }
+                | VolumeState::Deleting { .. } => continue,
+            };
+            self.put(Volume { state, ..(*row).clone() });
+        }
+    }
+
+    fn volumes_in(
+        &self,
+        (project, app, workspace): &(ProjectId, Name, Name),
+    ) -> impl Iterator<Item = Arc<Volume>> {
+        let key = |id| (*project, app.clone(), workspace.clone(), VolumeId(id));
+        let range = self.indexes.volumes.places.range(key(0)..=key(u128::MAX));
+        range.filter_map(|(.., id)| self.get::<Volume>(*id).cloned())
+    }
+
+    pub(crate) fn volumes_on(&self, cell: CellId) -> impl Iterator<Item = &Arc<Volume>> {
+        let range = (cell, VolumeId(0))..=(cell, VolumeId(u128::MAX));
+        let ids = self.indexes.volumes.cells.range(range);
+        ids.filter_map(|(_, id)| self.get::<Volume>(*id))
+    }
+
+    /// Deployments of the app of a volume in its workspace.
+    fn users(&self, volume: &Volume) -> Vec<DeploymentId> {
+        let app = self.indexes.app_names.get(&(volume.project, volume.app.clone()));
+        let rows = app.into_iter().flat_map(|app| self.deployments_of(*app));
+        rows.filter(|row| row.workspace == volume.workspace).map(|row| row.id).collect()
+    }
+
+    /// A cell takes work again: what waits for volumes on it may go on.
+    pub(crate) fn look_at_volumes_on(&mut self, cell: CellId) {
+        let users: BTreeSet<_> = self.volumes_on(cell).flat_map(|row| self.users(row)).collect();
+        self.indexes.dirty.extend(users);
+    }
+
+    /// How much longer a deployment may take to start that waits for the one before it to end.
+    pub(crate) fn hand_over(
+        &self,
+        (app, workspace): (AppId, &Name),
+        processes: &[ProcessId],
+    ) -> Duration {
+        let writes =
+            |row: &&Arc<Process>| row.spec.container.volumes.values().any(|mount| !mount.read_only);
+        let grace = |ids: &[ProcessId]| {
+            let rows = ids.iter().filter_map(|id| self.get::<Process>(*id)).filter(writes);
+            rows.map(|row| row.spec.stop_grace_ms).max()
+        };
+        let Some(own) = grace(processes) else { return Duration::ZERO };
+        let others = self.deployments_of(app).filter(|row| row.workspace == *workspace);
+        let longest = others.filter_map(|row| grace(&row.processes)).fold(own, u64::max);
+        DRAIN + Duration::from_millis(longest)
+    }
+
+    fn volume(&self, id: VolumeId) -> Result<Arc<Volume>, Refusal> {
+        self.get::<Volume>(id).cloned().ok_or_else(|| Refusal::not_found("volume", id))
+    }
+
+    /// Nobody wanted it for as long as it is kept.
+    pub(crate) fn volume_due(&mut self, now: Time, id: VolumeId) -> Result<(), Refusal> {
+        let row = self.volume(id)?;
+        self.put(Volume { state: VolumeState::Deleting { since: now }, ..(*row).clone() });
+        Ok(())
+    }
+
+    /// Instances that have a volume mounted, or may have.
+    fn users_of(&self, volume: &Volume) -> Vec<Arc<Instance>> {
+        let deployments = self.users(volume).into_iter();
+        let rows = deployments.filter_map(|id| self.get::<Deployment>(id));
+        let processes = rows.flat_map(|row| &row.processes).filter(|id| {
+            self.get::<Process>(**id).is_some_and(|row| {
+                row.name == volume.process && row.spec.container.volumes.contains_key(&volume.name)
+            })
+        });
+        let instances =
+            processes.filter_map(|id| self.get::<Instance>(instance_id(*id, volume.index)));
+        instances.filter(|row| is_there(row)).cloned().collect()
+    }
+
+    pub(crate) fn remove_volume(
+        &mut self,
+        now: Time,
+        id: VolumeId,
+        force: bool,
+    ) -> Result<Reply, Refusal> {
+        let row = self.volume(id)?;
+        let (is_connected, cell) = (self.is_connected(row.cell), self.cell_name(row.cell));
+        if row.is_deleting() {
+            if is_connected {
+                return Ok(Reply::Done);
+            }
+            if force {
+                self.delete::<Volume>(id);
+                return Ok(Reply::Done);
+            }
+            return Err(Refusal::Conflict(format!(
+                "volume {row} is to be deleted once cell {cell} is connected; if that never comes \
+                 back, force forgets the volume"
+            )));
+        }
+        let users = self.users_of(&row);
+        if is_connected
+            && !force
+            && let Some(user) = users.first()
+        {
+            return Err(Refusal::Conflict(format!(
+                "volume {row} is in use by {}.{}: force ends that first, and it begins anew with an \
+                 empty volume",
+                row.process, user.index
+            )));
+        }
+        self.put(Volume { state: VolumeState::Deleting { since: now }, ..(*row).clone() });
+        for user in users {
+            if is_connected {
+                self.stop_instance(now, &user)?;
+            } else {
+                // A cell that comes back with it ends it.
+                self.drop_before(&user);
+            }
+        }
+        let users = self.users(&row);
+        self.indexes.dirty.extend(users);
+        Ok(Reply::Done)
+    }
+
+    pub(crate) fn volume_gone(&mut self, cell: CellId, id: VolumeId) -> Result<Reply, Refusal> {
+        let row = self.volume(id)?;
+        if row.cell != cell || !row.is_deleting() {
+            return Err(Refusal::stale("volume", id));
+        }
+        self.delete::<Volume>(id);
+        Ok(Reply::Done)
+    }
+
+    /// Why an instance that is pinned to a cell has no place.
+    pub(crate) fn why_pinned(&self, row: &Instance, reason: &Unplaced) -> Option<String> {
+        let Unplaced::Pinned { cell, why } = reason else { return None };
+        let (slot, process) = self.slot_of(row)?;
+        let volume = self.mounted(&slot, &process).into_iter().next()?;
+        let (name, cell) = (&volume.name, self.cell_name(*cell));
+        Some(match why {
+            PinnedWhy::Away => format!(
+                "its volume {name} lies on cell {cell}, which is not connected: it starts when that \
+                 is back, or `shore volume remove {volume}` gives the data up"
+            ),
+            PinnedWhy::NotAccepting
+            | PinnedWhy::Unfit(_)
+            | PinnedWhy::Short { .. }
+            | PinnedWhy::Overfull => format!("its volume {name} lies on cell {cell}, {why}"),
+        })
+    }
+}
+
+impl State {
+    /// The volumes of an instance by the names its process has for them.
+    pub fn volumes_of(&self, row: &Instance) -> BTreeMap<Name, VolumeId> {
+        let Some((slot, process)) = self.core.slot_of(row) else { return BTreeMap::new() };
+        let mounted = self.core.mounted(&slot, &process);
+        mounted.into_iter().map(|row| (row.name.clone(), row.id)).collect()
+    }
+
+    /// What a cell is to delete.
+    pub fn volumes_to_delete(&self, cell: CellId) -> Vec<VolumeId> {
+        let rows = self.core.volumes_on(cell).filter(|row| row.is_deleting());
+        rows.map(|row| row.id).collect()
+    }
+}
