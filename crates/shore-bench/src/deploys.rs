@@ -83,12 +83,47 @@ impl Project {
         Ok(DeploymentId(id))
     }
 
-    /// Wants no instances of an app any more.
+    /// Ends everything of an app.
     pub(crate) async fn end(self, to: &impl Applies, number: u128) -> Result<(), String> {
-        let app = AppId((self.0 << 96) + (number << 72));
-        let (workspace, process) = (name("production")?, name("web")?);
-        to.ask(Command::Scale { app, workspace, process, instances: 0 }).await.map(drop)
+        let id = (self.0 << 96) + (number << 72);
+        let attempt = begin(to, self.0, (JobId(id + 1), AppId(id)), Operation::Destroy).await?;
+        to.ask(Command::Work(WorkCommand::Destroy(attempt))).await?;
+        complete(to, attempt).await
     }
+}
+
+/// A job for an app that runs on the project's own runner.
+async fn begin(
+    to: &impl Applies,
+    runner: u128,
+    (id, app): (JobId, AppId),
+    operation: Operation,
+) -> Result<Attempt, String> {
+    let spec = JobSpec {
+        project: ProjectId(runner),
+        app: Some(app),
+        workspace: name("production")?,
+        operation,
+        target: Target::Runner(RunnerId(runner)),
+        depends_on: Vec::new(),
+        allow_failure: Vec::new(),
+        singleton: None,
+        idempotency_key: None,
+        origin: "bench".to_owned(),
+    };
+    let new = NewJob { id, spec: Arc::new(spec), expires_in: None };
+    to.ask(Command::Job(JobCommand::Queue(new))).await?;
+    let assigned = to.ask(Command::Job(JobCommand::Assign(RunnerId(runner)))).await?;
+    let Reply::Assigned(Some(job)) = assigned else {
+        return Err("no job was assigned".to_owned());
+    };
+    let attempt = Attempt { job: job.id, epoch: job.epoch };
+    to.ask(Command::Job(JobCommand::Ack(attempt))).await?;
+    Ok(attempt)
+}
+
+async fn complete(to: &impl Applies, attempt: Attempt) -> Result<(), String> {
+    to.ask(Command::Job(JobCommand::Complete(attempt, Outcome::Succeeded))).await.map(drop)
 }
 
 async fn one(
@@ -100,26 +135,8 @@ async fn one(
     let (project, app) = (ProjectId(runner), AppId(id));
     let called = name(&format!("app-{number}"))?;
     to.ask(Command::EnsureApp { id: app, project, name: called }).await?;
-    let spec = JobSpec {
-        project,
-        app: Some(app),
-        workspace: name("production")?,
-        operation: Operation::Up { source: Digest([1; 32]) },
-        target: Target::Runner(RunnerId(runner)),
-        depends_on: Vec::new(),
-        allow_failure: Vec::new(),
-        singleton: None,
-        idempotency_key: None,
-        origin: "bench".to_owned(),
-    };
-    let new = NewJob { id: JobId(id), spec: Arc::new(spec), expires_in: None };
-    to.ask(Command::Job(JobCommand::Queue(new))).await?;
-    let assigned = to.ask(Command::Job(JobCommand::Assign(RunnerId(runner)))).await?;
-    let Reply::Assigned(Some(job)) = assigned else {
-        return Err("no job was assigned".to_owned());
-    };
-    let attempt = Attempt { job: job.id, epoch: job.epoch };
-    to.ask(Command::Job(JobCommand::Ack(attempt))).await?;
+    let operation = Operation::Up { source: Digest([1; 32]) };
+    let attempt = begin(to, runner, (JobId(id), app), operation).await?;
     to.ask(Command::Work(WorkCommand::RecordBuild {
         id: BuildId(id),
         attempt,
@@ -130,5 +147,5 @@ async fn one(
     .await?;
     let deploy = WorkCommand::Deploy { id: DeploymentId(id), attempt, build: None };
     to.ask(Command::Work(deploy)).await?;
-    to.ask(Command::Job(JobCommand::Complete(attempt, Outcome::Succeeded))).await.map(drop)
+    complete(to, attempt).await
 }
