@@ -17,7 +17,7 @@ use crate::tls::{TlsError, open_authority};
 /// may be away for the other half.
 pub const CERTIFICATE_LIFE: Duration = Duration::from_hours(24);
 /// How much earlier it begins: clocks of other machines may be late.
-const CLOCK_SLACK: Duration = Duration::from_mins(5);
+const CLOCK_SLACK: Duration = Duration::from_hours(24);
 /// The longest public key that is looked at. One that is accepted has 91 bytes.
 const MAX_PUBLIC_KEY: usize = 512;
 
@@ -177,23 +177,5 @@ mod tests {
             let refused = authority.issue(&subject(), "example.com", &bad, Time(0));
             assert!(matches!(refused, Err(TlsError::PublicKey)), "{refused:?}");
         }
-    }
-
-    /// `cargo test --release -p server --lib cost -- --ignored --nocapture`
-    #[test]
-    #[ignore = "a measurement"]
-    fn cost_of_a_certificate() {
-        const MANY: u32 = 2_000;
-        let dir = tempfile::tempdir().expect("a directory");
-        let authority = IdentityAuthority::open(dir.path()).expect("an authority");
-        let started = runtime::mono_now();
-        let keys: Vec<_> = (0..MANY).map(|_| KeyPair::generate().expect("a key")).collect();
-        let made = started.elapsed() / MANY;
-        let keys: Vec<_> = keys.iter().map(KeyPair::subject_public_key_info).collect();
-        let started = runtime::mono_now();
-        for key in &keys {
-            authority.issue(&subject(), "example.com", key, Time(0)).expect("a certificate");
-        }
-        println!("a key: {made:?}, a certificate: {:?}", started.elapsed() / MANY);
     }
 }
