@@ -135,17 +135,23 @@ struct Track {
     passes: bool,
     /// How many results in a row say otherwise.
     against: u32,
-    /// How many results in a row were failures, while it never passed and that was not told.
+    /// How many results in a row were failures, while it never passed.
     misses: u32,
+    /// When that is told at the earliest, once: at first it is asked more often than its interval
+    /// says.
+    tell_at: Option<Instant>,
 }
 
 impl Track {
     fn new(check: Check, spread: u64) -> Self {
         let (pause, _) = CHECK_PAUSES;
+        let now = mono_now();
+        let patience = check.interval_ms.saturating_mul(u64::from(check.failures));
         Self {
             check,
             spread,
-            next: mono_now(),
+            next: now,
+            tell_at: Some(now + Duration::from_millis(patience)),
             pause,
             answered: false,
             passes: false,
@@ -239,13 +245,17 @@ impl Track {
 
     /// What is told of a check that has never passed, once it failed too often in a row.
     fn missed(&mut self, fault: Option<&Fault>) -> Option<String> {
-        let told = self.misses >= self.check.failures;
-        let Some(fault) = fault.filter(|_| !self.passes && !told) else {
-            self.misses = if told { self.misses } else { 0 };
+        let Some(fault) = fault.filter(|_| !self.passes) else {
+            self.misses = 0;
             return None;
         };
-        self.misses += 1;
-        (self.misses >= self.check.failures).then(|| in_a_row(self.misses, &fault.text))
+        self.misses = self.misses.saturating_add(1);
+        let due = self.tell_at.is_some_and(|at| at <= mono_now());
+        if !due || self.misses < self.check.failures {
+            return None;
+        }
+        self.tell_at = None;
+        Some(in_a_row(self.misses, &fault.text))
     }
 
     fn unhealthy(&self, fault: &str) -> String {
@@ -392,11 +402,18 @@ mod tests {
         let (listener, port) = listen().await;
         let mut health = health(Checks { readiness: Some(http()), ..Checks::default() }, port);
         let watch = async { (health.next().await, health.next().await) };
-        let answers = [500, 404, 500, 500, 500, 200];
-        let ((), verdicts) = tokio::join!(serve(&listener, &answers), watch);
-        let reason =
-            format!("2 checks in a row failed, the last: GET /up on port {port} answered 404");
-        assert_eq!(verdicts, (Verdict::NotReady { reason }, Verdict::Ready));
+        let began = mono_now();
+        let answers = async {
+            while began.elapsed() < Duration::from_millis(100) {
+                serve(&listener, &[404]).await;
+            }
+            serve(&listener, &[200]).await;
+        };
+        let ((), (first, second)) = tokio::join!(answers, watch);
+        let Verdict::NotReady { reason } = first else { panic!("{first:?}") };
+        assert!(reason.contains(" checks in a row failed, the last: "), "{reason}");
+        assert!(reason.ends_with(&format!("GET /up on port {port} answered 404")), "{reason}");
+        assert_eq!(second, Verdict::Ready);
     }
 
     #[tokio::test]

@@ -203,6 +203,7 @@ impl Running<'_> {
     async fn end(&self) -> Result<End, Failure> {
         let actor = self.actor;
         let mut health = self.health();
+        let mut refuses = false;
         let exit = actor.driver.wait(&actor.handle, &self.notes.process);
         tokio::pin!(exit);
         let renewal = self.renewal();
@@ -216,8 +217,14 @@ impl Running<'_> {
                     return exit.map(End::Exited).context(|| "its end is unknown".to_owned());
                 }
                 verdict = health.next() => match verdict {
-                    Verdict::Ready => actor.reporter.ready(true).await,
+                    Verdict::Ready => {
+                        if std::mem::take(&mut refuses) {
+                            actor.journal.say("takes requests").await;
+                        }
+                        actor.reporter.ready(true).await;
+                    }
                     Verdict::NotReady { reason } => {
+                        refuses = true;
                         actor.journal.say(format!("takes no requests: {reason}")).await;
                         actor.reporter.ready(false).await;
                     }
