@@ -17,6 +17,8 @@ use crate::jobs_bench::median_us;
 use crate::options::Options;
 use crate::{deploys, workload};
 
+/// Room for an instance as JSON.
+const ROW_BYTES: usize = 400;
 /// How often the readings that change nothing are repeated.
 const READINGS: usize = 21;
 pub(crate) fn run(options: &Options) -> Result<Value, String> {
@@ -126,7 +128,8 @@ impl Bench {
             let started = mono_now();
             let rows: Vec<Arc<Instance>> =
                 self.read(|state| state.all::<Instance>().cloned().collect()).await?;
-            let text = serde_json::to_vec(&rows).map_err(|error| error.to_string())?;
+            let mut text = Vec::with_capacity(rows.len() * ROW_BYTES);
+            serde_json::to_writer(&mut text, &rows).map_err(|error| error.to_string())?;
             times.push(started.elapsed());
             let ready = |row: &&Arc<Instance>| {
                 matches!(row.state, InstanceState::Running { ready: true, .. })
