@@ -68,6 +68,8 @@ fn senseless_tasks_are_refused_with_the_fields_name() -> Result<(), Failure> {
         (with("/spec/container/limits", json!({ "memory_mb": 0 })), "memory_mb"),
         (with("/spec/container/limits", json!({ "memory_mb": -5 })), "memory_mb"),
         (with("/spec/container/limits", json!({ "memory_mb": 1_u64 << 40 })), "memory_mb"),
+        (with("/spec/container/limits", json!({ "pids": 0 })), "pids"),
+        (with("/spec/container/limits", json!({ "pids": -1 })), "pids"),
         (with("/spec/container/driver", json!("warp")), "driver"),
         (with("/spec/container/egress", json!([{ "to": "10.0.0.0/99" }])), "egress"),
         (with("/spec/container/privileged", json!(true)), "privileged"),

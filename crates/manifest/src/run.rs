@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use hcl_edit::Span as _;
 use hcl_edit::structure::{Attribute, Block};
 use model::{
-    ContainerSpec, CrashPolicy, EgressProtocol, EgressRule, Name, ProcessSpec, StopSignal,
-    VolumeMount,
+    ContainerSpec, CrashPolicy, EgressProtocol, EgressRule, MAX_FILES, MAX_PIDS, Name, ProcessSpec,
+    StopSignal, VolumeMount,
 };
 
 use crate::check::{CheckFile, check};
@@ -144,8 +144,8 @@ impl RunFile {
             "memory" => self.memory_mb = Some(source.number(it, 1..=1 << 20)?),
             "disk" => self.disk_mb = Some(source.number(it, 1..=1 << 20)?),
             "cpu" => self.cpu_shares = Some(source.cores(it)?),
-            "pids" => self.pids = Some(source.number(it, 1..=1 << 22)?),
-            "files" => self.files = Some(source.number(it, 1..=1 << 20)?),
+            "pids" => self.pids = Some(source.number(it, 1..=MAX_PIDS)?),
+            "files" => self.files = Some(source.number(it, 1..=MAX_FILES)?),
             "log_rate" => self.log_bytes = Some(source.number(it, 1..=1 << 20)? << 10),
             "driver" => self.driver = Some(source.name(it)?),
             "tags" => self.tags = source.names(it)?.into_iter().collect(),

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::Digest;
+use crate::{Digest, MAX_FILES};
 
 /// How deep actions may nest.
 pub const MAX_ACTION_DEPTH: usize = 16;
@@ -261,8 +261,10 @@ impl Action {
                 let short = [start, success, failure].iter().all(|it| it.len() <= MAX_PHRASE_BYTES);
                 require(short, "emit_progress", "a message has more than 1024 bytes")
             }
-            Self::Run { argv, env, dir, user, log_source, .. } => {
+            Self::Run { argv, env, dir, user, files, log_source, .. } => {
                 check_run(argv, env, dir.as_deref())?;
+                let can_be = files.is_none_or(|files| (1..=MAX_FILES).contains(&files));
+                require(can_be, "run", "its files are not from 1 to 1048576")?;
                 let is_user = user.as_deref().is_none_or(|user| parse_user(user).is_some());
                 require(is_user, "run", "its user is no `uid` or `uid:gid`")?;
                 let short = log_source.as_ref().is_none_or(|it| it.len() <= MAX_PHRASE_BYTES);
@@ -398,6 +400,14 @@ mod tests {
             action
         };
         assert_eq!(root("1000:1000").validate(), Ok(()));
+        let open = |most: u64| {
+            let mut action = run();
+            if let Action::Run { files, .. } = &mut action {
+                *files = Some(most);
+            }
+            action
+        };
+        assert_eq!(open(MAX_FILES).validate(), Ok(()));
         let empty = Action::run([""; 0]);
         let escape = Action::upload("/a/../b", UploadMode::File);
         let instant = Action::Timeout { inner: Box::new(run()), ms: 0 };
@@ -409,11 +419,30 @@ mod tests {
             (root("0:0:0"), root("+1"), root("70000")),
             (empty, escape, instant),
             (long, alone, from("")),
+            (open(0), open(MAX_FILES + 1), Action::run([""])),
         ]
         .into_iter()
         .flat_map(|(a, b, c)| [a, b, c])
         {
             assert!(matches!(action.validate(), Err(ActionError::Field { .. })), "{action:?}");
+        }
+    }
+
+    #[test]
+    fn an_unknown_checksum_algorithm_is_refused() {
+        let json = |algorithm: &str| {
+            let value = "0".repeat(32);
+            format!(
+                r#"{{"action":"download","url":"https://example.com/a","to":"/a","unpack":false,
+                    "checksum":{{"algorithm":"{algorithm}","value":"{value}"}}}}"#
+            )
+        };
+        let known: Action = serde_json::from_str(&json("md5")).expect("a download");
+        assert_eq!(known.validate(), Ok(()));
+        for unknown in ["sha512", "MD5", ""] {
+            let error = serde_json::from_str::<Action>(&json(unknown)).expect_err("refused");
+            let error = error.to_string();
+            assert!(error.contains("unknown variant") && error.contains(unknown), "{error}");
         }
     }
 

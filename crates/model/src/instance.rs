@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{CellId, FailureDetail, Refused, Time};
+use crate::spec::{DAY_MS, range};
+use crate::{CellId, FailureDetail, Refused, SpecError, Time};
 
 /// Where an instance stands.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -247,6 +248,19 @@ impl CrashPolicy {
         };
         let factor = 1_u64.checked_shl(doublings).unwrap_or(u64::MAX);
         Some(Duration::from_millis(self.base_ms.saturating_mul(factor).min(self.cap_ms)))
+    }
+
+    pub(crate) fn validate(&self) -> Result<(), SpecError> {
+        range("crash immediate", self.immediate.into(), 0..=1_000, "0 to 1000")?;
+        range("crash base_ms", self.base_ms, 0..=DAY_MS, "0 to 24 h")?;
+        range("crash cap_ms", self.cap_ms, 0..=DAY_MS, "0 to 24 h")?;
+        range("crash reset_after_ms", self.reset_after_ms, 0..=DAY_MS, "0 to 24 h")?;
+        range("crash give_up_after", self.give_up_after.into(), 1..=1_000_000, "1 to 1000000")?;
+        if self.cap_ms < self.base_ms {
+            let reason = "it is shorter than base_ms";
+            return Err(SpecError::Text { field: "crash cap_ms", reason });
+        }
+        Ok(())
     }
 }
 

@@ -16,6 +16,11 @@ pub const MAX_ENV_BYTES: usize = 128 * 1024;
 /// Most instances of one process.
 pub const MAX_INSTANCES: u32 = 1_000;
 
+/// Most processes and threads of one container: Linux cannot have more, and its cgroups refuse it.
+pub const MAX_PIDS: u64 = 1 << 22;
+/// Most open files of one process: what Linux allows at most unless it is told otherwise (`nr_open`).
+pub const MAX_FILES: u64 = 1 << 20;
+
 /// Resources. Absent: the cell's default.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -347,17 +352,18 @@ pub(crate) fn range(
 
 impl Limits {
     fn validate(&self) -> Result<(), SpecError> {
+        let (most, any) = (1 << 32, "1 to 4294967296");
         let fields = [
-            ("memory_mb", self.memory_mb),
-            ("disk_mb", self.disk_mb),
-            ("cpu_shares", self.cpu_shares),
-            ("pids", self.pids),
-            ("files", self.files),
-            ("log_bytes", self.log_bytes),
+            ("memory_mb", self.memory_mb, most, any),
+            ("disk_mb", self.disk_mb, most, any),
+            ("cpu_shares", self.cpu_shares, most, any),
+            ("pids", self.pids, MAX_PIDS, "1 to 4194304"),
+            ("files", self.files, MAX_FILES, "1 to 1048576"),
+            ("log_bytes", self.log_bytes, most, any),
         ];
-        for (field, value) in fields {
+        for (field, value, most, allowed) in fields {
             if let Some(value) = value {
-                range(field, value, 1..=1 << 32, "1 to 4294967296")?;
+                range(field, value, 1..=most, allowed)?;
             }
         }
         Ok(())
@@ -486,7 +492,7 @@ impl ProcessSpec {
         for check in [&self.check, &self.startup, &self.readiness].into_iter().flatten() {
             check.validate()?;
         }
-        Ok(())
+        self.crash.validate()
     }
 }
 
@@ -514,6 +520,13 @@ mod tests {
         assert!(refused(|s| s.argv.clear()).contains("argv"));
         assert!(refused(|s| s.stop_grace_ms = u64::MAX).contains("stop_grace_ms"));
         assert!(refused(|s| s.container.limits.memory_mb = Some(0)).contains("memory_mb"));
+        for (pids, files) in [(0, 0), (MAX_PIDS + 1, MAX_FILES + 1)] {
+            let mut spec = process();
+            spec.container.limits.pids = Some(pids);
+            assert!(spec.validate().expect_err("refused").to_string().starts_with("pids"));
+            spec.container.limits = Limits { files: Some(files), ..Limits::default() };
+            assert!(spec.validate().expect_err("refused").to_string().starts_with("files"));
+        }
         assert!(
             refused(|s| {
                 s.container.env.insert("A B".into(), String::new());
@@ -554,6 +567,29 @@ mod tests {
             s.container.volumes.insert(name, mount);
         });
         assert!(volume.contains("volume path"), "{volume}");
+    }
+
+    type ChangePolicy = fn(&mut CrashPolicy);
+
+    #[test]
+    fn each_bad_field_of_a_crash_policy_is_named() {
+        let cases: [(&str, ChangePolicy); 6] = [
+            ("crash immediate", |it| it.immediate = 1_001),
+            ("crash base_ms", |it| it.base_ms = u64::MAX),
+            ("crash cap_ms", |it| it.cap_ms = DAY_MS + 1),
+            ("crash cap_ms", |it| it.cap_ms = it.base_ms - 1),
+            ("crash reset_after_ms", |it| it.reset_after_ms = u64::MAX),
+            ("crash give_up_after", |it| it.give_up_after = 0),
+        ];
+        for (field, change) in cases {
+            let mut spec = process();
+            change(&mut spec.crash);
+            let message = spec.validate().expect_err("refused").to_string();
+            assert!(message.starts_with(field), "{field}: {message}");
+        }
+        let mut spec = process();
+        spec.crash.base_ms = 0;
+        assert_eq!(spec.validate(), Ok(()), "restarts without a pause");
     }
 
     type Change = fn(&mut TaskSpec);
