@@ -143,6 +143,31 @@ fn scaling_changes_no_row_of_what_stays() {
 }
 
 #[test]
+fn scaling_down_removes_what_waits_after_a_crash() {
+    let mut bench = Bench::ready();
+    let deployment = bench.released(2);
+    while bench.states(deployment)[1] != "crashed" {
+        bench.healthy(deployment);
+        let row = bench.instances(deployment).remove(1);
+        let (reason, never_healthy) = ("exited with 1".to_owned(), false);
+        bench.report(&row, InstanceReport::Crashed { reason, never_healthy, detail: None });
+        bench.secs(0);
+    }
+    let before = bench.instances(deployment);
+    let InstanceState::Crashed { restart_at: Some(_), .. } = before[1].state else {
+        panic!("it waits for its restart: {:?}", before[1]);
+    };
+    let (workspace, process) = (name("production"), name("web"));
+    bench.ok(Command::Scale { app: APP, workspace, process, instances: 1 });
+    for minutes in [0, 10] {
+        bench.pass_without(9, Duration::from_mins(minutes));
+        assert_eq!(bench.instances(deployment), before[..1], "after {minutes} min");
+        assert_eq!(bench.on(1), [(0, before[0].epoch, false)]);
+        assert_eq!(bench.targets(), Some((deployment, 1)));
+    }
+}
+
+#[test]
 fn a_cell_that_lies_is_refused_and_changes_nothing() {
     let mut bench = Bench::ready();
     let deployment = bench.released(1);

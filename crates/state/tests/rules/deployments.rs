@@ -2,19 +2,22 @@
 
 use std::time::Duration;
 
-use model::{CellId, Check, DeploymentState, InstanceReport, InstanceState, Outcome, Time};
+use model::{
+    BuildId, CellId, Check, CrashPolicy, DeploymentId, DeploymentState, Digest, InstanceReport,
+    InstanceState, Outcome, Time,
+};
 use state::{
-    CELL_LEASE, CellCommand, Command, DEPLOY_SLACK, DRAIN, Held, JobCommand, Process, Refusal,
-    WorkCommand,
+    CELL_LEASE, CellCommand, Command, DEPLOY_SLACK, DRAIN, Held, JobCommand, Process,
+    ProcessTemplate, Refusal, WorkCommand,
 };
 
-use crate::bench::{APP, Bench, address, failed, name, process};
+use crate::bench::{APP, Bench, SOURCE, address, failed, name, process};
 
 fn crashed(reason: &str, never_healthy: bool) -> InstanceReport {
     InstanceReport::Crashed { reason: reason.to_owned(), never_healthy, detail: None }
 }
 
-fn reason(bench: &Bench, deployment: model::DeploymentId) -> String {
+fn reason(bench: &Bench, deployment: DeploymentId) -> String {
     match bench.deployment_state(deployment) {
         DeploymentState::Failed { reason } => reason,
         other => panic!("it is {other:?}"),
@@ -62,7 +65,7 @@ fn the_startup_check_says_how_long_a_start_may_take() {
     assert_eq!(deadline.since(Time(bench.now)), Duration::from_mins(10) + DEPLOY_SLACK);
 }
 
-type Act = fn(&mut Bench, model::DeploymentId);
+type Act = fn(&mut Bench, DeploymentId);
 
 #[test]
 fn never_healthy_fails_and_leaves_the_routes() {
@@ -223,6 +226,41 @@ fn crashes_restart_at_once_then_later() {
 }
 
 #[test]
+fn a_policy_of_ones_own_says_how_often_and_when_and_the_others_go_on() {
+    let mut bench = Bench::ready();
+    let at = bench.work_job();
+    let mut spec = process(100);
+    spec.crash =
+        CrashPolicy { immediate: 1, base_ms: 5_000, give_up_after: 3, ..CrashPolicy::default() };
+    let deployment = bench.deploy_spec(at, 2, spec);
+    bench.healthy(deployment);
+    bench.release(at, deployment);
+    bench.complete(at, Outcome::Succeeded);
+    let other = bench.instances(deployment).remove(1);
+    for pause in [0, 5] {
+        let row = bench.instances(deployment).remove(0);
+        bench.report(&row, crashed("exited with 1", false));
+        if pause > 0 {
+            bench.pass_without(9, Duration::from_secs(pause - 1));
+            assert_eq!(bench.states(deployment)[0], "crashed", "it waits {pause} s");
+            bench.pass_without(9, Duration::from_secs(1));
+        } else {
+            bench.secs(0);
+        }
+        assert_eq!(bench.states(deployment)[0], "claimed", "after {pause} s");
+        bench.healthy(deployment);
+        assert_eq!(bench.targets(), Some((deployment, 2)));
+    }
+    let row = bench.instances(deployment).remove(0);
+    bench.report(&row, crashed("exited with 1", false));
+    let down = bench.instances(deployment).remove(0);
+    assert!(matches!(down.state, InstanceState::Crashed { restart_at: None, .. }), "{down:?}");
+    bench.pass_without(9, Duration::from_hours(1));
+    assert_eq!(bench.instances(deployment), [down, other]);
+    assert_eq!(bench.targets(), Some((deployment, 1)));
+}
+
+#[test]
 fn the_loss_of_a_cell_moves_its_instances() {
     let mut bench = Bench::ready();
     let deployment = bench.released(2);
@@ -293,6 +331,46 @@ fn scaling_up_and_down() {
     scale(&mut bench, 2);
     let next = bench.deploy(at, 1);
     assert_eq!(bench.instances(next).len(), 2, "what a person set outlives the deployment");
+}
+
+#[test]
+fn processes_scale_apart_and_only_web_has_targets() {
+    let mut bench = Bench::ready();
+    let at = bench.work_job();
+    let template = |of: &str| ProcessTemplate { name: name(of), spec: process(100), instances: 1 };
+    let (build, id) = (BuildId(bench.fresh()), DeploymentId(bench.fresh()));
+    bench.ok(Command::Work(WorkCommand::RecordBuild {
+        id: build,
+        attempt: at,
+        source: SOURCE,
+        image: Digest([2; 32]),
+        processes: vec![template("web"), template("worker")],
+    }));
+    bench.ok(Command::Work(WorkCommand::Deploy { id, attempt: at, build: None }));
+    bench.healthy(id);
+    bench.release(at, id);
+    bench.complete(at, Outcome::Succeeded);
+    let of = |bench: &Bench, process: &str| {
+        let row = bench.state.all::<Process>().find(|row| row.name == name(process));
+        let row = row.expect("it is there").id;
+        let mut rows = bench.instances(id);
+        rows.retain(|it| it.process == row);
+        rows
+    };
+    let web = of(&bench, "web");
+    let wanted = web[0].id;
+    for workers in [3, 0, 2] {
+        let (workspace, process) = (name("production"), name("worker"));
+        bench.ok(Command::Scale { app: APP, workspace, process, instances: workers });
+        bench.healthy(id);
+        bench.gone(id);
+        assert_eq!(of(&bench, "worker").len(), workers as usize);
+        assert_eq!(of(&bench, "web"), web, "{workers} workers");
+        let routes = bench.state.routes().routes;
+        let targets: Vec<_> =
+            routes.iter().flat_map(|route| &route.targets).map(|it| it.instance).collect();
+        assert_eq!(targets, [wanted], "{workers} workers");
+    }
 }
 
 #[test]

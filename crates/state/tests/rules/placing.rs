@@ -95,6 +95,35 @@ fn drivers_tags_and_room_decide() {
     }
 }
 
+#[test]
+fn tags_decide_for_tasks_too() {
+    let cases: [(&str, CellSpec, &str, Option<&str>); 5] = [
+        ("a tag it has", cell("", "", "gpu ssd"), "gpu", None),
+        ("a tag it has not", cell("", "", "ssd"), "gpu", Some("no cell has tag gpu")),
+        ("a tag that must be asked for", cell("", "gpu", "ssd"), "gpu", None),
+        (
+            "a tag that was not asked for",
+            cell("", "gpu", ""),
+            "",
+            Some("every cell is kept for work with other tags"),
+        ),
+        ("no tags at all", cell("", "", ""), "", None),
+    ];
+    for (what, on, tags, wanted) in cases {
+        let mut bench = Bench::new();
+        online(&mut bench, 1, on);
+        let mut spec = task_spec();
+        spec.container.tags = words(tags).collect();
+        let (id, spec) = (TaskId(bench.fresh()), Arc::new(spec));
+        bench.ok(Command::Work(WorkCommand::CreateTask { id, attempt: None, spec }));
+        let state = match wanted {
+            Some(reason) => TaskState::Pending { reason: Some(reason.to_owned()) },
+            None => TaskState::Offered { cell: CellId(1) },
+        };
+        assert_eq!(bench.task_state(id), state, "{what}");
+    }
+}
+
 type Change = fn(&mut ProcessSpec);
 
 #[test]

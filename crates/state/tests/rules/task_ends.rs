@@ -170,6 +170,25 @@ fn cancelling_a_task_that_was_followed_cancels_the_one_that_waits() {
 }
 
 #[test]
+fn cancelling_what_is_unknown_or_has_ended_changes_nothing() {
+    let mut bench = Bench::ready();
+    let unknown = bench.work(WorkCommand::CancelTask(TaskId(7)));
+    assert!(matches!(unknown, Err(Refusal::NotFound { .. })), "{unknown:?}");
+    let (done, failed) = (bench.task(None), bench.task(None));
+    let row = claim(&mut bench, done);
+    let result = Some("x".to_owned());
+    bench.task_report(&row, TaskReport::Succeeded { result, artifact: None }).expect("it runs");
+    fail(&mut bench, failed);
+    for id in [done, failed] {
+        let before = bench.task_row(id);
+        bench.state.forget_changes();
+        bench.ok(Command::Work(WorkCommand::CancelTask(id)));
+        assert_eq!(bench.task_row(id), before);
+        assert_eq!(bench.state.take_changes().expect("rows render").rows, [], "{before:?}");
+    }
+}
+
+#[test]
 fn the_end_of_a_job_ends_the_attempt_that_pauses() {
     let mut bench = Bench::ready();
     let at = bench.work_job();
@@ -275,6 +294,19 @@ fn only_the_last_attempt_calls_back() {
     let row = fail(&mut bench, second);
     assert_eq!(bench.state.all::<Delivery>().count(), 1);
     assert_eq!(bench.state.attempts_up_to(&row), [first, second]);
+}
+
+#[test]
+fn a_task_without_a_place_calls_back_once() {
+    let mut bench = Bench::new();
+    let id = make(&mut bench, None, called_back()).expect("made").id;
+    bench.secs(30 * 60 - 1);
+    assert_eq!(bench.state.all::<Delivery>().count(), 0, "it waits");
+    bench.secs(1);
+    assert_eq!(bench.task_state(id).name(), "failed");
+    let messages: Vec<_> = bench.state.all::<Delivery>().map(|row| row.id).collect();
+    assert_eq!(messages, [delivery_id(id)]);
+    assert_eq!(bench.task_row(id).callback, Some(Callback::Waiting));
 }
 
 #[test]
