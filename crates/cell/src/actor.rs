@@ -194,3 +194,31 @@ pub(crate) fn describe(exit: &Exit) -> String {
         Outcome::Lost => "was lost: its supervisor was killed or the machine restarted".to_owned(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_ran_out_of_memory_is_said_to_have() {
+        let exit = |outcome, oom| Exit { outcome, oom, at_ms: None };
+        let cases = [
+            (
+                exit(Outcome::Signal(9), true),
+                ExitStatus::OutOfMemory,
+                "was killed by signal 9 (out of memory)",
+            ),
+            (exit(Outcome::Signal(9), false), ExitStatus::Signal(9), "was killed by signal 9"),
+            (
+                exit(Outcome::Code(137), true),
+                ExitStatus::OutOfMemory,
+                "exited with status 137 (out of memory)",
+            ),
+            (exit(Outcome::Code(137), false), ExitStatus::Code(137), "exited with status 137"),
+        ];
+        for (exit, wanted, said) in cases {
+            assert_eq!((status(&exit), &*describe(&exit)), (wanted, said), "{exit:?}");
+        }
+        assert_eq!(status(&Exit::LOST), ExitStatus::Lost);
+    }
+}

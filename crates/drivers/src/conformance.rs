@@ -174,6 +174,7 @@ fn basic() -> Vec<Case> {
         outlive::an_unwatched_exit_is_known,
         outlive::a_killed_supervisor_is_not_a_success,
         outlive::a_killed_supervisor_takes_its_processes_along,
+        limits::without_a_limit_memory_is_free,
     ]
 }
 

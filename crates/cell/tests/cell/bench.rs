@@ -13,6 +13,7 @@ use cell::{Cell, Options};
 use drivers::process::{Config, ProcessDriver};
 use model::{Action, Check, CheckKind, Name, ProcessSpec, TaskSpec, VolumeId};
 use runtime::{Kind as TaskKind, Stop, Tasks};
+use rustix::process::{Pid, Signal, kill_process};
 
 use crate::server::{SOON, Server, token};
 
@@ -83,11 +84,29 @@ impl Bench {
 
     /// The process number of the only container's only process.
     pub(crate) fn pid(&self) -> u64 {
+        self.number("command")
+    }
+
+    /// That of its `command` or of its `supervisor`.
+    fn number(&self, of: &str) -> u64 {
         let processes = self.root().with_file_name("processes");
         let one = fs::read_dir(processes).expect("lists").flatten().next().expect("one");
         let text = fs::read_to_string(one.path().join("started.json")).expect("reads");
         let started: serde_json::Value = serde_json::from_str(&text).expect("parses");
-        started["command"]["pid"].as_u64().expect("a number")
+        started[of]["pid"].as_u64().expect("a number")
+    }
+
+    /// Removes the only container's directory, then kills these of its processes.
+    pub(crate) fn vanish(&self, killed: &[&str]) {
+        let killed: Vec<_> = killed.iter().map(|of| self.number(of)).collect();
+        let (root, vanished) = (self.root(), self.dir.path().join("vanished"));
+        // Moving it comes first, as the app may write into it meanwhile.
+        fs::rename(root.parent().expect("a container"), &vanished).expect("moves");
+        fs::remove_dir_all(vanished).expect("removes");
+        for pid in killed {
+            let pid = i32::try_from(pid).ok().and_then(Pid::from_raw).expect("a number");
+            kill_process(pid, Signal::KILL).expect("it runs");
+        }
     }
 }
 
@@ -106,10 +125,9 @@ impl Drop for Bench {
             let environ = fs::read(entry.path().join("environ")).unwrap_or_default();
             let Ok(pid) = entry.file_name().to_string_lossy().parse::<i32>() else { continue };
             if String::from_utf8_lossy(&environ).contains(&marker)
-                && let Some(pid) = rustix::process::Pid::from_raw(pid)
+                && let Some(pid) = Pid::from_raw(pid)
             {
-                rustix::process::kill_process(pid, rustix::process::Signal::KILL)
-                    .unwrap_or_default();
+                kill_process(pid, Signal::KILL).unwrap_or_default();
             }
         }
     }

@@ -8,9 +8,9 @@ use api::proto::cell_up::Message as Up;
 use model::{Check, CheckKind};
 use runtime::mono_now;
 use serde_json::{Value, json};
-use tokio::io::AsyncWriteExt as _;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
-use crate::bench::{Bench, http_check, instance, instance_work, process, stopped, web};
+use crate::bench::{Bench, TESTBED, http_check, instance, instance_work, process, stopped, web};
 use crate::server::{Server, Stream};
 
 /// The address of an instance that starts and becomes ready.
@@ -210,6 +210,54 @@ async fn what_ignores_a_stop_is_killed() {
 }
 
 #[tokio::test]
+async fn what_ignores_a_stop_serves_until_its_grace_is_over() {
+    let (bench, mut server) = (Bench::new(), Server::start().await);
+    let agent = bench.start(&server);
+    let mut stream = server.accept().await;
+    // The app ignores the signal; the shell beside it says when it came.
+    let text = format!("trap '' TERM; {TESTBED} & trap 'echo asked' TERM; wait; wait");
+    let mut spec = process(&["/bin/sh", "-c", &text], Some(http_check()));
+    spec.stop_grace_ms = 2_000;
+    let wanted = instance(1, &spec);
+    stream.desire(true, vec![wanted.clone()]).await;
+    let address = ready(&mut stream).await;
+    stream.desire(false, vec![stopped(&wanted)]).await;
+    stream.line("asked").await;
+    let text = answer(&address).await.expect("it serves");
+    assert!(text.starts_with("HTTP/1.1 200 OK"), "{text}");
+    stream.expect(json!({"report": "gone"})).await;
+    let killed = "did not end within 2 s of being asked: killed".to_owned();
+    assert!(stream.seen.contains(&killed), "{:?}", stream.seen);
+    assert!(answer(&address).await.is_err(), "nobody listens");
+    assert!(bench.containers().is_empty());
+    agent.stop().await;
+}
+
+#[tokio::test]
+async fn what_vanishes_behind_the_agents_back_crashes_and_its_next_epoch_starts() {
+    for killed in [&["command"][..], &["supervisor"], &["supervisor", "command"]] {
+        let (bench, mut server) = (Bench::new(), Server::start().await);
+        let agent = bench.start(&server);
+        let mut stream = server.accept().await;
+        let mut wanted = instance(1, &web(Some(http_check())));
+        stream.desire(true, vec![wanted.clone()]).await;
+        let address = ready(&mut stream).await;
+        bench.vanish(killed);
+        let (work, report) = stream.report().await;
+        assert_eq!((work, &report["report"]), (instance_work(1, 1), &json!("crashed")), "{report}");
+        assert_eq!(report["detail"]["exit"], "lost", "{report}");
+        let silent = async { while answer(&address).await.is_ok() {} };
+        assert!(runtime::timeout(crate::server::SOON, silent).await.is_some(), "{killed:?}");
+        stream.gone(&instance_work(1, 1)).await;
+        wanted.work = Some(instance_work(1, 2));
+        stream.desire(false, vec![wanted]).await;
+        ready(&mut stream).await;
+        assert!(bench.containers()[0].ends_with("-2"), "{:?}", bench.containers());
+        agent.stop().await;
+    }
+}
+
+#[tokio::test]
 async fn a_cell_that_leaves_serves_until_nothing_is_left_to_move() {
     let (bench, mut server) = (Bench::new(), Server::start().await);
     let agent = bench.start(&server);
@@ -233,6 +281,15 @@ async fn a_cell_that_leaves_serves_until_nothing_is_left_to_move() {
     agent.stop().await;
 }
 
+/// What is answered to a request.
+async fn answer(address: &str) -> std::io::Result<String> {
+    let mut stream = tokio::net::TcpStream::connect(address).await?;
+    stream.write_all(b"GET / HTTP/1.1\r\n\r\n").await?;
+    let mut text = String::new();
+    stream.read_to_string(&mut text).await?;
+    Ok(text)
+}
+
 async fn ask(address: &str, path: &str) {
     let mut stream = tokio::net::TcpStream::connect(address).await.expect("connects");
     let request = format!("GET {path} HTTP/1.1\r\n\r\n");
@@ -254,6 +311,7 @@ async fn readiness_comes_and_goes() {
         ask(&address, path).await;
         stream.expect(json!({"report": "ready", "ready": wanted})).await;
     }
+    stream.begins("takes no requests: 2 checks in a row failed, the last: GET / on port ").await;
     assert_eq!(bench.containers().len(), 1, "it never crashed");
     agent.stop().await;
     drop(stream);

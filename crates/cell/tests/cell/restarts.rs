@@ -3,6 +3,8 @@
 use std::collections::BTreeSet;
 
 use api::proto::cell_down::Message as Down;
+use drivers::Driver as _;
+use drivers::docker::DockerDriver;
 
 use crate::bench::{
     Bench, http_check, instance, instance_work, process, sh, task, task_spec, task_work, until, web,
@@ -220,6 +222,28 @@ async fn a_stranger_is_told_so() {
         ) {}
     });
     assert!(runtime::timeout(crate::server::SOON, refused).await.is_some());
+    agent.stop().await;
+}
+
+#[tokio::test]
+async fn a_cell_whose_only_driver_is_unavailable_does_not_start() {
+    let (bench, mut server) = (Bench::new(), Server::start().await);
+    let tasks = runtime::Tasks::new(runtime::Stop::new());
+    let mut config = drivers::docker::Config::new(bench.dir.path().join("docker"));
+    config.socket = bench.dir.path().join("no.sock");
+    let driver = DockerDriver::open(&config, tasks.clone()).expect("opens all the same");
+    let reason = driver.capabilities().unavailable.expect("nobody listens there");
+    let mut options =
+        cell::Options::new("x".parse().expect("a name"), bench.dir.path(), crate::bench::TESTBED);
+    options.drivers = vec![std::sync::Arc::new(driver)];
+    let endpoint = api::Endpoint::new(&server.url, crate::server::token()).expect("an address");
+    let refused = cell::Cell::run(options.clone(), endpoint, tasks.clone()).await;
+    let Err(cell::CellError::NoDriver(said)) = refused else { panic!("{refused:?}") };
+    assert_eq!(said, format!("docker: {reason}"));
+    // With one that works beside it, it starts.
+    let broken = options.drivers.remove(0);
+    let agent = bench.start_with(&server.url, |options| options.drivers.push(broken));
+    server.accept().await;
     agent.stop().await;
 }
 

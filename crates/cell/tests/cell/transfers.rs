@@ -10,10 +10,10 @@ use axum::http::{HeaderMap, Response, StatusCode};
 use axum::routing::get;
 use model::{Action, Checksum, ChecksumAlgorithm, Digest, UploadMode};
 use runtime::{Stop, Tasks};
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokio::net::TcpListener;
 
-use crate::bench::{Bench, sh, task_spec};
+use crate::bench::{Bench, sh, stopped, task, task_spec, until};
 use crate::server::Server;
 use crate::tasks::{archive, begin, gzip};
 
@@ -50,6 +50,26 @@ fn broken(text: &'static str) -> Body {
     Body::from_stream(pieces)
 }
 
+/// An archive that never goes on in the middle of a file; the end of its connection is noted.
+fn endless(seen: Seen) -> Body {
+    struct Open(Seen);
+    impl Drop for Open {
+        fn drop(&mut self) {
+            self.0.note("closed".to_owned());
+        }
+    }
+    let mut start = archive(&[("big", &"x".repeat(4_096))]);
+    start.truncate(1_024);
+    let pieces = futures_util::stream::unfold((Open(seen), Some(start)), |(open, start)| async {
+        let Some(start) = start else {
+            open.0.note("sent".to_owned());
+            return std::future::pending().await;
+        };
+        Some((Ok::<_, std::io::Error>(Bytes::from(start)), (open, None)))
+    });
+    Body::from_stream(pieces)
+}
+
 async fn answer(
     State(seen): State<Seen>,
     Path(name): Path<String>,
@@ -77,6 +97,7 @@ async fn answer(
             response.status(302).header("location", "http://169.254.1.1/").body(Body::empty())
         }
         ("round", _) => response.status(302).header("location", "/round").body(Body::empty()),
+        ("endless", _) => response.body(endless(seen)),
         ("missing", _) => response.status(404).body(Body::empty()),
         ("tgz", _) => response.body(gzip(&archive(&[("run", "echo unpacked")])).into()),
         _ => response.body(Body::from(TEXT)),
@@ -144,6 +165,33 @@ async fn a_download_survives_what_breaks() {
         assert_eq!(report["report"], "succeeded", "{name}: {report} {lines:?}");
         assert!(lines.contains(&TEXT.to_owned()), "{name}: {lines:?}");
         assert_eq!(seen.asked(), asked);
+    }
+}
+
+#[tokio::test]
+async fn a_download_that_never_ends_is_cancelled() {
+    for unpack in [false, true] {
+        let (bench, mut server) = (Bench::new(), Server::start().await);
+        let tasks = Tasks::new(Stop::new());
+        let (port, seen) = web(&tasks).await;
+        let agent = bench.start_with(&server.url, |options| {
+            options.transfer_networks = vec!["127.0.0.0/8".parse().expect("a network")];
+        });
+        let mut stream = server.accept().await;
+        let (url, to) = (Some(format!("http://127.0.0.1:{port}/endless")), "/x".to_owned());
+        let action =
+            Action::Download { blob: None, url, to, unpack, checksum: None, max_bytes: None };
+        let spec = task_spec(action);
+        begin(&mut stream, &spec).await;
+        stream.meanwhile(until("it waits for more", || seen.asked().len() == 2)).await;
+        assert_eq!(seen.asked(), ["endless - -", "sent"]);
+        stream.desire(false, vec![stopped(&task(1, &spec))]).await;
+        stream.expect(json!({"report": "cancelled"})).await;
+        stream.meanwhile(bench.until_empty()).await;
+        stream.meanwhile(until("it is not asked any more", || seen.asked().len() == 3)).await;
+        assert_eq!(seen.asked().last().map(String::as_str), Some("closed"), "unpack: {unpack}");
+        agent.stop().await;
+        tasks.stop().stop();
     }
 }
 

@@ -43,6 +43,17 @@ pub(super) async fn memory_runs_out_and_is_reported(bench: Bench) -> Verdict {
     Ok(())
 }
 
+pub(super) async fn without_a_limit_memory_is_free(bench: Bench) -> Verdict {
+    let handle = bench.container().await?;
+    // It keeps all of it until its input ends.
+    let text = "head -c 100000000 /dev/zero | tail -c 100000000 | wc -c";
+    let written = bench.output(&handle, "p", text).await?.text();
+    ensure!(written.trim() == "100000000", "{written}");
+    let stats = bench.driver.stats(&handle).await?;
+    ensure!(stats.oom_kills == 0, "{stats:?}");
+    Ok(())
+}
+
 pub(super) async fn memory_files_count_as_memory(bench: Bench) -> Verdict {
     if !bench.enforces(LimitKind::Memory) || !bench.driver.capabilities().can(Ability::LayOut) {
         return Ok(());
