@@ -53,8 +53,9 @@ pub struct Options {
     /// Variables by which programs of the machine find what is theirs, such as `RUSTUP_HOME`; given
     /// to containers without isolation.
     pub tools: BTreeMap<String, String>,
-    /// Networks that downloads and uploads of users may reach besides public addresses.
-    pub transfer_networks: Vec<Network>,
+    /// Networks that downloads and uploads of users may reach besides public addresses, and
+    /// containers whose manifest asks for it.
+    pub allowed_networks: Vec<Network>,
     /// How long the server may be out of reach before running tasks are ended.
     pub task_lease: Duration,
     /// What the agent counts.
@@ -112,7 +113,7 @@ impl Options {
             ports: PORTS,
             path: String::new(),
             tools: BTreeMap::new(),
-            transfer_networks: Vec::new(),
+            allowed_networks: Vec::new(),
             task_lease: TASK_LEASE,
             metrics: Arc::default(),
             leave: Stop::new(),

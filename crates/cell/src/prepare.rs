@@ -81,7 +81,7 @@ pub(crate) async fn container(actor: &Actor, order: Order<'_>) -> Result<Option<
         made.mounts = programs(shared);
         made.mounts.extend(places);
         made.publish = publish.into_iter().collect();
-        made.egress = spec.egress.iter().filter_map(egress).collect();
+        made.egress = openings(shared, spec)?;
         actor.driver.create(made).await?;
     } else {
         actor.driver.create(made).await?;
@@ -152,6 +152,24 @@ fn made(dir: &Path) -> std::io::Result<PathBuf> {
 /// Who `uid` or `uid:gid` is.
 pub(crate) fn user(text: &str) -> Option<User> {
     parse_user(text).map(|(uid, gid)| User { uid, gid })
+}
+
+/// The connections of a container that would be refused otherwise. Whoever writes an app's manifest
+/// must not open the machine, its neighbours or a private network: the machine's operator does.
+fn openings(shared: &Shared, spec: &ContainerSpec) -> Result<Vec<EgressRule>, Failure> {
+    let allowed = |rule: &EgressRule| {
+        let mut networks = shared.options.allowed_networks.iter();
+        networks.any(|network| network.holds((rule.network, rule.prefix)))
+    };
+    let rules: Vec<EgressRule> = spec.egress.iter().filter_map(egress).collect();
+    match rules.iter().find(|rule| !allowed(rule)) {
+        None => Ok(rules),
+        Some(rule) => Err(Failure::new(format!(
+            "egress to {}/{} is not allowed on this cell: its operator names networks with \
+             `shore cell --allow-network`",
+            rule.network, rule.prefix
+        ))),
+    }
 }
 
 fn egress(rule: &model::EgressRule) -> Option<EgressRule> {

@@ -78,7 +78,7 @@ impl Shared {
         let kept = kept.map_err(|source| CellError::Data { path: caches, source })?;
         let spool = options.dir.join("spool");
         empty(&spool).map_err(|source| CellError::Data { path: spool.clone(), source })?;
-        let guard = Guard::new(options.transfer_networks.clone());
+        let guard = Guard::new(options.allowed_networks.clone());
         let downloads = Arc::new(Semaphore::new(MAX_DOWNLOADS));
         let drivers = usable(&options, &tasks)?;
         Ok(Self {

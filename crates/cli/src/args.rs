@@ -277,8 +277,8 @@ pub(crate) struct CellArgs {
     /// Processes and threads of all containers; not limited when absent
     #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u64).range(1..=1 << 22))]
     pub(crate) pids: Option<u64>,
-    /// A network that downloads and uploads of tasks may reach besides public addresses, as in
-    /// `10.1.0.0/16`
+    /// A network that is not public and that downloads and uploads of tasks may reach, and containers
+    /// whose `egress` asks for it, as in `10.1.0.0/16`
     #[arg(long = "allow-network", value_name = "NETWORK")]
     pub(crate) allow_networks: Vec<cell::Network>,
 }

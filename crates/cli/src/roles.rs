@@ -337,7 +337,7 @@ pub(crate) async fn cell(shell: &Shell, args: CellArgs) -> Result<()> {
     // Where no certificate vouches for the server, everything is on one machine.
     let is_apart = endpoint.url.scheme_str() == Some("https") && !args.address.is_loopback();
     options.gate = is_apart.then(|| SocketAddr::new(args.address, args.gate_port));
-    options.transfer_networks.clone_from(&args.allow_networks);
+    options.allowed_networks.clone_from(&args.allow_networks);
     options.capacity = Some(capacity(&args, &dir));
     let (drivers, chosen) = containers::drivers(&args.drivers, &dir, &tasks)?;
     options.drivers = drivers;

@@ -39,6 +39,11 @@ impl Network {
         let free = u32::from(bits - self.prefix.min(bits));
         own.checked_shr(free).unwrap_or(0) == other.checked_shr(free).unwrap_or(0)
     }
+
+    /// Whether a whole network belongs to it: its first address, and how many bits of that count.
+    pub fn holds(&self, (address, prefix): (IpAddr, u8)) -> bool {
+        prefix >= self.prefix && self.contains(address)
+    }
 }
 
 impl FromStr for Network {

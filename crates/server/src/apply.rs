@@ -8,13 +8,16 @@
 //! store again.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use model::{CellId, Time};
 use runtime::Clock;
-use state::{Changes, Command, MAX_FINISHED_JOBS, News, Refusal, Reply, RowKey, State, WorkKey};
+use state::{
+    CellCommand, Changes, Command, JobCommand, MAX_FINISHED_JOBS, News, Refusal, Reply, RowKey,
+    State, WorkKey,
+};
 use store::{
     Batch, Epoch, HistoryEntry, HistoryQuery, Kind, Record, Store, StoreError, Writer, WriterLimits,
 };
@@ -37,6 +40,9 @@ const COMMITTED_HERE: usize = 4;
 pub const MAX_EVENTS: usize = 4_096;
 /// Pause between two attempts to load the state again after a failed commit.
 const REBUILD_PAUSE: Duration = Duration::from_secs(1);
+/// How long after a refused commit nothing else is tried: what the store refuses now it refuses again,
+/// and each attempt would cost a load of the whole state.
+const REFUSED_PAUSE: Duration = Duration::from_secs(1);
 /// The embedded store has one writer, guarded by a file lock; its lease needs no renewing.
 const EMBEDDED_LEASE_MS: u64 = 1 << 45;
 
@@ -108,6 +114,7 @@ impl Loop {
             epoch: None,
             generation: 0,
             resumes: false,
+            closed_until: None,
             base: 0,
             revision: 0,
             routes: 0,
@@ -115,6 +122,7 @@ impl Loop {
                 events: events.clone(),
                 requests: requests.downgrade(),
                 void: AtomicU64::new(0),
+                refusal: Mutex::default(),
                 feed: feed.clone(),
                 wakes: wakes.clone(),
                 meters: Arc::clone(&meters),
@@ -213,6 +221,8 @@ struct Applier {
     revision: u64,
     /// It was loaded again, and nothing was applied since.
     resumes: bool,
+    /// Until when changes are refused because the store refused one.
+    closed_until: Option<Instant>,
     /// The last generation of the routes that was told of.
     routes: u64,
     publisher: Arc<Publisher>,
@@ -255,6 +265,7 @@ impl Applier {
             }
             if self.publisher.void.load(Ordering::Acquire) == self.generation {
                 self.live = None;
+                self.closed_until = Some(runtime::mono_now() + REFUSED_PAUSE);
             }
             if self.live.is_none() {
                 self.rebuild();
@@ -294,9 +305,16 @@ impl Applier {
         let here = batch.len() <= COMMITTED_HERE;
         let mut answers = Vec::with_capacity(batch.len());
         let mut deliveries = Vec::new();
-        self.resume(now, &batch);
+        let closed = self.closed_until.is_some_and(|until| runtime::mono_now() < until);
+        if !closed {
+            self.resume(now, &batch);
+        }
         for request in batch {
             match (request, &mut self.live) {
+                (Request::Apply(command, answer), Some(_)) if closed && !is_beat(&command) => {
+                    let reason = self.publisher.refusal().clone();
+                    answers.push((answer, Err(ApplyError::Unavailable(reason))));
+                }
                 (Request::Apply(command, answer), Some(live)) => {
                     let done = measured(&self.meters, &mut live.state, now, *command);
                     answers.push((answer, done));
@@ -348,6 +366,14 @@ impl Applier {
             self.live = None;
         }
     }
+}
+
+/// Whether a command changes leases only, which are not written.
+const fn is_beat(command: &Command) -> bool {
+    matches!(
+        command,
+        Command::Cell(CellCommand::Heartbeat { .. }) | Command::Job(JobCommand::Heartbeat(_))
+    )
 }
 
 /// Applies a command, and notes how long it took when that says something of its own.
@@ -412,18 +438,26 @@ struct Publisher {
     requests: mpsc::WeakSender<Request>,
     /// The generation of the state that is void since a commit of it failed; 0 for none.
     void: AtomicU64,
+    /// Why the store refused the last commit that it refused.
+    refusal: Mutex<String>,
     feed: Feed,
     wakes: Wakes,
     meters: Arc<Meters>,
 }
 
 impl Publisher {
+    fn refusal(&self) -> MutexGuard<'_, String> {
+        self.refusal.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Answers a batch whose commit ended; called in the order in which the batches were applied.
     fn publish(&self, applied: Applied, result: Result<(), StoreError>) {
         if let Err(error) = result {
             self.void.store(applied.generation, Ordering::Release);
             self.meters.refused.fetch_add(1, Ordering::Relaxed);
-            applied.refuse(&format!("{error} ({})", error.hint()));
+            let reason = format!("{error} ({})", error.hint());
+            self.refusal().clone_from(&reason);
+            applied.refuse(&reason);
             // Must not wait here. When there is no room, whoever takes the next request looks.
             if let Some(requests) = self.requests.upgrade() {
                 drop(requests.try_send(Request::Wake));

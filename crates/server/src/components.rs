@@ -181,8 +181,8 @@ impl Components for Service {
 
     async fn cell(&self, request: Request<Streaming<CellUp>>) -> Answer<CellDown> {
         let bearer = (self.server.admit(&request, Action::Cell).await?, Action::Cell);
-        let (server, up) = (self.server.clone(), request.into_inner());
-        Ok(self.run("cell-stream", bearer, |down| cell::session(server, up, down)))
+        let (joining, up) = ((self.server.clone(), bearer.0.token), request.into_inner());
+        Ok(self.run("cell-stream", bearer, |down| cell::session(joining, up, down)))
     }
 
     async fn router(&self, request: Request<Streaming<RouterUp>>) -> Answer<RouterDown> {

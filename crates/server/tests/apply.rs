@@ -1,6 +1,7 @@
 //! The apply loop against a store that refuses.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use model::{CellId, CellSpec, Name, ProjectId, Time};
@@ -84,12 +85,37 @@ async fn lease(apply: &Loop) -> Option<Time> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_the_store_refuses_is_not_tried_again_at_once() {
+    let (store, clock) = (MemoryStore::new(), Arc::new(ManualClock::new(1_000_000)));
+    let apply = Loop::start(Arc::new(store.clone()), Arc::clone(&clock) as _, "localhost");
+    let apply = apply.expect("a loop");
+    let tried = Arc::new(AtomicU32::new(0));
+    let counted = Arc::clone(&tried);
+    store.inject(Box::new(move |_| {
+        counted.fetch_add(1, Ordering::Relaxed);
+        Some(Fault::Refuse(StoreError::Injected("full".to_owned())))
+    }));
+    for number in 0..100 {
+        let create = Command::CreateProject {
+            id: ProjectId(number + 1),
+            name: format!("shop-{number}").parse().expect("a name"),
+        };
+        let refused = apply.apply(create).await.expect_err("the store is full").to_string();
+        assert!(refused.contains("full"), "{refused}");
+        let read = apply.read(|state| state.all::<Cell>().count()).await;
+        assert_eq!(read.expect("what is there can be read"), 0);
+    }
+    let tried = tried.load(Ordering::Relaxed);
+    assert!((1..20).contains(&tried), "{tried} attempts of 100");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_lease_does_not_end_while_no_heartbeat_could_be_kept() {
     let (store, clock) = (MemoryStore::new(), Arc::new(ManualClock::new(1_000_000)));
     let apply = Loop::start(Arc::new(store.clone()), Arc::clone(&clock) as _, "localhost");
     let apply = apply.expect("a loop");
     let spec: CellSpec = serde_json::from_str(SPEC).expect("a cell");
-    let online = CellCommand::Online { id: CellId(1), spec, holds: Vec::new() };
+    let online = CellCommand::Online { id: CellId(1), spec, holds: Vec::new(), token: None };
     apply.apply(Command::Cell(online)).await.expect("a good store");
     let full = || Some(Fault::Refuse(StoreError::Injected("full".to_owned())));
     store.inject(Box::new(move |_| full()));
@@ -105,6 +131,7 @@ async fn a_lease_does_not_end_while_no_heartbeat_could_be_kept() {
     }
     store.inject(Box::new(|_| None));
     clock.advance(lease_ms);
-    apply.apply(Command::Tick).await.expect("a good store");
+    let again = async { while apply.apply(Command::Tick).await.is_err() {} };
+    assert!(runtime::timeout(Duration::from_secs(20), again).await.is_some());
     assert_eq!(lease(&apply).await, None, "and then ends as ever");
 }

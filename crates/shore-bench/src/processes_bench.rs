@@ -85,7 +85,8 @@ impl Bench {
     async fn join(&self) -> Result<(), String> {
         let join = |number: u32| async move {
             let spec = workload::cell(number)?;
-            let online = CellCommand::Online { id: cell_id(number), spec, holds: Vec::new() };
+            let online =
+                CellCommand::Online { id: cell_id(number), spec, holds: Vec::new(), token: None };
             self.ask(Command::Cell(online)).await.map(drop)
         };
         self.all((0..self.cells).map(join).collect()).await

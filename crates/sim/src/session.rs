@@ -327,7 +327,7 @@ impl World {
             Up::Cell(holds) => {
                 let Node::Cell(index) = node else { return };
                 let (id, spec) = (self.cells[index].id, self.cells[index].spec.clone());
-                let online = CellCommand::Online { id, spec, holds };
+                let online = CellCommand::Online { id, spec, holds, token: None };
                 let send = Step::Send(Down::Welcome);
                 vec![cell(online, Then::CellOnline), send, Step::Work { full: true }]
             }

@@ -5,13 +5,13 @@ use std::time::Duration;
 
 use model::{
     CellId, CellSpec, FailureDetail, InstanceId, MAX_TASK_RESULT, TaskEvent, TaskId, TaskReport,
-    TaskState, Time,
+    TaskState, Time, TokenId,
 };
 
 use crate::command::{CellCommand, Held, Refusal, Reply};
 use crate::drains::DRAIN_TIMEOUT;
 use crate::instances::reject_pause;
-use crate::records::{Cell, Drain, Task};
+use crate::records::{Cell, Drain, Task, Token};
 use crate::tables::Core;
 
 /// How long a cell may be silent before it counts as gone. Heartbeats come every 5 s.
@@ -51,7 +51,9 @@ impl Core {
         command: CellCommand,
     ) -> Result<Reply, Refusal> {
         match command {
-            CellCommand::Online { id, spec, holds } => self.cell_online(now, id, spec, &holds),
+            CellCommand::Online { id, spec, holds, token } => {
+                self.cell_online(now, (id, token), spec, &holds)
+            }
             CellCommand::Heartbeat { id, epoch } => {
                 let cell = self.connected(id, epoch)?;
                 self.renew(Cell { lease_until: Some(now.after(CELL_LEASE)), ..cell });
@@ -101,7 +103,7 @@ impl Core {
     fn cell_online(
         &mut self,
         now: Time,
-        id: CellId,
+        (id, token): (CellId, Option<TokenId>),
         spec: CellSpec,
         holds: &[Held],
     ) -> Result<Reply, Refusal> {
@@ -117,6 +119,15 @@ impl Core {
         }
         let holds: BTreeSet<Held> = holds.iter().copied().collect();
         let before = self.get::<Cell>(id).cloned();
+        let known = before.as_ref().and_then(|cell| cell.token).filter(|it| token != Some(*it));
+        if known.is_some_and(|it| self.get::<Token>(it).is_some_and(|row| row.works(now))) {
+            // A cell gets the variables and files of what runs on it.
+            let message = format!(
+                "cell {id} belongs to another token, which still works: revoke that one, or start this \
+                 cell with a directory of its own"
+            );
+            return Err(Refusal::Conflict(message));
+        }
         let epoch = before.as_ref().map_or(1, |cell| cell.epoch + 1);
         let joined_at = before.as_ref().map_or(now, |cell| cell.joined_at);
         if before.as_ref().is_some_and(|cell| cell.spec.gate != spec.gate) {
@@ -125,7 +136,7 @@ impl Core {
         // One that leaves says so again; what an operator asked for stays.
         let draining = before.and_then(|cell| cell.draining).and_then(Drain::without_leaving);
         let lease_until = Some(now.after(CELL_LEASE));
-        self.put(Cell { id, spec, lease_until, epoch, joined_at, draining });
+        self.put(Cell { id, spec, lease_until, epoch, joined_at, draining, token });
         for task in self.tasks_on(id) {
             let row = self.task(task)?;
             let holds_it = holds.contains(&Held::Task { id: task, epoch: row.epoch });

@@ -317,6 +317,8 @@ pub enum CellCommand {
         spec: CellSpec,
         /// What runs on it.
         holds: Vec<Held>,
+        /// The token it joins with.
+        token: Option<TokenId>,
     },
     /// The cell is alive.
     Heartbeat {

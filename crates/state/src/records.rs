@@ -79,6 +79,13 @@ pub struct Token {
     pub revoked_at: Option<Time>,
 }
 
+impl Token {
+    /// Whether it lets its bearer in.
+    pub fn works(&self, now: Time) -> bool {
+        self.revoked_at.is_none() && self.expires_at.is_none_or(|at| at > now)
+    }
+}
+
 /// An SSH public key that may push.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Key {
@@ -558,6 +565,9 @@ pub struct Cell {
     /// Set while it is being emptied: it takes no new work.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub draining: Option<Drain>,
+    /// The token it joined with: another one cannot take its place while that one works.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub token: Option<TokenId>,
 }
 
 /// That a cell is being emptied.

@@ -213,11 +213,37 @@ async fn other_machines_reach_a_container_by_the_cells_address() {
 }
 
 #[tokio::test]
+async fn a_manifest_opens_no_network_that_the_operator_did_not_name() {
+    let (bench, mut server) = (Bench::new(), Server::start().await);
+    let (driver, _tasks) = pretender(&bench);
+    let agent = bench.start_with(&server.url, |options| {
+        options.drivers = vec![driver];
+        options.allowed_networks = vec!["10.1.0.0/16".parse().expect("a network")];
+    });
+    let mut stream = server.accept().await;
+    for (number, to) in
+        ["0.0.0.0/0", "10.0.0.0/8", "169.254.169.254", "10.2.0.1"].iter().enumerate()
+    {
+        let mut spec = process(&["/bin/sleep", "1000"], None);
+        let rule = EgressRule { to: (*to).to_owned(), protocol: None, ports: None };
+        spec.container.egress.push(rule);
+        stream.desire(false, vec![instance(number as u128 + 1, &spec)]).await;
+        let report = stream.report().await.1;
+        let reason = report["reason"].as_str().unwrap_or_default();
+        assert!(reason.contains("is not allowed on this cell"), "{to}: {report}");
+    }
+    agent.stop().await;
+}
+
+#[tokio::test]
 async fn a_driver_is_told_all_a_spec_says() {
     let (bench, mut server) = (Bench::new(), Server::start().await);
     let (driver, _tasks) = pretender(&bench);
     let lent: Arc<dyn Driver> = driver.clone();
-    let agent = bench.start_with(&server.url, |options| options.drivers = vec![lent]);
+    let agent = bench.start_with(&server.url, |options| {
+        options.drivers = vec![lent];
+        options.allowed_networks = vec!["10.0.0.0/8".parse().expect("a network")];
+    });
     let mut stream = server.accept().await;
     let mut spec = process(&["/bin/sleep", "1000"], None);
     let container = &mut spec.container;

@@ -137,7 +137,7 @@ async fn outcome(allow: bool, action: impl FnOnce(u16) -> Action) -> (Value, Vec
     let (port, seen) = web(&tasks).await;
     let agent = bench.start_with(&server.url, |options| {
         if allow {
-            options.transfer_networks = vec!["127.0.0.0/8".parse().expect("a network")];
+            options.allowed_networks = vec!["127.0.0.0/8".parse().expect("a network")];
         }
     });
     let mut stream = server.accept().await;
@@ -175,7 +175,7 @@ async fn a_download_that_never_ends_is_cancelled() {
         let tasks = Tasks::new(Stop::new());
         let (port, seen) = web(&tasks).await;
         let agent = bench.start_with(&server.url, |options| {
-            options.transfer_networks = vec!["127.0.0.0/8".parse().expect("a network")];
+            options.allowed_networks = vec!["127.0.0.0/8".parse().expect("a network")];
         });
         let mut stream = server.accept().await;
         let (url, to) = (Some(format!("http://127.0.0.1:{port}/endless")), "/x".to_owned());

@@ -7,7 +7,9 @@ use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, Stat, fstat, openat, readlinkat, statat};
+use rustix::fs::{
+    AtFlags, Dir, FileType, Mode, OFlags, Stat, fstat, fstatfs, openat, readlinkat, statat,
+};
 use rustix::io::Errno;
 use tar::{Builder, EntryType, Header};
 
@@ -48,8 +50,9 @@ impl Source {
         let name = parts.pop();
         let opened = descend(root, &parts, false).and_then(|parent| {
             let Some(name) = name else { return Ok(Self::Directory(parent)) };
+            is_readable(parent.as_fd())?;
             match openat(&parent, &name, DIRECTORY, Mode::empty()) {
-                Ok(dir) => Ok(Self::Directory(dir)),
+                Ok(dir) => is_readable(dir.as_fd()).map(|()| Self::Directory(dir)),
                 Err(Errno::NOTDIR | Errno::LOOP) => Ok(Self::Entry { parent, name }),
                 Err(error) => Err(error),
             }
@@ -58,6 +61,7 @@ impl Source {
             Errno::NOENT | Errno::NOTDIR | Errno::LOOP => {
                 DriverError::NotFound { what: "path", name: path.to_owned() }
             }
+            Errno::PERM => DriverError::invalid("path", "it shows the kernel, not files"),
             error => DriverError::io(format!("open {path}"), error),
         })
     }
@@ -72,6 +76,25 @@ impl Source {
         }
         builder.into_inner()?.flush()
     }
+}
+
+/// File systems that show the kernel and its processes, to whoever reads: the agent would read there
+/// as the machine's root, and more than the container may.
+const OF_THE_KERNEL: [u32; 9] = [
+    0x0000_9fa0, // proc
+    0x6265_6572, // sysfs
+    0x0027_e0eb, // cgroup
+    0x6367_7270, // cgroup2
+    0x6462_6720, // debugfs
+    0x7472_6163, // tracefs
+    0x7363_6673, // securityfs
+    0xcafe_4a11, // bpf
+    0x0000_1cd1, // devpts
+];
+
+fn is_readable(dir: BorrowedFd<'_>) -> rustix::io::Result<()> {
+    let kind = u32::try_from(fstatfs(dir)?.f_type & 0xffff_ffff).unwrap_or(0);
+    if OF_THE_KERNEL.contains(&kind) { Err(Errno::PERM) } else { Ok(()) }
 }
 
 fn directory<W: Write>(

@@ -7,8 +7,8 @@ use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 
 use rustix::fs::{
-    AtFlags, FileType, Mode, OFlags, Timespec, Timestamps, UTIME_OMIT, fchmod, futimens, linkat,
-    openat, renameat, statat, symlinkat, unlinkat,
+    AtFlags, FileType, Mode, OFlags, StatxAttributes, StatxFlags, Timespec, Timestamps, UTIME_OMIT,
+    fchmod, futimens, linkat, openat, renameat, statat, statx, symlinkat, unlinkat,
 };
 use rustix::io::Errno;
 use tar::{Archive, Entry, EntryType, PaxExtensions};
@@ -275,6 +275,9 @@ impl Unpacker<'_> {
         let mut fresh = OsString::from(".");
         fresh.push(name);
         fresh.push(".new");
+        if is_mount(parent, name) {
+            return Err(Fault::Refused("something is mounted there"));
+        }
         replacing(parent, &fresh, || symlinkat(target, parent, &fresh))?;
         renameat(parent, &fresh, parent, name).map_err(|error| match error {
             Errno::ISDIR => Fault::Refused("a directory has this name"),
@@ -302,6 +305,14 @@ impl Unpacker<'_> {
     }
 }
 
+/// Whether a file system or a single file is mounted at this name: removing it would unmount that for
+/// who is in there.
+fn is_mount(parent: BorrowedFd<'_>, name: &OsStr) -> bool {
+    let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT;
+    let found = statx(parent, name, flags, StatxFlags::TYPE);
+    found.is_ok_and(|found| found.stx_attributes.contains(StatxAttributes::MOUNT_ROOT))
+}
+
 /// Makes something that must be new; what has the name already is removed, never written through.
 fn replacing<T>(
     parent: BorrowedFd<'_>,
@@ -311,6 +322,9 @@ fn replacing<T>(
     match make() {
         Err(Errno::EXIST) => {}
         other => return Ok(other?),
+    }
+    if is_mount(parent, name) {
+        return Err(Fault::Refused("something is mounted there"));
     }
     match unlinkat(parent, name, AtFlags::empty()) {
         Ok(()) | Err(Errno::NOENT) => Ok(make()?),

@@ -31,6 +31,8 @@ const IDLE: Duration = Duration::from_hours(2);
 const CLOSE_LIMIT: Duration = Duration::from_secs(2);
 /// The largest frame that is read: one byte more than is allowed can be told apart.
 const MAX_READ: usize = MAX_SESSION_DATA + 2;
+/// The longest name of a signal, with room.
+const LONGEST_SIGNAL: usize = 16;
 /// Bytes that wait to be written to a client.
 const MAX_WRITTEN: usize = 4 * MAX_SESSION_DATA;
 /// The most lines of the audit log at once.
@@ -340,6 +342,9 @@ async fn from_client(
             heard.bytes = mono_now();
             session.input(bytes).await
         }
+        FromClient::Credit(0) => {
+            return ControlFlow::Break(Farewell::new(code::POLICY, "a credit of nothing"));
+        }
         FromClient::Credit(bytes) => session.grant(bytes).await,
         FromClient::InputEnd => {
             session.input_end().await;
@@ -348,6 +353,9 @@ async fn from_client(
         FromClient::Resize(size) => {
             session.resize(size).await;
             Ok(())
+        }
+        FromClient::Signal(name) if name.len() > LONGEST_SIGNAL => {
+            return ControlFlow::Break(Farewell::new(code::POLICY, "there is no such signal"));
         }
         FromClient::Signal(name) => {
             session.signal(name).await;

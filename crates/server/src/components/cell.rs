@@ -11,7 +11,7 @@ use api::proto::{
     VolumeGone, Work, from_json, id_bytes, id_from, json,
 };
 use bytes::Bytes;
-use model::{CellId, CellSpec, InstanceId, TaskId, TaskReport, Time, VolumeId};
+use model::{CellId, CellSpec, InstanceId, TaskId, TaskReport, Time, TokenId, VolumeId};
 use state::{
     App, CellCommand, CellInstance, CellUnit, Command, Deployment, Held, Instance, Order, Process,
     Project, Reply, State, WorkKey,
@@ -66,7 +66,7 @@ enum Leaving {
 }
 
 pub(super) async fn session(
-    server: Server,
+    (server, token): (Server, TokenId),
     mut up: Streaming<CellUp>,
     down: Out,
 ) -> Result<(), Status> {
@@ -76,7 +76,7 @@ pub(super) async fn session(
     let (id, mut welcome) = welcome(hello.hello.as_ref())?;
     welcome.certificates = server.issues_certificates();
     let wakes = server.apply_loop().wakes().subscribe(CellId(id));
-    let epoch = online(&server, CellId(id), &hello).await?;
+    let epoch = online(&server, (CellId(id), token), &hello).await?;
     let mut session = Session {
         server,
         cell: CellId(id),
@@ -117,10 +117,15 @@ async fn at(at: Option<Instant>) {
     }
 }
 
-async fn online(server: &Server, id: CellId, hello: &CellHello) -> Result<u32, Status> {
+async fn online(
+    server: &Server,
+    (id, token): (CellId, TokenId),
+    hello: &CellHello,
+) -> Result<u32, Status> {
+    let token = Some(token);
     let spec: CellSpec = from_json("cell spec", &hello.spec_json)?;
     let holds = hello.holds.iter().map(held).collect::<Result<Vec<_>, _>>()?;
-    let command = CellCommand::Online { id, spec, holds };
+    let command = CellCommand::Online { id, spec, holds, token };
     match server.apply(Command::Cell(command)).await.map_err(status)? {
         Reply::Epoch(epoch) => Ok(epoch),
         other => Err(Status::internal(format!("unexpected reply {other:?}"))),

@@ -220,7 +220,8 @@ impl Bench {
 
     pub(crate) fn cell(&mut self, id: u128, memory_mb: u64, holds: &[Held]) -> u32 {
         let spec = cell_spec(memory_mb);
-        let online = CellCommand::Online { id: CellId(id), spec, holds: holds.to_vec() };
+        let online =
+            CellCommand::Online { id: CellId(id), spec, holds: holds.to_vec(), token: None };
         match self.ok(Command::Cell(online)) {
             Reply::Epoch(epoch) => epoch,
             other => panic!("{other:?}"),

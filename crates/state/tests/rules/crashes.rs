@@ -3,8 +3,12 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use model::{CellId, CellSpec, ExitStatus, FailureDetail, InstanceReport, InstanceState};
-use state::{CellCommand, Command, DRAIN, Held, Instance, MAX_HELD, REJECT_PAUSE, Refusal, Reply};
+use model::{
+    CellId, CellSpec, ExitStatus, FailureDetail, InstanceReport, InstanceState, Role, TokenId,
+};
+use state::{
+    CellCommand, Command, DRAIN, Held, Instance, MAX_HELD, NewToken, REJECT_PAUSE, Refusal, Reply,
+};
 
 use crate::bench::{APP, Bench, cell_spec, name};
 
@@ -176,7 +180,7 @@ fn a_cell_that_lies_is_refused_and_changes_nothing() {
     let online = |change: fn(&mut CellSpec)| {
         let mut spec = cell_spec(4_000);
         change(&mut spec);
-        Command::Cell(CellCommand::Online { id: CellId(2), spec, holds: Vec::new() })
+        Command::Cell(CellCommand::Online { id: CellId(2), spec, holds: Vec::new(), token: None })
     };
     let many = vec![Held::Instance { id: row.id, epoch: 1 }; MAX_HELD + 1];
     let elsewhere: SocketAddr = ([10, 9, 9, 9], 80).into();
@@ -197,6 +201,7 @@ fn a_cell_that_lies_is_refused_and_changes_nothing() {
                 id: CellId(2),
                 spec: cell_spec(4_000),
                 holds: many,
+                token: None,
             }),
         ),
         ("the work of another cell", report(2, row.epoch, started.clone())),
@@ -215,4 +220,30 @@ fn a_cell_that_lies_is_refused_and_changes_nothing() {
     assert_eq!(bench.on(2), []);
     assert_eq!(*bench.instances(deployment)[0], row);
     bench.pass(Duration::from_secs(1));
+}
+
+#[test]
+fn a_cell_belongs_to_the_token_it_joined_with() {
+    let mut bench = Bench::ready();
+    let token = |id: u128| NewToken {
+        id: TokenId(id),
+        role: Role::Cell,
+        project: None,
+        hash: model::Digest([u8::try_from(id).expect("small"); 32]),
+        label: String::new(),
+        ttl: None,
+    };
+    bench.ok(Command::CreateToken(token(1)));
+    bench.ok(Command::CreateToken(token(2)));
+    let join = |id: u128| {
+        let (spec, token) = (cell_spec(4_000), Some(TokenId(id)));
+        Command::Cell(CellCommand::Online { id: CellId(7), spec, holds: Vec::new(), token })
+    };
+    bench.ok(join(1));
+    bench.ok(join(1));
+    let refused = bench.try_apply(join(2)).expect_err("it is another's");
+    assert!(refused.to_string().contains("belongs to another token"), "{refused}");
+    bench.ok(Command::RevokeToken(TokenId(1)));
+    bench.ok(join(2));
+    assert!(bench.try_apply(join(1)).is_err(), "it moved");
 }

@@ -10,7 +10,12 @@ use state::{CellCommand, Command, WorkCommand};
 use crate::bench::{Bench, cell_spec, name, process, task_spec};
 
 fn online(bench: &mut Bench, id: u128, spec: CellSpec) {
-    bench.ok(Command::Cell(CellCommand::Online { id: CellId(id), spec, holds: Vec::new() }));
+    bench.ok(Command::Cell(CellCommand::Online {
+        id: CellId(id),
+        spec,
+        holds: Vec::new(),
+        token: None,
+    }));
 }
 
 fn words(text: &str) -> impl Iterator<Item = model::Name> + '_ {

@@ -183,7 +183,7 @@ fn cell_command(state: &State, (kind, pick, small, any): Seed) -> CellCommand {
             };
             let holds =
                 if any % 2 == 0 { instances.iter().flat_map(held).collect() } else { Vec::new() };
-            CellCommand::Online { id, spec: crate::bench::cell_spec(1_000), holds }
+            CellCommand::Online { id, spec: crate::bench::cell_spec(1_000), holds, token: None }
         }
         (20..25, Some(row), _) => {
             let report = match (kind, small) {

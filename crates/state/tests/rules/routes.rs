@@ -111,7 +111,7 @@ fn instances_are_reached_through_the_gate_of_their_cell() {
         let spec = model::CellSpec { gate, ..cell_spec(4_000) };
         let before = target(&bench);
         let holds = vec![Held::Instance { id: row.id, epoch: row.epoch }];
-        bench.ok(Command::Cell(CellCommand::Online { id: CellId(1), spec, holds }));
+        bench.ok(Command::Cell(CellCommand::Online { id: CellId(1), spec, holds, token: None }));
         let gate = gate.map(|address| RouteGate { address, epoch: row.epoch });
         assert_eq!(target(&bench), RouteTarget { gate, ..plain });
         let is_changed = bench.state.route_generation() > generation;
