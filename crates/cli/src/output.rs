@@ -1,5 +1,5 @@
 //! Everything that is printed. Data goes to standard output, talk to standard error.
-use std::io::Write as _;
+use std::io::{IsTerminal, Write};
 
 use api::http_types::{JobView, LogLine};
 use comfy_table::presets::NOTHING;
@@ -138,6 +138,19 @@ impl Output {
         out(&format!("{DIM}{at}{stream:<8}|{RESET} {}", inert(&line.text)));
     }
 
+    /// A line of a command: what it wrote goes where it wrote it, as it is. On a terminal it is inert
+    /// as all text of users is.
+    pub(crate) fn command_line(self, line: &LogLine) {
+        match line.source {
+            _ if self.json => Self::line_of(line),
+            LogSource::Stdout => written(std::io::stdout().lock(), &line.text),
+            LogSource::Stderr => written(std::io::stderr().lock(), &line.text),
+            LogSource::System | LogSource::Event => {
+                err(&format!("{DIM}{}{RESET}", inert(&line.text)));
+            }
+        }
+    }
+
     /// How a job stands, when that says more than the steps do.
     pub(crate) fn job_state(self, job: &JobView) {
         if self.json {
@@ -230,6 +243,13 @@ pub(crate) fn inside_error(reason: &str) {
 fn out(text: &str) {
     let mut stdout = anstream::stdout();
     writeln!(stdout, "{text}").and_then(|()| stdout.flush()).unwrap_or_default();
+}
+
+/// A line as it was written; a reader that went away misses it.
+fn written(mut to: impl Write + IsTerminal, text: &str) {
+    let done =
+        if to.is_terminal() { writeln!(to, "{}", inert(text)) } else { writeln!(to, "{text}") };
+    done.and_then(|()| to.flush()).unwrap_or_default();
 }
 
 fn err(text: &str) {

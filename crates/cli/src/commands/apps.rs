@@ -2,6 +2,10 @@
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd as _, BorrowedFd};
+use std::os::unix::fs::FileTypeExt as _;
 use std::path::Path;
 use std::time::Duration;
 
@@ -28,6 +32,9 @@ pub(super) const NO_ROUTER: &str =
 /// What to do about instances that find no cell.
 const NO_ROOM: &str =
     "they start once there is room: `shore status` shows it, another `shore cell` adds some";
+/// What `shore run` says to somebody who gives it input.
+const NO_INPUT: &str =
+    "standard input is not passed on: `shore run` passes none, `shore exec` does";
 /// How often we look why a command still waits.
 const LOOK: Duration = Duration::from_secs(3);
 
@@ -48,7 +55,7 @@ impl Which {
                 CliError::invalid(format!("cannot use {}: {error}", dir.display()))
                     .hint("mend the file; the README shows all it may say")
             })?,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 manifest::ProjectFile::default()
             }
             Err(error) => {
@@ -206,15 +213,16 @@ pub(super) async fn logs(shell: &Shell, args: LogsArgs) -> Result<()> {
     let which = Which::find(&args.app, None)?;
     let client = shell.client()?;
     let rest = format!("logs?follow={}&tail={}&", args.follow, args.tail);
-    show_logs(shell, &client, &which.path(&rest, &args.app.workspace), args.times).await
+    let path = which.path(&rest, &args.app.workspace);
+    show_logs(shell, &client, &path, |line| shell.output.app_line(line, args.times)).await
 }
 
-/// Shows an app's lines until they end.
+/// Shows the lines of a log until they end.
 pub(super) async fn show_logs(
     shell: &Shell,
     client: &Client,
     path: &str,
-    times: bool,
+    show: impl Fn(&LogLine),
 ) -> Result<()> {
     let mut events = Box::pin(client.events(path, None).await?);
     while let Some(event) = events.next().await {
@@ -222,7 +230,7 @@ pub(super) async fn show_logs(
         match event.name.as_str() {
             "log" => {
                 if let Ok(line) = serde_json::from_str::<LogLine>(&event.data) {
-                    shell.output.app_line(&line, times);
+                    show(&line);
                 }
             }
             "skipped" => shell.output.say("some lines are not kept any more"),
@@ -264,12 +272,15 @@ pub(super) async fn scale(shell: &Shell, args: ScaleArgs) -> Result<()> {
 pub(super) async fn run(shell: &Shell, args: RunArgs) -> Result<()> {
     let which = Which::find(&args.app.named(args.name.as_ref()), None)?;
     let client = shell.client()?;
+    if has_input(io::stdin().as_fd()) {
+        shell.output.say(NO_INPUT);
+    }
     let command = RunCommand { argv: args.argv };
     let task: TaskView = client.post(&which.path("run?", &args.app.workspace), &command).await?;
     let path = format!("/v1/tasks/{}/events", task.id);
     let mut waits = None;
     tokio::select! {
-        shown = show_logs(shell, &client, &path, false) => shown?,
+        shown = show_logs(shell, &client, &path, |line| shell.output.command_line(line)) => shown?,
         never = say_why(shell, &client, &task, &mut waits) => match never {},
         () = crate::roles::interrupted() => {
             let cancel = format!("/v1/tasks/{}/cancel", task.id);
@@ -289,6 +300,12 @@ pub(super) async fn run(shell: &Shell, args: RunArgs) -> Result<()> {
             Err(CliError { exit, ..CliError::new(ErrorKind::Failed, message) })
         }
     }
+}
+
+/// Whether something is given to this program to read: a pipe, or a file that is not empty.
+fn has_input(stdin: BorrowedFd<'_>) -> bool {
+    let known = stdin.try_clone_to_owned().and_then(|fd| File::from(fd).metadata());
+    known.is_ok_and(|it| it.file_type().is_fifo() || (it.is_file() && it.len() > 0))
 }
 
 /// What a shell would exit with for a command that ended so, if that is known and no success.

@@ -1,10 +1,10 @@
 //! `shore task`: work that runs once, without an app.
 
-use std::io::Read as _;
+use std::io::{IsTerminal as _, Read as _};
 use std::path::Path;
 
 use api::Client;
-use api::http_types::{NewTask, TaskView};
+use api::http_types::{LogLine, NewTask, TaskView};
 use model::{Action, Limits, RetryPolicy, TaskSpec};
 
 use super::Shell;
@@ -12,7 +12,7 @@ use super::access::now;
 use super::apps::show_logs;
 use crate::args::{TaskCommand, TaskRunArgs};
 use crate::error::{CliError, ErrorKind, Result};
-use crate::output::ago;
+use crate::output::{Output, ago};
 
 pub(super) async fn task(shell: &Shell, command: TaskCommand) -> Result<()> {
     match command {
@@ -114,7 +114,12 @@ async fn run(shell: &Shell, args: TaskRunArgs) -> Result<()> {
     }
     let ended = follow(shell, &client, made).await?;
     if ended.state == "succeeded" {
-        shell.output.value(&ended, || text(&ended));
+        // Whoever keeps what the command wrote gets nothing else with it.
+        if std::io::stdout().is_terminal() || shell.output.is_json() {
+            shell.output.value(&ended, || text(&ended));
+        } else {
+            shell.output.say(&text(&ended));
+        }
         return Ok(());
     }
     let reason = ended.reason.unwrap_or_else(|| "somebody asked for its end".to_owned());
@@ -122,12 +127,21 @@ async fn run(shell: &Shell, args: TaskRunArgs) -> Result<()> {
     Err(CliError::new(ErrorKind::Failed, message))
 }
 
+/// A line of a task: with the platform's own on a terminal, else as the command wrote it.
+fn show(output: Output, line: &LogLine) {
+    if std::io::stdout().is_terminal() {
+        output.app_line(line, false);
+    } else {
+        output.command_line(line);
+    }
+}
+
 /// Shows what a task says until it ends, and the attempts that follow it.
 async fn follow(shell: &Shell, client: &Client, mut task: TaskView) -> Result<TaskView> {
     loop {
         let events = format!("/v1/tasks/{}/events", task.id);
         tokio::select! {
-            shown = show_logs(shell, client, &events, false) => shown?,
+            shown = show_logs(shell, client, &events, |line| show(shell.output, line)) => shown?,
             () = crate::roles::interrupted() => {
                 client.delete(&format!("/v1/tasks/{}", task.id)).await?;
             }

@@ -31,7 +31,8 @@ pub(super) async fn up(shell: &Shell, args: UpArgs) -> Result<()> {
         Ok(Some(Ok(()))) => {
             shell.output.say("following the logs; Ctrl-C stops everything");
             let logs = log_path(&which, &args.app.workspace);
-            let shown = running.or_stopped(show_logs(shell, &client, &logs, false)).await;
+            let show = |line: &_| shell.output.app_line(line, false);
+            let shown = running.or_stopped(show_logs(shell, &client, &logs, show)).await;
             shown.and_then(|shown| shown.unwrap_or(Ok(())))
         }
         Ok(Some(Err(error))) | Err(error) => Err(error),

@@ -67,10 +67,17 @@ fn what_cannot_be_is_said() -> Result<(), Failure> {
     let other = crate::piped(world.dev.command(&["exec", "shop/none", "--", "true"]), b"")?;
     other.refused(3, &["no app none"])?;
     // A task of the app passes its exit code on, too.
-    let run = ["run", "shop/web", "--", "/bin/sh", "-c", "echo said; exit 9"];
+    let run = ["run", "shop/web", "--", "/bin/sh", "-c", "echo said; echo wrong >&2; exit 9"];
     let ran = crate::piped(world.dev.command(&run), b"")?;
     assert_eq!(ran.code, 9, "{}", ran.err);
-    holds(&ran.text(), &["said"])
+    // What it wrote is where it wrote it; input goes nowhere, and it says so.
+    assert_eq!(ran.text(), "said\n");
+    assert!(ran.err.lines().any(|line| line == "wrong"), "{}", ran.err);
+    holds(&ran.err, &["`shore run` passes none"])?;
+    let quiet = world.dev.shore(&run)?;
+    assert_eq!((quiet.code, &*quiet.out), (9, "said\n"));
+    assert!(!quiet.err.contains("passes none"), "{}", quiet.err);
+    Ok(())
 }
 
 #[test]
