@@ -84,6 +84,8 @@ pub(crate) async fn container(actor: &Actor, order: Order<'_>) -> Result<Option<
         made.egress = openings(shared, spec)?;
         actor.driver.create(made).await?;
     } else {
+        // They are links, which the driver follows and no others.
+        made.mounts.clone_from(&places);
         actor.driver.create(made).await?;
         let furniture = Furniture::new(actor, layers, places)?;
         shared.tasks.blocking(move || furniture.put()).await?;

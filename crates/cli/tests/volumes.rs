@@ -109,6 +109,12 @@ fn what_is_written_to_a_volume_outlives_deployments() -> Result<(), Failure> {
     shop.up("one")?;
     assert_eq!(shop.get("/add/a")?, "one a ");
     assert_eq!(shop.state()?, "attached");
+    let copy = shop.dir.join("copied").display().to_string();
+    shop.shore(&["cp", ":/data/lines", &copy])?.ok("cp out of the volume")?;
+    assert_eq!(std::fs::read_to_string(&copy).map_err(told)?, "a\n");
+    shop.shore(&["cp", &copy, ":/data/more"])?.ok("cp into the volume")?;
+    shop.shore(&["cp", ":/data/", &format!("{copy}.all")])?.ok("cp of the volume")?;
+    assert!(Path::new(&format!("{copy}.all/more")).exists());
     let id = shop.volumes()?[0]["id"].clone();
     shop.up("two")?;
     assert_eq!(shop.get("/add/b")?, "two a b ");

@@ -22,6 +22,7 @@ use crate::error::{Context as _, DriverError, Result};
 pub(crate) use pack::Source;
 pub use pack::{pack, pack_as};
 pub use unpack::unpack;
+pub(crate) use unpack::unpack_around;
 
 /// The most entries of an archive by default.
 pub const MAX_ENTRIES: u64 = 1_000_000;
@@ -102,6 +103,8 @@ pub fn open_below(root: BorrowedFd<'_>, path: &str, make: bool) -> Result<OwnedF
     })
 }
 
+/// Why a file is not put where a directory is.
+pub const IS_DIRECTORY: &str = "a directory has this name";
 const NOT_A_DIRECTORY: &str =
     "leads through something that is not a directory (symbolic links are not followed)";
 

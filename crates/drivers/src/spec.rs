@@ -214,7 +214,8 @@ pub struct ContainerSpec {
     /// Its file system.
     #[serde(default)]
     pub root: Root,
-    /// What of the machine it sees.
+    /// What of the machine it sees. Where the driver does not lay it out, the caller links each target
+    /// to its source, and what is copied goes through these links and no others.
     #[serde(default)]
     pub mounts: Vec<Mount>,
     /// Which connections it may open beyond the usual.

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::os::fd::AsFd as _;
+use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
@@ -11,13 +12,14 @@ use std::time::Duration;
 use drivers::conformance::{self, Subject};
 use drivers::process::{Config, ProcessDriver};
 use drivers::{
-    Chunk, ContainerSpec, Driver, DriverError, Handle, Outcome, Output, OutputOffset, ProcessId,
-    ProcessSpec, ProcessState, Signal, Source, Target,
+    Chunk, ContainerSpec, Driver, DriverError, Handle, Mount, Outcome, Output, OutputOffset,
+    ProcessId, ProcessSpec, ProcessState, Signal, Source, Target, archive,
 };
 use futures_util::StreamExt as _;
 use futures_util::stream;
 use runtime::{Stop, Tasks, mono_now, sleep, timeout};
 use rustix::process::{Pid, Signal as Raw, kill_process};
+use tokio::io::AsyncReadExt as _;
 
 const TESTBED: &str = env!("CARGO_BIN_EXE_drivers-testbed");
 const SOON: Duration = Duration::from_secs(20);
@@ -351,4 +353,57 @@ async fn a_start_is_fast() {
     };
     until("every supervisor is reaped", || supervisors() == 0).await;
     driver.remove(&handle).await.expect("removes");
+}
+
+async fn copied_out(
+    driver: &ProcessDriver,
+    handle: &Handle,
+    path: &str,
+) -> drivers::Result<String> {
+    let mut tar = driver.copy_out(handle, path).await?;
+    let mut bytes = Vec::new();
+    tar.read_to_end(&mut bytes).await.expect("reads");
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
+}
+
+#[tokio::test]
+async fn copies_go_through_mounts_and_no_other_link() {
+    let place = Place::new();
+    let driver = place.driver();
+    let volume = tempfile::tempdir().expect("makes a directory");
+    let mut spec = ContainerSpec::new(handle("c"));
+    let (source, target) = (volume.path().to_owned(), "/srv/data".to_owned());
+    spec.mounts.push(Mount { source, target, read_only: false });
+    driver.create(spec).await.expect("creates");
+    let handle = handle("c");
+    let root = driver.host_path(&handle, "/").expect("is on the machine");
+    fs::create_dir(root.join("srv")).expect("makes");
+    symlink(volume.path(), root.join("srv/data")).expect("links");
+    symlink(volume.path(), root.join("other")).expect("links");
+    fs::write(volume.path().join("notes"), "noted").expect("writes");
+    let archive = |name: &str| {
+        let mut tar = tar::Builder::new(Vec::new());
+        let mut header = tar::Header::new_gnu();
+        header.set_size(3);
+        header.set_mode(0o644);
+        tar.append_data(&mut header, name, &b"new"[..]).expect("adds");
+        std::io::Cursor::new(tar.into_inner().expect("ends"))
+    };
+    let put = |path: &'static str, name: &str| {
+        driver.copy_in(&handle, path, Box::pin(archive(name)), archive::Limits::default())
+    };
+    for path in ["/srv/data", "/srv/data/notes"] {
+        assert!(copied_out(&driver, &handle, path).await.expect("packs").contains("noted"));
+    }
+    put("/srv/data/below", "file").await.expect("unpacks");
+    assert_eq!(fs::read(volume.path().join("below/file")).expect("reads"), b"new");
+    // What is mounted is not replaced, and other links are not followed.
+    for (path, name) in [("/srv", "data"), ("/", "srv/data"), ("/other", "f"), ("/srv", "data/f")] {
+        assert!(put(path, name).await.is_err(), "{path} {name}");
+    }
+    assert!(copied_out(&driver, &handle, "/other/notes").await.is_err());
+    assert!(copied_out(&driver, &handle, "/srv/data/../../other").await.is_err());
+    assert_eq!(fs::read_link(root.join("srv/data")).expect("a link"), volume.path());
+    driver.remove(&handle).await.expect("removes");
+    assert!(volume.path().join("notes").exists());
 }

@@ -31,6 +31,7 @@ fn a_command_runs_where_the_app_does() -> Result<(), Failure> {
     world
         .exec(&["--instance", "web.1"], &["printenv", "SHORE_INSTANCE_INDEX"], b"")?
         .is(0, "1\n")?;
+    world.exec(&[], &["printenv", "SHORE_PROCESS"], b"")?.is(0, "web\n")?;
     // It ends although what it leaves behind has its output; that is killed.
     sh("sleep 1000 & echo done")?.is(0, "done\n")?;
     Ok(())

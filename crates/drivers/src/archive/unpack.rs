@@ -5,6 +5,7 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
+use std::path::PathBuf;
 
 use rustix::fs::{
     AtFlags, FileType, Mode, OFlags, StatxAttributes, StatxFlags, Timespec, Timestamps, UTIME_OMIT,
@@ -13,7 +14,7 @@ use rustix::fs::{
 use rustix::io::Errno;
 use tar::{Archive, Entry, EntryType, PaxExtensions};
 
-use super::{Leading, Limits, NOT_A_DIRECTORY, Summary, descend, names};
+use super::{IS_DIRECTORY, Leading, Limits, NOT_A_DIRECTORY, Summary, descend, names};
 use crate::error::{DriverError, Result};
 
 /// The longest long name or extended header.
@@ -21,9 +22,19 @@ const MAX_EXTENSION_BYTES: u64 = 1 << 20;
 
 /// Unpacks `tar` below `root`. What was unpacked before an error stays.
 pub fn unpack(tar: impl Read, root: BorrowedFd<'_>, limits: Limits) -> Result<Summary> {
+    unpack_around(tar, root, limits, &[])
+}
+
+/// Unpacks `tar` below `root`, where nothing replaces what has one of the `kept` names.
+pub(crate) fn unpack_around(
+    tar: impl Read,
+    root: BorrowedFd<'_>,
+    limits: Limits,
+    kept: &[PathBuf],
+) -> Result<Summary> {
     let mut archive = Archive::new(tar);
     let entries = archive.entries().map_err(unreadable)?.raw(true);
-    let mut unpacker = Unpacker { root, limits, summary: Summary::default(), parent: None };
+    let mut unpacker = Unpacker { root, limits, kept, summary: Summary::default(), parent: None };
     let mut extension = Extension::default();
     for entry in entries {
         let mut entry = entry.map_err(unreadable)?;
@@ -177,6 +188,7 @@ fn seconds(header: &tar::Header) -> Option<i64> {
 struct Unpacker<'a> {
     root: BorrowedFd<'a>,
     limits: Limits,
+    kept: &'a [PathBuf],
     summary: Summary,
     /// The directory the last entry went to: the next one mostly goes there too.
     parent: Option<(Vec<OsString>, OwnedFd)>,
@@ -201,6 +213,9 @@ impl Unpacker<'_> {
         let mut path = names(&facts.name, Leading::Refused).map_err(Fault::Refused)?;
         if facts.kind == EntryType::Directory {
             return self.directory(&path, facts);
+        }
+        if self.kept.iter().any(|kept| **kept == *path.iter().collect::<PathBuf>()) {
+            return Err(Fault::Refused(IS_DIRECTORY));
         }
         let Some(name) = path.pop() else { return Err(Fault::Refused("the name is empty")) };
         match facts.kind {
@@ -280,7 +295,7 @@ impl Unpacker<'_> {
         }
         replacing(parent, &fresh, || symlinkat(target, parent, &fresh))?;
         renameat(parent, &fresh, parent, name).map_err(|error| match error {
-            Errno::ISDIR => Fault::Refused("a directory has this name"),
+            Errno::ISDIR => Fault::Refused(IS_DIRECTORY),
             other => other.into(),
         })
     }
@@ -328,7 +343,7 @@ fn replacing<T>(
     }
     match unlinkat(parent, name, AtFlags::empty()) {
         Ok(()) | Err(Errno::NOENT) => Ok(make()?),
-        Err(Errno::ISDIR | Errno::PERM) => Err(Fault::Refused("a directory has this name")),
+        Err(Errno::ISDIR | Errno::PERM) => Err(Fault::Refused(IS_DIRECTORY)),
         Err(error) => Err(error.into()),
     }
 }

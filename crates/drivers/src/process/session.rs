@@ -43,7 +43,9 @@ impl Inner {
         let lock = self.kept.lock_of(handle);
         let _together = lock.read().await;
         let container = self.kept.dirs.meta(handle)?;
-        let direct = self.direct(&container, &spec)?;
+        // It ends with its keeper: the container says which process it is for.
+        let marks = start::markers(self, handle, None);
+        let direct = self.direct(&container, &spec, marks)?;
         let request = Request { start: Start::Direct(direct), terminal };
         let command = spec.argv.first().cloned().unwrap_or_default();
         let started = self.kept.keep_session(&request).await;

@@ -69,12 +69,18 @@ impl Inner {
         spec: &ProcessSpec,
         state_dir: &Path,
     ) -> Result<Request> {
-        let launch = Launch::Direct(self.direct(container, spec)?);
+        let marks = markers(self, &container.handle, Some(&spec.id));
+        let launch = Launch::Direct(self.direct(container, spec, marks)?);
         Ok(Request { state_dir: state_dir.to_owned(), launch })
     }
 
-    /// A process as a command of this machine.
-    pub(super) fn direct(&self, container: &ContainerSpec, spec: &ProcessSpec) -> Result<Direct> {
+    /// A process as a command of this machine, which finds `marks` in its environment.
+    pub(super) fn direct(
+        &self,
+        container: &ContainerSpec,
+        spec: &ProcessSpec,
+        marks: BTreeMap<String, String>,
+    ) -> Result<Direct> {
         let handle = &container.handle;
         let dir = self.kept.dirs.host_path(handle, spec.dir.as_deref().unwrap_or("/"));
         fs::create_dir_all(&dir).context(|| format!("make {}", dir.display()))?;
@@ -86,7 +92,7 @@ impl Inner {
         ]);
         env.extend(container.env.clone());
         env.extend(spec.env.clone());
-        env.extend(markers(self, handle, Some(&spec.id)));
+        env.extend(marks);
         let mut argv = spec.argv.clone();
         for program in argv.iter_mut().take(1).filter(|program| program.starts_with('/')) {
             let mapped = self.kept.dirs.host_path(handle, program);
