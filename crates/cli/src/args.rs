@@ -130,7 +130,7 @@ pub(crate) enum Command {
     #[command(subcommand)]
     Token(TokenCommand),
     /// Stop everything an app runs and withdraw its routes
-    Destroy(DestroyArgs),
+    Destroy(StopArgs),
     /// Choose the server that commands talk to
     #[command(subcommand)]
     Context(ContextCommand),
@@ -548,8 +548,8 @@ pub(crate) struct EventsArgs {
     /// Go on with what comes later
     #[arg(long, short)]
     pub(crate) follow: bool,
-    /// Only rows of this kind: job, task, instance, …
-    #[arg(long = "kind", value_name = "KIND", value_parser = word)]
+    /// Only rows of these kinds, as in `job,task,instance`
+    #[arg(long = "kind", value_name = "KIND", value_delimiter = ',', value_parser = kind)]
     pub(crate) kinds: Vec<String>,
     /// Only this project's
     #[arg(long, short)]
@@ -608,7 +608,7 @@ pub(crate) struct ScaleArgs {
     #[command(flatten)]
     pub(crate) app: AppArgs,
     /// A process and how many, as in `web=3`
-    #[arg(value_name = "PROCESS=N", value_parser = key_value, required = true)]
+    #[arg(value_name = "PROCESS=N", value_parser = scaled, required = true)]
     pub(crate) counts: Vec<(String, String)>,
 }
 
@@ -813,6 +813,15 @@ pub(crate) struct DestroyArgs {
     pub(crate) yes: bool,
 }
 
+#[derive(Debug, Args)]
+pub(crate) struct StopArgs {
+    #[command(flatten)]
+    pub(crate) destroy: DestroyArgs,
+    /// Do not wait until its instances have ended
+    #[arg(long)]
+    pub(crate) no_wait: bool,
+}
+
 #[derive(Debug, Subcommand)]
 pub(crate) enum ContextCommand {
     /// Add or change a context and use it
@@ -854,9 +863,18 @@ fn host(text: &str) -> Result<String, String> {
 }
 
 /// Letters only, as kinds of rows are.
-fn word(text: &str) -> Result<String, String> {
-    let plain = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_lowercase());
-    if plain { Ok(text.to_owned()) } else { Err(format!("`{text}` is no kind of row")) }
+fn kind(text: &str) -> Result<String, String> {
+    if server::EVENT_KINDS.contains(&text) {
+        return Ok(text.to_owned());
+    }
+    Err(format!("there is no kind `{text}`; there are {}", server::EVENT_KINDS.join(", ")))
+}
+
+fn scaled(text: &str) -> Result<(String, String), String> {
+    let given = text.split_once('=').filter(|(process, _)| !process.is_empty());
+    let (process, count) = given
+        .ok_or_else(|| format!("`{text}` says no number: PROCESS=N is wanted, as in `web=3`"))?;
+    Ok((process.to_owned(), count.to_owned()))
 }
 
 fn url(text: &str) -> Result<server::Url, String> {
@@ -873,6 +891,19 @@ fn key_value(text: &str) -> Result<(String, String), String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn kinds_and_counts_say_what_is_wanted() {
+        let parse = |words: &[&str]| Cli::try_parse_from([&["shore"], words].concat());
+        let said = |words: &[&str]| parse(words).expect_err("is refused").to_string();
+        let both = parse(&["events", "--kind", "instance,volume"]).expect("is fine").command;
+        assert!(matches!(both, Command::Events(args) if args.kinds == ["instance", "volume"]));
+        let unknown = said(&["events", "--kind", "job,nonsense"]);
+        assert!(unknown.contains("no kind `nonsense`") && unknown.contains("deployment, "));
+        for words in [["scale", "web"], ["scale", "=3"]] {
+            assert!(said(&words).contains("PROCESS=N is wanted"));
+        }
+    }
 
     #[test]
     fn the_command_line_is_consistent() {

@@ -226,6 +226,7 @@ pub(crate) async fn dev(shell: &Shell, ports: &DevPorts) -> Result<()> {
 /// `shore server`
 pub(crate) async fn server(shell: &Shell, args: ServerArgs) -> Result<()> {
     let dir = own_dir(args.data, "server")?;
+    let data = dir.clone();
     let tasks = Tasks::new(Stop::new());
     let options = ServerOptions {
         listen: args.listen,
@@ -247,15 +248,24 @@ pub(crate) async fn server(shell: &Shell, args: ServerArgs) -> Result<()> {
         "server": running.url,
         "token": running.first.as_ref().map(ToString::to_string),
     });
-    shell.output.value(&ready, || match &running.first {
-        Some(token) => format!(
-            "ready: {}\nthe first administrator's token, shown this once:\n  {token}\n\
-             join components with `shore token create --role runner|cell|router`",
-            running.url
-        ),
-        None => format!("ready: {}", running.url),
-    });
+    shell.output.value(&ready, || told_ready(&running.url, running.first.as_ref(), &data));
     until_stopped(&tasks).await
+}
+
+/// What a server says that is ready: how to get in, too.
+fn told_ready(url: &str, first: Option<&JoinToken>, data: &Path) -> String {
+    let access = match first {
+        Some(token) => format!(
+            "the first administrator's token, shown this once:\n  {token}\n\
+             join components with `shore token create --role runner|cell|router`"
+        ),
+        None => format!(
+            "tokens made before go on, also the administrator's; to make one without any, stop the \
+             server and run `shore token create --role admin --data {}`",
+            data.display()
+        ),
+    };
+    format!("ready: {url}\n{access}")
 }
 
 /// Waits for a signal or for a critical task to fail, then ends everything. The failure is the error.
@@ -439,5 +449,17 @@ pub(crate) fn router_error(error: &router::StartError, flag: &str) -> CliError {
             port::refused("router", *address, flag, error)
         }
         other => CliError::internal(format!("the router cannot start: {other}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_server_over_old_data_says_how_to_get_in() {
+        let said = told_ready("http://127.0.0.1:7420", None, Path::new("/srv/shore"));
+        assert!(said.starts_with("ready: http://127.0.0.1:7420\ntokens made before go on"));
+        assert!(said.ends_with("`shore token create --role admin --data /srv/shore`"), "{said}");
     }
 }

@@ -53,7 +53,7 @@ impl Which {
         let file = match std::fs::read_to_string(&path) {
             Ok(text) => manifest::parse(&text).map_err(|error| {
                 CliError::invalid(format!("cannot use {}: {error}", dir.display()))
-                    .hint("mend the file; the README shows all it may say")
+                    .hint("mend the file; docs/shore-hcl.md shows all it may say")
             })?,
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 manifest::ProjectFile::default()

@@ -62,6 +62,14 @@ fn archived(error: impl std::fmt::Display) -> CliError {
     CliError::new(ErrorKind::Failed, error.to_string())
 }
 
+/// What to do where a file was to get the name of a directory.
+fn into_directory(error: CliError, to: &str) -> CliError {
+    if to.ends_with('/') || !error.message.contains(archive::IS_DIRECTORY) {
+        return error;
+    }
+    error.hint(format!("`{to}/` puts it into the directory under its own name"))
+}
+
 /// Counts bytes that pass.
 struct Counted<T> {
     inner: T,
@@ -229,7 +237,7 @@ async fn copy_in(shell: &Shell, args: &CpArgs, to: Remote) -> Result<()> {
         (ends, into)
     };
     let copying = work(shell, &url, SessionWhat::CopyIn(into), ends);
-    shown(shell, &bytes, copying).await?;
+    shown(shell, &bytes, copying).await.map_err(|error| into_directory(error, &args.to))?;
     let sent = amount(bytes.load(Ordering::Relaxed));
     shell.output.say(&format!("copied {} to {} ({sent})", args.from, args.to));
     Ok(())

@@ -11,14 +11,16 @@ use runtime::{Backoff, Random};
 use super::Shell;
 use super::access::now;
 use super::apps::{Which, status_of, unconfirmed};
-use crate::args::{
-    AppArgs, AppOnly, DeployArgs, DestroyArgs, JobCommand, ReleaseArgs, RestartArgs,
-};
+use crate::args::{AppArgs, AppOnly, DeployArgs, JobCommand, ReleaseArgs, RestartArgs, StopArgs};
 use crate::error::{CliError, ErrorKind, Result};
 use crate::output::{Output, ago};
 
 /// How often a cut connection is opened again before giving up.
 const MAX_RECONNECTS: u32 = 30;
+/// How long instances that were destroyed may take to end: longer than any grace they usually have.
+const END_LIMIT: Duration = Duration::from_secs(120);
+/// How often we look whether they have.
+const END_LOOK: Duration = Duration::from_millis(200);
 
 pub(super) async fn job(shell: &Shell, command: JobCommand) -> Result<()> {
     let client = shell.client()?;
@@ -235,14 +237,54 @@ fn previous(status: &AppStatus) -> Option<model::DeploymentId> {
     earlier.find(|it| ran(it)).map(|it| it.id)
 }
 
-pub(super) async fn destroy(shell: &Shell, args: DestroyArgs) -> Result<()> {
+pub(super) async fn destroy(shell: &Shell, args: StopArgs) -> Result<()> {
+    let StopArgs { destroy: args, no_wait } = args;
+    let which = Which::find(&args.app, None)?;
     if !args.yes {
-        let which = Which::find(&args.app, None)?;
         let message = format!(
             "this stops {}/{} in {} and withdraws its routes",
             which.project, which.app, args.app.workspace
         );
         return Err(unconfirmed(message));
     }
-    change(shell, &args.app, Operation::Destroy).await
+    let (client, workspace) = (shell.client()?, &args.app.workspace);
+    queue_and_follow(shell, &client, (&which, workspace), Operation::Destroy).await?;
+    if no_wait {
+        return Ok(());
+    }
+    until_ended(shell, &client, &which.path("status?", workspace)).await
+}
+
+/// Waits until no instance is left, and says which are.
+async fn until_ended(shell: &Shell, client: &Client, path: &str) -> Result<()> {
+    let deadline = runtime::mono_now() + END_LIMIT;
+    let mut said = Vec::new();
+    loop {
+        let status: AppStatus = client.get(path).await?;
+        let left = instances(&status);
+        if left.is_empty() {
+            return Ok(());
+        }
+        let names = left.join(", ");
+        if runtime::mono_now() >= deadline {
+            let seconds = END_LIMIT.as_secs();
+            let message = format!("still there {seconds} s after they were to end: {names}");
+            return Err(CliError::new(ErrorKind::Unavailable, message)
+                .hint("they end once their cell does its work: see `shore cell list`"));
+        }
+        if left != said {
+            shell.output.say(&format!("waiting for the end of {names}"));
+            said = left;
+        }
+        runtime::sleep(END_LOOK).await;
+    }
+}
+
+/// The instances there are.
+fn instances(status: &AppStatus) -> Vec<String> {
+    let processes = status.deployments.iter().flat_map(|it| &it.processes);
+    let names = processes.flat_map(|it| {
+        it.instances.iter().map(|instance| format!("{}.{}", it.name, instance.index))
+    });
+    names.collect()
 }

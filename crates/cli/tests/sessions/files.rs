@@ -123,6 +123,8 @@ fn nothing_is_written_outside_of_what_was_named() -> Result<(), Failure> {
     let here = here.display().to_string();
     world.cp(&["web:/o", &here], b"")?.refused(1, &["symbolic links are not followed"])?;
     assert_eq!(fs::read_dir(&outside).map_err(told)?.count(), 0);
+    // The name of a directory: it says how to put a file into that.
+    world.cp(&[&note, "web:/o"], b"")?.refused(1, &["`web:/o/` puts it into the directory"])?;
     world.cp(&[&note, "also"], b"")?.refused(6, &["neither FROM nor TO"])?;
     world.cp(&["web:/a", "web:/b"], b"")?.refused(6, &["both FROM and TO"])
 }
