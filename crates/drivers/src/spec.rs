@@ -127,6 +127,11 @@ impl Limits {
     }
 }
 
+/// Where the platform puts files into a container that runs, such as its certificates.
+pub(crate) const PLATFORM_DIR: &str = "/run/shore";
+/// Bytes of it where the root cannot be written: a few certificates of some KiB each, for each of the
+/// times they were renewed that are kept.
+pub(crate) const PLATFORM_BYTES: u64 = 4 << 20;
 /// The most mounts of one container.
 const MAX_MOUNTS: usize = 64;
 /// The most published ports of one container.
@@ -142,7 +147,8 @@ pub struct Root {
     /// `.wh.NAME` removes `NAME` of the layers below, `.wh..wh..opq` everything beside it. They are
     /// shared: nothing a container does may change them. They must stay until it is removed.
     pub layers: Vec<PathBuf>,
-    /// Nothing outside mounts and `/tmp` may be written.
+    /// Nothing outside mounts and `/tmp` may be written. What the platform brings is below
+    /// `/run/shore`, which then is memory.
     pub read_only: bool,
     /// Bytes of `/tmp`, which then is memory; part of the disk when absent.
     pub tmp_bytes: Option<u64>,

@@ -18,7 +18,7 @@ use crate::oci::layers::bring_a_system;
 use crate::oci::{bundle, seccomp};
 use crate::proc::Id;
 use crate::shim::write_whole;
-use crate::spec::{ContainerSpec, Handle, Limits, Mount};
+use crate::spec::{ContainerSpec, Handle, Limits, Mount, PLATFORM_BYTES, PLATFORM_DIR};
 use crate::supervised::{Draft, tree};
 
 /// The file that says where a container is in Docker.
@@ -343,6 +343,10 @@ impl Inner {
         });
         if let Some(bytes) = spec.root.tmp_bytes {
             memory_dirs["/tmp"] = format!("rw,nosuid,nodev,exec,mode=1777,size={bytes}").into();
+        }
+        if spec.root.read_only {
+            memory_dirs[PLATFORM_DIR] =
+                format!("rw,nosuid,nodev,noexec,mode=0755,size={PLATFORM_BYTES}").into();
         }
         let mut config = json!({
             "Mounts": mounts,

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use super::seccomp;
 use super::slots::USERS;
 use crate::driver::Terminal;
-use crate::spec::{ContainerSpec, Limits, Root, User};
+use crate::spec::{ContainerSpec, Limits, PLATFORM_BYTES, PLATFORM_DIR, Root, User};
 
 /// What the container's own root may do: manage its files and users, and listen on low ports.
 pub(super) const CAPABILITIES: [&str; 8] = [
@@ -150,6 +150,11 @@ fn mounts(root: &Root, idle: &str) -> Vec<Value> {
             "options": ["bind", "ro", "nosuid", "nodev"],
         }),
     ];
+    if root.read_only {
+        let size = format!("size={PLATFORM_BYTES}");
+        let options = ["nosuid", "noexec", "nodev", "mode=755", &size];
+        mounts.push(mount(PLATFORM_DIR, "tmpfs", &options));
+    }
     if let Some(bytes) = root.tmp_bytes {
         let size = format!("size={bytes}");
         mounts.push(mount("/tmp", "tmpfs", &["nosuid", "nodev", "mode=1777", &size]));
