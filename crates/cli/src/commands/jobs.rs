@@ -18,7 +18,7 @@ use crate::output::{Output, ago};
 /// How often a cut connection is opened again before giving up.
 const MAX_RECONNECTS: u32 = 30;
 /// How long instances that were destroyed may take to end: longer than any grace they usually have.
-const END_LIMIT: Duration = Duration::from_secs(120);
+const END_LIMIT: Duration = Duration::from_mins(2);
 /// How often we look whether they have.
 const END_LOOK: Duration = Duration::from_millis(200);
 

@@ -236,7 +236,7 @@ pub(super) async fn files_copied_in_belong_to_root(bench: Bench) -> Verdict {
         return Ok(());
     }
     let handle = bench.container().await?;
-    let tar = super::tars::Tar::new().file("a/file", b"x")?.done()?;
+    let tar = Tar::new().file("a/file", b"x")?.done()?;
     bench.unpack(&handle, "/in", tar, Limits::default()).await?;
     let text = "stat -c %u:%g /in /in/a /in/a/file; echo more >> /in/a/file && cat /in/a/file";
     let seen = bench.output(&handle, "p", text).await?.text();
