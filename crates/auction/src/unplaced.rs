@@ -7,7 +7,7 @@ use model::CellId;
 
 use crate::cells::{Cells, NONE, Slot};
 use crate::request::{Needs, Request};
-use crate::size::{CONTAINERS, CPU, DISK, MEMORY, PIDS};
+use crate::size::{CONTAINERS, CPU, DISK, MEMORY, PIDS, Size};
 
 /// Why a request has no place.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -228,20 +228,45 @@ impl Cells {
         Unplaced::Reserved { needs: Arc::clone(needs) }
     }
 
-    fn why_pinned(&self, cell: CellId, request: &Request, needs: &Arc<Needs>) -> PinnedWhy {
+    fn why_pinned(&self, cell: CellId, request: &Request, needs: &Needs) -> PinnedWhy {
+        self.why_not_on(cell, request, needs, &Size::default()).unwrap_or(PinnedWhy::Overfull)
+    }
+
+    fn why_not_on(
+        &self,
+        cell: CellId,
+        request: &Request,
+        needs: &Needs,
+        freed: &Size,
+    ) -> Option<PinnedWhy> {
         let found = self.find(cell).and_then(|cell| Some((cell, cell.info.as_deref()?)));
-        let Some((cell, info)) = found else { return PinnedWhy::Away };
+        let Some((cell, info)) = found else { return Some(PinnedWhy::Away) };
         if !info.accepting {
-            return PinnedWhy::NotAccepting;
+            return Some(PinnedWhy::NotAccepting);
         }
         if !info.offers.meet(needs) {
-            return PinnedWhy::Unfit(Arc::clone(needs));
+            return Some(PinnedWhy::Unfit(Arc::new(needs.clone())));
         }
-        let size = request.size();
+        let (size, mut used) = (request.size(), cell.used);
+        used.subtract(freed);
         let short = Resource::ALL.into_iter().find_map(|(resource, kind)| {
-            let (needed, free) = (size.0[kind], cell.capacity.free(&cell.used).0[kind]);
+            let (needed, free) = (size.0[kind], cell.capacity.free(&used).0[kind]);
             (free < needed).then_some(PinnedWhy::Short { resource, needed, free })
         });
-        short.unwrap_or(PinnedWhy::Overfull)
+        let fits = || cell.capacity.fits(&used, &size);
+        short.or_else(|| (!fits()).then_some(PinnedWhy::Overfull))
+    }
+
+    /// Why `cell` could not take `request` once it holds `ending` no more; nothing if it could.
+    pub fn why_not_after(
+        &self,
+        cell: CellId,
+        request: &Request,
+        ending: &[&Request],
+    ) -> Option<PinnedWhy> {
+        let mut freed = Size::default();
+        ending.iter().for_each(|it| freed.add(&it.size()));
+        let needs = request.needs.as_deref().cloned().unwrap_or_default();
+        self.why_not_on(cell, request, &needs, &freed)
     }
 }

@@ -21,18 +21,30 @@ pub const fn instance_id(process: ProcessId, index: u32) -> InstanceId {
 impl Core {
     /// Brings everything that a command touched to where it should be.
     pub(crate) fn settle(&mut self, now: Time) -> Result<(), Refusal> {
-        while let Some(id) = self.indexes.dirty.pop_first() {
-            self.converge(now, id)?;
-        }
+        self.converge_dirty(now)?;
         if self.indexes.placing.as_ref().is_some_and(|placing| placing.is_due()) {
             self.auction(now)?;
             // Placing marks deployments again; nothing of theirs is missing now.
-            while let Some(id) = self.indexes.dirty.pop_first() {
-                self.converge(now, id)?;
-            }
+            self.converge_dirty(now)?;
         }
         self.refresh_routes(now);
         Ok(())
+    }
+
+    /// Converges what is marked, and what was held back from a cell that has more room now.
+    fn converge_dirty(&mut self, now: Time) -> Result<(), Refusal> {
+        loop {
+            while let Some(id) = self.indexes.dirty.pop_first() {
+                self.converge(now, id)?;
+            }
+            let roomier = self.indexes.placing.as_mut().map(|placing| placing.take_roomier());
+            let waiting = roomier.into_iter().flatten().filter_map(|id| self.get::<Instance>(id));
+            let waiting: BTreeSet<_> = waiting.map(|row| row.deployment).collect();
+            if waiting.is_empty() {
+                return Ok(());
+            }
+            self.indexes.dirty.extend(waiting);
+        }
     }
 
     fn converge(&mut self, now: Time, id: DeploymentId) -> Result<(), Refusal> {

@@ -9,8 +9,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use auction::{
-    CellInfo, Cells, DEFAULT_DISK_MB, DEFAULT_MEMORY_MB, Item, Needs, Offers, Request, Room, Stage,
-    Turn, Unplaced,
+    CellInfo, Cells, DEFAULT_DISK_MB, DEFAULT_MEMORY_MB, Item, Needs, Offers, PinnedWhy, Request,
+    Room, Stage, Turn, Unplaced,
 };
 use model::{
     CellId, ContainerSpec, InstanceEvent, InstanceId, InstanceState, ProcessId, TaskEvent, TaskId,
@@ -61,6 +61,10 @@ pub(crate) struct Placing {
     freed: BTreeSet<(CellId, Waiter)>,
     /// Whether a cell came or changed.
     changed: bool,
+    /// What is held back from the cell of its volumes.
+    held_back: BTreeSet<(CellId, InstanceId)>,
+    /// What has given a place back on a cell from which something is held back.
+    roomier: BTreeSet<(CellId, Waiter)>,
 }
 
 fn request(container: &ContainerSpec, group: u128) -> Request {
@@ -180,11 +184,20 @@ impl Placing {
     fn hold(&mut self, (cell, stage): (CellId, Stage), request: &Request, waiter: Waiter) {
         self.cells.hold(cell, request, stage);
         self.freed.remove(&(cell, waiter));
+        self.roomier.remove(&(cell, waiter));
     }
 
     fn release(&mut self, (cell, stage): (CellId, Stage), request: &Request, waiter: Waiter) {
         self.cells.release(cell, request, stage);
         self.freed.insert((cell, waiter));
+        if self.held_back_from(cell).next().is_some() {
+            self.roomier.insert((cell, waiter));
+        }
+    }
+
+    fn held_back_from(&self, cell: CellId) -> impl Iterator<Item = InstanceId> {
+        let range = (cell, InstanceId(0))..=(cell, InstanceId(u128::MAX));
+        self.held_back.range(range).map(|(_, id)| *id)
     }
 
     fn wait(&mut self, request: &Request, wait: Wait) {
@@ -217,6 +230,9 @@ impl Placing {
         if waits(row) {
             self.wait(&request, instance_wait(row));
         }
+        if let Some(cell) = row.pinned.filter(|_| row.held) {
+            self.held_back.insert((cell, row.id));
+        }
     }
 
     pub(crate) fn remove_instance(&mut self, row: &Instance) {
@@ -226,6 +242,9 @@ impl Placing {
         }
         if waits(row) {
             self.wait_no_more(&request, instance_wait(row));
+        }
+        if let Some(cell) = row.pinned.filter(|_| row.held) {
+            self.held_back.remove(&(cell, row.id));
         }
     }
 
@@ -250,6 +269,29 @@ impl Placing {
         self.fresh.clear();
         self.freed.clear();
         self.changed = false;
+    }
+
+    /// What is held back from a cell that gave a place back since this was last asked.
+    pub(crate) fn take_roomier(&mut self) -> BTreeSet<InstanceId> {
+        let roomier = std::mem::take(&mut self.roomier);
+        let cells: BTreeSet<CellId> = roomier.into_iter().map(|(cell, _)| cell).collect();
+        cells.into_iter().flat_map(|cell| self.held_back_from(cell)).collect()
+    }
+
+    /// Why an instance of a process could not be placed on a cell if these were not there.
+    pub(crate) fn why_not_after<'a>(
+        &self,
+        cell: CellId,
+        process: ProcessId,
+        ending: impl Iterator<Item = &'a Instance>,
+    ) -> Option<PinnedWhy> {
+        let request = self.requests.get(&process)?;
+        let there = |row: &Instance| held_by(row).filter(|(at, _)| *at == cell).count();
+        let ending: Vec<&Request> = ending
+            .filter_map(|row| Some((self.requests.get(&row.process)?, there(row))))
+            .flat_map(|(request, copies)| std::iter::repeat_n(request, copies))
+            .collect();
+        self.cells.why_not_after(cell, request, &ending)
     }
 
     /// Everything that waits is to be looked at again.

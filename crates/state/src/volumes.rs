@@ -254,29 +254,48 @@ impl Core {
     }
 
     /// Indices that a process lets go of, because a deployment that was started later has them now.
-    /// While the cell of the volumes takes nothing new, what runs there goes on.
+    /// While the cell of the volumes could not take the later one, what runs there goes on.
     pub(crate) fn taken_over(
         &self,
         deployment: &Deployment,
         process: &Process,
         wanted: u32,
     ) -> BTreeSet<u32> {
-        let rivals = self.rivals(deployment, process);
-        if rivals.is_empty() {
-            return BTreeSet::new();
-        }
+        let rivals = self.rivals(deployment, process).into_iter();
+        let later = rivals.filter(|rival| (0..wanted).any(|at| rival.is_after(deployment, at)));
+        let later: Vec<_> = later
+            .map(|rival| {
+                let others = self.rivals(&rival.deployment, &rival.process);
+                (rival, others)
+            })
+            .collect();
         let takes = |index: &u32| {
-            let slot = self.slot(deployment, process, *index);
-            let volumes = slot.map(|slot| self.mounted(&slot, process)).unwrap_or_default();
-            let accepts =
-                |row: &Arc<Volume>| self.get::<Cell>(row.cell).is_some_and(|cell| cell.accepts());
-            let can_start = volumes.iter().all(accepts);
-            let mut later = rivals.iter().filter(|rival| rival.is_after(deployment, *index));
-            later.any(|rival| {
-                can_start || self.rival_instance(rival, *index).is_some_and(|row| is_there(row))
+            let mut after = later.iter().filter(|(rival, _)| rival.is_after(deployment, *index));
+            after.any(|(rival, others)| {
+                self.rival_instance(rival, *index).is_some_and(|row| is_there(row))
+                    || self.obstacle(&rival.deployment, (&rival.process, *index), others).is_none()
             })
         };
         (0..wanted).filter(takes).collect()
+    }
+
+    /// Why an instance could not start even if its rivals had ended.
+    fn obstacle(
+        &self,
+        deployment: &Deployment,
+        (process, index): (&Process, u32),
+        rivals: &[Rival],
+    ) -> Option<String> {
+        let slot = self.slot(deployment, process, index)?;
+        let volumes = self.mounted(&slot, process);
+        if let Some(why) = self.never(process, &volumes) {
+            return Some(why);
+        }
+        let volume = volumes.first()?;
+        let placing = self.indexes.placing.as_ref()?;
+        let ending = rivals.iter().filter_map(|rival| self.rival_instance(rival, index));
+        let why = placing.why_not_after(volume.cell, process.id, ending.map(Arc::as_ref))?;
+        Some(self.say_pinned(volume, &why))
     }
 
     /// Whether a deployment that was started later has anything this one wants.
@@ -336,9 +355,16 @@ impl Core {
         let has_it =
             |rival: &&Rival| self.rival_instance(rival, index).is_some_and(|row| is_there(row));
         if let Some(rival) = rivals.iter().find(has_it) {
+            let number = rival.deployment.number;
+            if let Some(why) = self.why_let_be(deployment, (process, index), (rivals, rival)) {
+                return Some(format!(
+                    "{why}; {called} of deployment {number} is let be until then"
+                ));
+            }
             return Some(format!(
-                "waits until {called} of deployment {} has ended, because both write to volume {}",
-                rival.deployment.number, rival.volume
+                "waits until {called} of deployment {number} has ended, because both write to volume \
+                 {}",
+                rival.volume
             ));
         }
         if let Some(rival) = rivals.iter().find(|rival| rival.is_after(deployment, index)) {
@@ -347,6 +373,25 @@ impl Core {
                 rival.deployment.number, rival.volume
             ));
         }
+        self.never(process, volumes)
+    }
+
+    /// Why a rival that was started before does not end yet.
+    fn why_let_be(
+        &self,
+        deployment: &Deployment,
+        (process, index): (&Process, u32),
+        (rivals, rival): (&[Rival], &Rival),
+    ) -> Option<String> {
+        let row = self.rival_instance(rival, index)?;
+        let ends = matches!(row.state, InstanceState::Stopping { .. })
+            || !rival.deployment.state.wants_instances()
+            || rival.is_after(deployment, index);
+        if ends { None } else { self.obstacle(deployment, (process, index), rivals) }
+    }
+
+    /// Why no cell could take an instance with these volumes.
+    fn never(&self, process: &Process, volumes: &[Arc<Volume>]) -> Option<String> {
         if let Some(other) =
             volumes.iter().find(|row| Some(row.cell) != volumes.first().map(|it| it.cell))
         {
@@ -594,20 +639,25 @@ impl Core {
 
     /// Why an instance that is pinned to a cell has no place.
     pub(crate) fn why_pinned(&self, row: &Instance, reason: &Unplaced) -> Option<String> {
-        let Unplaced::Pinned { cell, why } = reason else { return None };
+        let Unplaced::Pinned { why, .. } = reason else { return None };
         let (slot, process) = self.slot_of(row)?;
         let volume = self.mounted(&slot, &process).into_iter().next()?;
-        let (name, cell) = (&volume.name, self.cell_name(*cell));
-        Some(match why {
+        Some(self.say_pinned(&volume, why))
+    }
+
+    fn say_pinned(&self, volume: &Volume, why: &PinnedWhy) -> String {
+        let (name, cell) = (&volume.name, self.cell_name(volume.cell));
+        match why {
             PinnedWhy::Away => format!(
                 "its volume {name} lies on cell {cell}, which is not connected: it starts when that \
-                 is back, or `shore volume remove {volume}` gives the data up"
+                 is back. If that never comes back, `shore volume remove --force {volume}` lets it \
+                 start elsewhere, and the data is lost"
             ),
             PinnedWhy::NotAccepting
             | PinnedWhy::Unfit(_)
             | PinnedWhy::Short { .. }
             | PinnedWhy::Overfull => format!("its volume {name} lies on cell {cell}, {why}"),
-        })
+        }
     }
 }
 

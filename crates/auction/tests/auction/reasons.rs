@@ -1,6 +1,8 @@
 //! Why something has no place: a table of sentences.
 
-use auction::{CellInfo, Cells, Item, Needs, Offers, Request, Room, Stage, Turn, Unplaced};
+use auction::{
+    CellInfo, Cells, Item, Needs, Offers, PinnedWhy, Request, Room, Stage, Turn, Unplaced,
+};
 use model::CellId;
 use std::sync::Arc;
 
@@ -159,6 +161,21 @@ fn something_pinned_says_what_its_cell_lacks() {
     cells.hold(CellId(3), &copy(1, 1_001), Stage::Running);
     let over = format!("its volume is on {}, which holds more than it has room for", at(3));
     assert_eq!(why(&mut cells, &Request { disk_mb: 0, ..pinned(3, 0) }), over);
+}
+
+#[test]
+fn what_ends_on_a_cell_counts_as_room() {
+    let mut cells = cells([cell("a", 1_000, 1)]);
+    let (at, old) = (CellId(1), copy(1, 600));
+    cells.hold(at, &old, Stage::Running);
+    assert!(matches!(cells.why_not_after(at, &copy(2, 600), &[]), Some(PinnedWhy::Short { .. })));
+    assert_eq!(cells.why_not_after(at, &copy(2, 1_000), &[&old]), None);
+    let why = cells.why_not_after(at, &copy(2, 1_001), &[&old]).expect("it does not fit");
+    assert_eq!(why.to_string(), "which has 1000 MiB of the 1001 MiB of memory it needs");
+    let why =
+        cells.why_not_after(at, &asks(1, "vm", ""), &[&old]).expect("there is no such driver");
+    assert_eq!(why.to_string(), "which is not for work that needs driver vm");
+    assert_eq!(cells.why_not_after(CellId(9), &old, &[]), Some(PinnedWhy::Away));
 }
 
 #[test]

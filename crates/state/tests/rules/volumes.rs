@@ -247,8 +247,9 @@ fn an_instance_waits_for_the_cell_that_has_its_data() {
     bench.lose(1);
     assert_eq!(
         why(&bench, deployment, 0),
-        "its volume data lies on cell cell, which is not connected: it starts when that is back, \
-         or `shore volume remove web.0.data` gives the data up"
+        "its volume data lies on cell cell, which is not connected: it starts when that is back. \
+         If that never comes back, `shore volume remove --force web.0.data` lets it start \
+         elsewhere, and the data is lost"
     );
     bench.pass_without(1, Duration::from_hours(2));
     assert_eq!(bench.states(deployment), ["unclaimed"], "however long");
@@ -284,7 +285,8 @@ fn a_redeploy_while_the_cell_is_away_waits_for_it_and_for_the_old_one() {
         let said = why(&bench, old, 0);
         assert_eq!(said, "deployment 2 was started later and has volume data of web.0");
         let said = why(&bench, new, 0);
-        assert!(said.starts_with("waits until web.0 of deployment 1 has ended"), "{said}");
+        assert!(said.contains("lies on cell cell, which is not connected"), "{said}");
+        assert!(said.ends_with("; web.0 of deployment 1 is let be until then"), "{said}");
         let holds = [Held::Instance { id: row.id, epoch: row.epoch }];
         bench.cell(1, 4_000, if held { &holds } else { &[] });
         if held {
@@ -308,8 +310,75 @@ fn a_redeploy_does_not_end_what_runs_on_a_drained_cell() {
     let new = deployed(&mut bench, 1, data());
     assert_eq!((bench.states(old), bench.states(new)), (vec!["running"], vec!["unclaimed"]));
     assert_eq!(bench.targets(), Some((old, 1)));
+    let reason = "its volume data lies on cell cell, which takes no new work: it is draining; web.0 of \
+                  deployment 1 is let be until then";
+    assert_eq!(why(&bench, new, 0), reason);
     bench.ok(Command::Cell(CellCommand::Undrain(CellId(1))));
     assert_eq!(bench.states(old), ["stopping"]);
+    bench.gone(old);
+    assert_eq!(bench.states(new), ["claimed"]);
+}
+
+/// What the cell of the volumes, with 4,000 MiB and no tags, cannot run.
+fn unfit() -> [(ProcessSpec, &'static str); 4] {
+    let changed = |change: fn(&mut model::ContainerSpec)| {
+        let mut spec = data();
+        change(&mut spec.container);
+        spec
+    };
+    [
+        (changed(|it| it.limits.memory_mb = Some(5_000)), "has 4000 MiB of the 5000 MiB of memory"),
+        (changed(|it| it.limits.disk_mb = Some(900_000)), "of the 900000 MiB of disk"),
+        (changed(|it| it.tags = [name("gpu")].into()), "is not for work that needs tag gpu"),
+        (changed(|it| it.driver = Some(name("qemu"))), "is not for work that needs driver qemu"),
+    ]
+}
+
+#[test]
+fn what_cannot_run_where_the_data_is_does_not_end_what_runs_there() {
+    for (spec, reason) in unfit() {
+        let mut bench = Bench::ready();
+        let old = released(&mut bench, 1, data());
+        bench.cell(2, 64_000, &[]);
+        let new = deployed(&mut bench, 1, spec);
+        assert_eq!((bench.states(old), bench.states(new)), (vec!["running"], vec!["unclaimed"]));
+        let said = why(&bench, new, 0);
+        assert!(said.starts_with("its volume data lies on cell cell, which"), "{said}");
+        assert!(said.contains(reason), "{said}");
+        assert!(said.ends_with("; web.0 of deployment 1 is let be until then"), "{said}");
+        bench.pass_without(9, Duration::from_mins(5));
+        assert_eq!(bench.deployment_state(new).name(), "failed");
+        assert_eq!((bench.states(old), bench.targets()), (vec!["running"], Some((old, 1))));
+    }
+}
+
+#[test]
+fn what_the_old_instance_frees_counts() {
+    let mut bench = Bench::ready();
+    let old = released(&mut bench, 1, with(process(3_000), &[("data", false)]));
+    let new = deployed(&mut bench, 1, with(process(4_000), &[("data", false)]));
+    assert_eq!(bench.states(old), ["stopping"]);
+    bench.gone(old);
+    assert_eq!(bench.states(new), ["claimed"]);
+}
+
+#[test]
+fn an_index_is_taken_over_once_its_cell_has_room() {
+    let mut bench = Bench::ready();
+    let old = released(&mut bench, 1, data());
+    let app = model::AppId(77);
+    bench.ok(Command::EnsureApp { id: app, project: PROJECT, name: name("other") });
+    bench.queue(state::JobSpec { app: Some(app), ..crate::bench::up() });
+    let at = bench.take(1);
+    let other = bench.deploy_spec(at, 1, process(1_000));
+    bench.healthy(other);
+    let new = deployed(&mut bench, 1, with(process(3_500), &[("data", false)]));
+    let said = why(&bench, new, 0);
+    assert!(said.contains("which has 3000 MiB of the 3500 MiB of memory it needs"), "{said}");
+    assert_eq!(bench.states(old), ["running"]);
+    bench.complete(at, model::Outcome::Failed { reason: "it was not wanted".to_owned() });
+    bench.gone(other);
+    assert_eq!((bench.states(old), bench.states(new)), (vec!["stopping"], vec!["unclaimed"]));
     bench.gone(old);
     assert_eq!(bench.states(new), ["claimed"]);
 }
