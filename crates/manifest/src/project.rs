@@ -132,6 +132,7 @@ fn instances(source: Source<'_>, it: &Attribute) -> Result<Option<u32>> {
 fn deploy(source: Source<'_>, block: &Block) -> Result<DeployFile> {
     unlabelled(source, block)?;
     let mut deploy = DeployFile::default();
+    let mut places = Vec::new();
     let allowed = format!("`instances`, `process`, {WORDS}");
     source.each(&block.body, "in `deploy`", &allowed, |item| {
         match item {
@@ -139,12 +140,20 @@ fn deploy(source: Source<'_>, block: &Block) -> Result<DeployFile> {
                 deploy.instances = instances(source, it)?;
             }
             Item::Block(it) if it.ident.as_str() == "process" => {
-                deploy.processes.insert(source.label(it)?, process(source, it)?);
+                let name = source.label(it)?;
+                places.push((name.clone(), it.ident.span()));
+                deploy.processes.insert(name, process(source, it)?);
             }
             Item::Attribute(_) | Item::Block(_) => return deploy.run.take(source, item),
         }
         Ok(true)
     })?;
+    // A process has the volumes of `deploy`, too, and those may be written below it.
+    for (name, at) in places {
+        if let Some(process) = deploy.processes.get(&name) {
+            process.run.over(&deploy.run).volumes_hold(source, at)?;
+        }
+    }
     Ok(deploy)
 }
 
@@ -271,6 +280,9 @@ app "web" {
             "app \"a\" {\n  deploy {\n    tags = [\"a b\"]\n  }\n}",
             "app \"a\" {\n  deploy {\n    volume \"v\" {\n    }\n  }\n}",
             "app \"a\" {\n  deploy {\n    volume \"v\" { path = \"/a/../b\" }\n  }\n}",
+            "app \"a\" {\n  deploy {\n    volume \"v\" { path = \"/etc\" }\n  }\n}",
+            "app \"a\" {\n  deploy {\n    volume \"v\" { path = \"/a\" }\n    volume \"w\" { path = \"/a/b\" }\n  }\n}",
+            "app \"a\" {\n  deploy {\n    process \"w\" {\n      volume \"v\" { path = \"/a\" }\n    }\n    volume \"w\" { path = \"/a\" }\n  }\n}",
             "app \"a\" {\n  deploy {\n    egress { to = \"example.com\" }\n  }\n}",
             "app \"a\" {\n  deploy {\n    egress {\n      ports = \"9-8\"\n    }\n  }\n}",
             "app \"a\" {\n  deploy {\n    check {\n      path = \"up\"\n    }\n  }\n}",

@@ -1,6 +1,7 @@
 //! How processes run: what an app says for all of them, and each for itself.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 
 use hcl_edit::Span as _;
 use hcl_edit::structure::{Attribute, Block};
@@ -180,15 +181,24 @@ impl RunFile {
             "crash" => self.crash = Some(crash(source, it)?),
             "egress" => self.egress.push(egress(source, it)?),
             "volume" => {
-                let (name, mount) = (source.label(it)?, volume(source, it)?);
+                let name = source.label(it)?;
+                let (mount, at) = volume(source, it, &name)?;
                 if self.volumes.insert(name.clone(), mount).is_some() {
                     let message = format!("volume \"{name}\" is there twice");
                     return Err(source.error(it.ident.span(), message));
                 }
+                self.volumes_hold(source, at)?;
             }
             _ => return Ok(false),
         }
         Ok(true)
+    }
+}
+
+impl RunFile {
+    /// Whether one process may have all these volumes.
+    pub(crate) fn volumes_hold(&self, source: Source<'_>, at: Option<Range<usize>>) -> Result<()> {
+        source.holds(at, |spec| spec.container.volumes.clone_from(&self.volumes))
     }
 }
 
@@ -211,7 +221,12 @@ fn stop_signal(source: Source<'_>, it: &Attribute) -> Result<StopSignal> {
     })
 }
 
-fn volume(source: Source<'_>, block: &Block) -> Result<VolumeMount> {
+/// A volume, and where its path is written.
+fn volume(
+    source: Source<'_>,
+    block: &Block,
+    name: &Name,
+) -> Result<(VolumeMount, Option<Range<usize>>)> {
     let mut mount = VolumeMount { path: String::new(), read_only: false };
     let mut at = block.ident.span();
     source.each(&block.body, "in `volume`", "`path` and `read_only`", |item| {
@@ -230,11 +245,10 @@ fn volume(source: Source<'_>, block: &Block) -> Result<VolumeMount> {
         let message = "a `volume` says where it is: path = \"/data\"".to_owned();
         return Err(source.error(at, message));
     }
-    source.holds(at, |spec| {
-        let name = "volume".parse().expect("a good name");
-        spec.container.volumes.insert(name, mount.clone());
+    source.holds(at.clone(), |spec| {
+        spec.container.volumes.insert(name.clone(), mount.clone());
     })?;
-    Ok(mount)
+    Ok((mount, at))
 }
 
 fn egress(source: Source<'_>, block: &Block) -> Result<EgressRule> {

@@ -309,6 +309,31 @@ pub enum SpecError {
         /// What is allowed.
         allowed: &'static str,
     },
+    /// A path that belongs to the system of the container.
+    #[error(
+        "{what} cannot be at {path}: that would hide or change the container's own system. Use a \
+         directory of its own, such as /data or /var/lib/app"
+    )]
+    SystemPath {
+        /// What was to be there.
+        what: String,
+        /// Where.
+        path: String,
+    },
+    /// One mount hides another.
+    #[error(
+        "{what} at {path} and {other} at {other_path} overlap: give each a directory of its own"
+    )]
+    Overlap {
+        /// What is mounted.
+        what: String,
+        /// Where.
+        path: String,
+        /// What else is mounted.
+        other: String,
+        /// Where that is.
+        other_path: String,
+    },
     /// A text that makes no sense.
     #[error("{field} is not allowed: {reason}")]
     Text {
@@ -389,6 +414,7 @@ impl ContainerSpec {
         for volume in self.volumes.values() {
             validate_path("volume path", &volume.path)?;
         }
+        self.validate_mounts()?;
         for rule in &self.egress {
             rule.validate()?;
         }
@@ -404,6 +430,65 @@ impl ContainerSpec {
             Some(mb) => range("tmp_mb", mb, 1..=1 << 20, "1 to 1048576"),
             None => Ok(()),
         }
+    }
+}
+
+/// Directories in which the container's system or the platform mounts things: nothing may be at or
+/// below them.
+const SYSTEM_TREES: [&str; 3] = ["/proc", "/sys", "/dev"];
+/// Directories of the container's system, which nothing may replace. Below them a directory of an
+/// app's own may be fine.
+const SYSTEM_DIRS: [&str; 13] = [
+    "/bin",
+    "/boot",
+    "/etc",
+    "/lib",
+    "/lib64",
+    "/run",
+    "/sbin",
+    "/tmp",
+    "/usr",
+    "/usr/bin",
+    "/usr/lib",
+    "/usr/sbin",
+    "/var",
+];
+
+/// The parts of a path that say where it is.
+fn parts(path: &str) -> Vec<&str> {
+    path.split('/').filter(|part| !matches!(*part, "" | ".")).collect()
+}
+
+fn is_system(path: &[&str]) -> bool {
+    path.is_empty()
+        || SYSTEM_TREES.iter().any(|tree| path.starts_with(&parts(tree)))
+        || SYSTEM_DIRS.iter().any(|dir| path == parts(dir))
+}
+
+impl ContainerSpec {
+    /// Volumes and caches lie beside each other, and volumes on nothing the system needs.
+    fn validate_mounts(&self) -> Result<(), SpecError> {
+        let volumes = self.volumes.iter().map(|(name, it)| (format!("volume {name}"), &it.path));
+        for (what, path) in volumes.clone() {
+            if is_system(&parts(path)) {
+                return Err(SpecError::SystemPath { what, path: path.clone() });
+            }
+        }
+        let caches = self.caches.iter().map(|(key, path)| (format!("cache {key}"), path));
+        let mounts: Vec<_> = volumes.chain(caches).map(|it| (parts(it.1), it)).collect();
+        for (at, (own, (what, path))) in mounts.iter().enumerate() {
+            let hides = |theirs: &[&str]| own.starts_with(theirs) || theirs.starts_with(own);
+            let found = mounts.iter().skip(at + 1).find(|(theirs, _)| hides(theirs));
+            if let Some((_, (other, other_path))) = found {
+                return Err(SpecError::Overlap {
+                    what: what.clone(),
+                    path: (*path).clone(),
+                    other: other.clone(),
+                    other_path: (*other_path).clone(),
+                });
+            }
+        }
+        Ok(())
     }
 }
 
@@ -590,6 +675,69 @@ mod tests {
         let mut spec = process();
         spec.crash.base_ms = 0;
         assert_eq!(spec.validate(), Ok(()), "restarts without a pause");
+    }
+
+    fn mounting(volumes: &[(&str, &str)], caches: &[(&str, &str)]) -> Result<(), String> {
+        let mut spec = process();
+        for (name, path) in volumes {
+            let mount = VolumeMount { path: (*path).to_owned(), read_only: false };
+            spec.container.volumes.insert(name.parse().expect("a name"), mount);
+        }
+        let caches = caches.iter().map(|(key, path)| ((*key).to_owned(), (*path).to_owned()));
+        spec.container.caches = caches.collect();
+        spec.validate().map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn mounts_lie_beside_each_other() {
+        let overlap = [
+            ("/data", "/data"),
+            ("/data", "/data/"),
+            ("/data", "//./data/sub"),
+            ("/data/a/b", "/data/a"),
+        ];
+        for (one, other) in overlap {
+            let said = mounting(&[("a", one), ("b", other)], &[]).expect_err("they overlap");
+            assert!(
+                said.starts_with(&format!("volume a at {one} and volume b at {other}")),
+                "{said}"
+            );
+            let said = mounting(&[("a", one)], &[("deps", other)]).expect_err("they overlap");
+            assert!(said.contains(&format!("cache deps at {other} overlap")), "{said}");
+        }
+        assert_eq!(mounting(&[("a", "/data/a"), ("b", "/data/ab")], &[("c", "/data/b")]), Ok(()));
+    }
+
+    #[test]
+    fn a_volume_leaves_the_system_alone() {
+        let system = [
+            "/",
+            "//",
+            "/.",
+            "/etc",
+            "/etc/",
+            "/usr",
+            "/usr/lib",
+            "/proc",
+            "/proc/self",
+            "/dev/shm",
+            "/sys",
+            "/bin",
+            "/lib",
+            "/lib64",
+            "/sbin",
+            "/run",
+            "/tmp",
+            "/./tmp",
+        ];
+        for path in system {
+            let said = mounting(&[("a", path)], &[]).expect_err(path);
+            assert!(said.starts_with(&format!("volume a cannot be at {path}: ")), "{said}");
+        }
+        for path in ["/data", "/etc/app", "/usr/local/data", "/var/lib/app", "/tmp/app", "/device"]
+        {
+            assert_eq!(mounting(&[("a", path)], &[]), Ok(()), "{path}");
+        }
     }
 
     type Change = fn(&mut TaskSpec);
