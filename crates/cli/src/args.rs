@@ -401,8 +401,8 @@ pub(crate) struct VolumeRemoveArgs {
     pub(crate) volume: String,
     #[command(flatten)]
     pub(crate) app: AppArgs,
-    /// Although an instance uses it, which is ended and begins anew with an empty one; or, when it is
-    /// being deleted already, although its cell never comes back to do it
+    /// Although an instance uses it or waits for it, which then begins anew with an empty one; or,
+    /// when it is being deleted already, although its cell never comes back to do it
     #[arg(long)]
     pub(crate) force: bool,
     /// Do not ask

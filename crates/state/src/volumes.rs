@@ -398,7 +398,7 @@ impl Core {
             let first = volumes.first().unwrap_or(other);
             return Some(format!(
                 "its volumes lie on different cells: {first} on {}, {other} on {}; \
-                 `shore volume remove` gives one of them up",
+                 `shore volume remove --force` deletes one of them, and the data in it is lost",
                 self.cell_name(first.cell),
                 self.cell_name(other.cell)
             ));
@@ -568,7 +568,7 @@ impl Core {
         Ok(())
     }
 
-    /// Instances that have a volume mounted, or may have.
+    /// Instances that have a volume mounted, may have, or wait for it.
     fn users_of(&self, volume: &Volume) -> Vec<Arc<Instance>> {
         let deployments = self.users(volume).into_iter();
         let rows = deployments.filter_map(|id| self.get::<Deployment>(id));
@@ -579,7 +579,33 @@ impl Core {
         });
         let instances =
             processes.filter_map(|id| self.get::<Instance>(instance_id(*id, volume.index)));
-        instances.filter(|row| is_there(row)).cloned().collect()
+        instances.cloned().collect()
+    }
+
+    /// Why a volume is not removed without force.
+    fn why_kept(&self, volume: &Volume, users: &[Arc<Instance>]) -> Option<String> {
+        let (user, there) = users
+            .iter()
+            .map(|user| (user, is_there(user)))
+            .max_by_key(|(user, there)| (*there, user.index))?;
+        let called = format!("{}.{}", volume.process, user.index);
+        let lost = "then the data is lost for good";
+        Some(match (self.is_connected(volume.cell), there) {
+            (true, true) => format!(
+                "volume {volume} is in use by {called}: `--force` ends that first, {lost}, and it \
+                 begins anew with an empty volume"
+            ),
+            (false, true) => format!(
+                "volume {volume} lies on cell {}, which is not connected, and {called} may still \
+                 serve from it there: with `--force` it begins elsewhere with an empty volume, and \
+                 {lost}",
+                self.cell_name(volume.cell)
+            ),
+            (_, false) => format!(
+                "{called} waits for volume {volume}: with `--force` it begins with an empty volume, \
+                 and {lost}"
+            ),
+        })
     }
 
     pub(crate) fn remove_volume(
@@ -600,22 +626,15 @@ impl Core {
             }
             return Err(Refusal::Conflict(format!(
                 "volume {row} is to be deleted once cell {cell} is connected; if that never comes \
-                 back, force forgets the volume"
+                 back, `--force` forgets the volume"
             )));
         }
         let users = self.users_of(&row);
-        if is_connected
-            && !force
-            && let Some(user) = users.first()
-        {
-            return Err(Refusal::Conflict(format!(
-                "volume {row} is in use by {}.{}: force ends that first, and it begins anew with an \
-                 empty volume",
-                row.process, user.index
-            )));
+        if let Some(why) = self.why_kept(&row, &users).filter(|_| !force) {
+            return Err(Refusal::Conflict(why));
         }
         self.put(Volume { state: VolumeState::Deleting { since: now }, ..(*row).clone() });
-        for user in users {
+        for user in users.into_iter().filter(|user| is_there(user)) {
             if is_connected {
                 self.stop_instance(now, &user)?;
             } else {

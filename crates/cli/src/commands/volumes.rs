@@ -2,6 +2,7 @@
 
 use api::http_types::{ProjectView, VolumeView};
 use model::{Name, Time};
+use serde::Serialize;
 
 use super::Shell;
 use super::access::now;
@@ -17,6 +18,14 @@ pub(super) async fn volume(shell: &Shell, command: VolumeCommand) -> Result<()> 
     }
 }
 
+/// A volume with its project.
+#[derive(Debug, Serialize)]
+struct Listed {
+    project: Name,
+    #[serde(flatten)]
+    view: VolumeView,
+}
+
 async fn list(shell: &Shell, project: Option<Name>) -> Result<()> {
     let client = shell.client()?;
     let projects = if let Some(name) = project {
@@ -25,25 +34,25 @@ async fn list(shell: &Shell, project: Option<Name>) -> Result<()> {
         let all: Vec<ProjectView> = client.get("/v1/projects").await?;
         all.into_iter().map(|it| it.name).collect()
     };
-    let mut all: Vec<(Name, VolumeView)> = Vec::new();
+    let mut all: Vec<Listed> = Vec::new();
     for name in projects {
         let own: Vec<VolumeView> = client.get(&format!("/v1/projects/{name}/volumes")).await?;
-        all.extend(own.into_iter().map(|view| (name.clone(), view)));
+        all.extend(own.into_iter().map(|view| Listed { project: name.clone(), view }));
     }
-    all.sort_by(|(one, a), (other, b)| {
-        (one, &a.app, &a.workspace, &a.name).cmp(&(other, &b.app, &b.workspace, &b.name))
+    all.sort_by(|one, other| {
+        let (a, b) = (&one.view, &other.view);
+        (&one.project, &a.app, &a.workspace, &a.name).cmp(&(
+            &other.project,
+            &b.app,
+            &b.workspace,
+            &b.name,
+        ))
     });
-    let views: Vec<&VolumeView> = all.iter().map(|(_, view)| view).collect();
-    if shell.output.is_json() {
-        shell.output.value(&views, String::new);
-        return Ok(());
-    }
     let now = now();
-    let rows: Vec<Vec<String>> = all.iter().map(|(name, view)| row(now, name, view)).collect();
     let header = ["project", "app", "workspace", "volume", "cell", "state", "made"];
     let empty =
         "there are no volumes: `volume \"data\" { path = \"/data\" }` in shore.hcl makes some";
-    shell.output.table(&rows, &header, empty, Clone::clone);
+    shell.output.table(&all, &header, empty, |it| row(now, &it.project, &it.view));
     Ok(())
 }
 

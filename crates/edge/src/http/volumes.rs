@@ -16,8 +16,8 @@ use super::{ApiError, ApiResult, ReadResult};
 /// How to give a volume up.
 #[derive(Debug, Deserialize, utoipa::IntoParams)]
 pub(crate) struct Removal {
-    /// Although an instance uses it, which is ended first and begins anew; or, when it is to be
-    /// deleted already, although its cell is not connected to do it.
+    /// Although an instance uses it or waits for it, which begins anew with an empty one; or, when it
+    /// is to be deleted already, although its cell is not connected to do it.
     force: Option<bool>,
 }
 
@@ -64,8 +64,8 @@ pub(crate) async fn get_volume(
     Ok(Json(server.read(move |state| views::volume(state, &row)).await?))
 }
 
-/// Gives a volume up: its cell deletes it, with everything in it. Refused while an instance uses it,
-/// unless forced.
+/// Gives a volume up: its cell deletes it, with everything in it. Refused while an instance uses it
+/// or waits for it, unless forced.
 #[utoipa::path(delete, path = "/v1/projects/{project}/volumes/{volume}", params(Removal),
     responses((status = 200), (status = 409, description = "it is in use", body = ErrorBody)))]
 pub(crate) async fn remove_volume(

@@ -543,7 +543,14 @@ fn data_on_a_lost_cell_can_be_given_up() {
     bench.cell(2, 4_000, &[]);
     bench.lose(1);
     let old = id(&bench, "web.0.data");
-    remove(&mut bench, "web.0.data", false).expect("its cell is not there");
+    let refused = remove(&mut bench, "web.0.data", false).expect_err("the old copy may serve on");
+    assert!(refused.contains("is not connected, and web.0 may still serve from it"), "{refused}");
+    assert!(refused.contains("with `--force`") && refused.contains("lost for good"), "{refused}");
+    assert_eq!(
+        (bench.targets(), bench.states(deployment)),
+        (Some((deployment, 1)), vec!["unclaimed"])
+    );
+    remove(&mut bench, "web.0.data", true).expect("it was asked for");
     assert_eq!(cell_of(&bench, deployment, 0), Some(2));
     let by = |force| Command::RemoveVolume { id: old, force };
     let refused = bench.try_apply(by(false)).expect_err("the cell may come back");
@@ -604,7 +611,9 @@ fn volumes_on_two_cells_wait_for_somebody_to_choose() {
     let both = deployed(&mut bench, 1, with(data(), &[("cache", false)]));
     let said = why(&bench, both, 0);
     assert!(said.starts_with("its volumes lie on different cells: web.0.cache on"), "{said}");
-    remove(&mut bench, "web.0.cache", false).expect("nothing uses it");
+    let refused = remove(&mut bench, "web.0.cache", false).expect_err("it is waited for");
+    assert!(refused.contains("web.0 waits for volume web.0.cache"), "{refused}");
+    remove(&mut bench, "web.0.cache", true).expect("it was asked for");
     assert_eq!(cell_of(&bench, both, 0), Some(1));
 }
 
