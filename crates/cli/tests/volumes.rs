@@ -82,15 +82,16 @@ impl Shop {
     }
 
     fn volumes(&self) -> Result<Vec<Value>, Failure> {
-        let list = self.dev.json(&["volume", "list", "--project", "shop"])?;
-        Ok(list.as_array().cloned().unwrap_or_default())
+        let list = self.dev.shore(&["volume", "list", "--project", "shop", "--json"])?;
+        let rows = list.ok("volume list")?;
+        rows.lines().map(|row| serde_json::from_str(row).map_err(told)).collect()
     }
 
     /// The state of the only volume.
     fn state(&self) -> Result<String, Failure> {
         let all = self.volumes()?;
         let [one] = all.as_slice() else { return Err(format!("not one volume: {all:?}")) };
-        assert_eq!(one["name"], "web.0.data");
+        assert_eq!((&one["project"], &one["name"]), (&"shop".into(), &"web.0.data".into()));
         Ok(one["state"].as_str().unwrap_or_default().to_owned())
     }
 
@@ -132,7 +133,7 @@ fn what_is_written_to_a_volume_outlives_deployments() -> Result<(), Failure> {
         "{said}"
     );
     let said = shop.shore(&["volume", "remove", "web.0.data", "--yes"])?.failed("in use")?;
-    assert!(said.contains("is in use by web.0"), "{said}");
+    assert!(said.contains("is in use by web.0: `--force` ends that first"), "{said}");
     let said = shop.shore(&["volume", "remove", "web.7.data", "--yes"])?.failed("unknown")?;
     assert!(said.contains("has no volume web.7.data"), "{said}");
 
