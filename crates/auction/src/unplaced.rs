@@ -265,7 +265,9 @@ impl Cells {
         ending: &[&Request],
     ) -> Option<PinnedWhy> {
         let mut freed = Size::default();
-        ending.iter().for_each(|it| freed.add(&it.size()));
+        for other in ending {
+            freed.add(&other.size());
+        }
         let needs = request.needs.as_deref().cloned().unwrap_or_default();
         self.why_not_on(cell, request, &needs, &freed)
     }
