@@ -2,8 +2,9 @@
 
 use std::path::PathBuf;
 use std::process::Command;
+use std::time::Duration;
 
-use testkit::{Alone, Failure, Ran};
+use testkit::{Alone, Failure, Ran, wait_for};
 
 use crate::{holds, program, refused, told};
 
@@ -16,6 +17,8 @@ const FILL: &str = "fill";
 const CHUNK: usize = 1 << 20;
 /// Bytes of one variable, which a commit writes.
 const BIG: usize = 100 << 10;
+/// How long the server may take until it writes again.
+const LIMIT: Duration = Duration::from_secs(20);
 /// More of them than the files of a new store have room for.
 const MANY: usize = 500;
 
@@ -145,7 +148,10 @@ fn a_full_disk_refuses_what_is_new_and_keeps_what_was() -> Result<(), Failure> {
     let shown = server.shore(&["config", "list", "--project", "before", "--json"])?;
     holds(&shown.ok("config list while full")?, &[&format!("\"{last:04}x")])?;
     disk.free(&server)?;
-    server.shore(&["project", "create", "after"])?.ok("project create with room again")?;
+    // It tries again a second after it was refused.
+    wait_for("the server to write again", LIMIT, || {
+        server.shore(&["project", "create", "after"]).ok().filter(|ran| ran.code == 0)
+    })?;
     let (status, said) = upload(&server, &vec![2; CHUNK])?;
     if status != 200 || said == kept {
         return Err(format!("an upload with room again was answered with {status}: {said}"));
