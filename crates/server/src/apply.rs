@@ -72,6 +72,8 @@ pub enum ApplyError {
 }
 
 type Answer = oneshot::Sender<Result<Reply, ApplyError>>;
+/// Who asked, and what is answered once everything before it is durable.
+type Answered = (Answer, Result<Reply, ApplyError>);
 /// Delivers what a read found, once everything before it is durable.
 type Delivery = Box<dyn FnOnce() + Send>;
 type Read = Box<dyn FnOnce(&State) -> Delivery + Send>;
@@ -188,7 +190,7 @@ impl Loop {
 
 /// One applied batch that waits for its commit.
 struct Applied {
-    answers: Vec<(Answer, Result<Reply, ApplyError>)>,
+    answers: Vec<Answered>,
     deliveries: Vec<Delivery>,
     event: Published,
     news: Vec<News>,
@@ -299,10 +301,8 @@ impl Applier {
         }
     }
 
-    /// Applies a batch and has it committed.
-    fn batch(&mut self, batch: Vec<Request>) {
-        let now = Time(self.clock.now_ms());
-        let here = batch.len() <= COMMITTED_HERE;
+    /// Applies the commands of a batch, and has its readers read.
+    fn carry_out(&mut self, now: Time, batch: Vec<Request>) -> (Vec<Answered>, Vec<Delivery>) {
         let mut answers = Vec::with_capacity(batch.len());
         let mut deliveries = Vec::new();
         let closed = self.closed_until.is_some_and(|until| runtime::mono_now() < until);
@@ -327,6 +327,14 @@ impl Applier {
                 (Request::Read(_), None) | (Request::Wake, _) => {}
             }
         }
+        (answers, deliveries)
+    }
+
+    /// Applies a batch and has it committed.
+    fn batch(&mut self, batch: Vec<Request>) {
+        let now = Time(self.clock.now_ms());
+        let here = batch.len() <= COMMITTED_HERE;
+        let (answers, deliveries) = self.carry_out(now, batch);
         let event = Published::default();
         let (news, base, generation) = (Vec::new(), self.base, self.generation);
         let (at, commits) = (runtime::mono_now(), false);
