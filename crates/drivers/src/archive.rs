@@ -19,7 +19,7 @@ use rustix::io::Errno;
 
 use crate::error::{Context as _, DriverError, Result};
 
-pub(crate) use pack::Source;
+pub(crate) use pack::{Rights, Source};
 pub use pack::{pack, pack_as};
 pub use unpack::unpack;
 pub(crate) use unpack::unpack_around;

@@ -186,7 +186,7 @@ fn able() -> Vec<Case> {
         layout::a_read_only_root_is_one,
         layout::mounts_are_what_they_say,
         layout::processes_run_as_who_was_asked_for,
-        layout::files_copied_in_belong_to_root,
+        layout::files_copied_in_belong_to_the_user,
         limits::memory_runs_out_and_is_reported,
         limits::memory_files_count_as_memory,
         limits::a_fork_bomb_is_contained,

@@ -75,7 +75,9 @@ pub trait Driver: Send + Sync + Debug {
     /// What a container uses now.
     fn stats<'a>(&'a self, handle: &'a Handle) -> BoxFuture<'a, Result<Stats>>;
 
-    /// Unpacks a tar stream below `path` (made when missing). See [`archive`] for what is refused.
+    /// Unpacks a tar stream below `path` (made when missing). What it makes belongs to the
+    /// container's [user](ContainerSpec::user), where the driver has users. See [`archive`] for what
+    /// is refused.
     fn copy_in<'a>(
         &'a self,
         handle: &'a Handle,
@@ -84,8 +86,8 @@ pub trait Driver: Send + Sync + Debug {
         limits: archive::Limits,
     ) -> BoxFuture<'a, Result<archive::Summary>>;
 
-    /// Packs `path` as a tar stream: a directory's contents, or a single file under its name.
-    /// Errors while packing come out of the stream.
+    /// Packs `path` as a tar stream: a directory's contents, or a single file under its name. Read
+    /// is what the container's root may read. Errors while packing come out of the stream.
     fn copy_out<'a>(&'a self, handle: &'a Handle, path: &'a str) -> BoxFuture<'a, Result<Input>>;
 
     /// Where a container's path is on this machine, where that means anything. The result may be,

@@ -304,6 +304,11 @@ pub struct User {
     pub gid: u32,
 }
 
+impl User {
+    /// User and group 0.
+    pub const ROOT: Self = Self { uid: 0, gid: 0 };
+}
+
 /// A command to start in a container. Its standard input is empty.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct ProcessSpec {

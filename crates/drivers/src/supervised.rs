@@ -32,7 +32,7 @@ use crate::proc::Id;
 use crate::shim::Processes;
 use crate::spec::{Handle, ProcessId};
 
-pub(crate) use copy::stream_out;
+pub(crate) use copy::{stream_out, unpack_as};
 pub(crate) use dirs::{Dirs, Draft, ended, join_below, make_private};
 pub(crate) use disk::DiskCache;
 pub(crate) use life::Life;

@@ -1,7 +1,8 @@
 //! The oci driver against the conformance suite, and what only it promises.
 
-use std::fs;
+use std::fs::{self, Permissions};
 use std::io::Write as _;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
@@ -16,6 +17,7 @@ use drivers::{
 use futures_util::StreamExt as _;
 use futures_util::stream;
 use runtime::{Stop, Tasks, mono_now, sleep, timeout};
+use tokio::io::AsyncReadExt as _;
 
 const TESTBED: &str = env!("CARGO_BIN_EXE_drivers-testbed");
 const SOON: Duration = Duration::from_secs(20);
@@ -224,6 +226,48 @@ async fn a_killed_agent_leaves_the_app_running() {
     driver.start(&kept, sh("next", "true")).await.expect("starts another");
     driver.remove(&kept).await.expect("removes");
     until("nothing left", || traces(place.dir.path()).is_empty()).await;
+}
+
+/// Copies something out of a container: the archive, or why not.
+async fn copied_out(driver: &OciDriver, handle: &Handle, path: &str) -> Result<Vec<u8>, String> {
+    let mut tar = driver.copy_out(handle, path).await.map_err(|error| error.to_string())?;
+    let mut bytes = Vec::new();
+    tar.read_to_end(&mut bytes).await.map_err(|error| error.to_string())?;
+    Ok(bytes)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn private_files_of_the_machine_stay_private() {
+    let Some(place) = Place::new() else { return };
+    let shown = tempfile::tempdir().expect("makes a directory");
+    let target = "/opt/machine";
+    for (name, mode) in [("open", 0o644), ("closed", 0o600)] {
+        let file = shown.path().join(name);
+        fs::write(&file, name).expect("writes");
+        fs::set_permissions(file, Permissions::from_mode(mode)).expect("is set");
+    }
+    fs::set_permissions(shown.path(), Permissions::from_mode(0o755)).expect("is set");
+    let mut config = Config::new(place.dir.path());
+    config.supervisor = TESTBED.into();
+    config.base_mounts = Config::machine_base();
+    let source = shown.path().to_owned();
+    config.base_mounts.push(Mount { source, target: target.to_owned(), read_only: true });
+    let driver = OciDriver::open(&config, Tasks::new(Stop::new())).expect("opens");
+    let handle = handle("a");
+    driver.create(ContainerSpec::new(handle.clone())).await.expect("is made");
+    let text = "cat /opt/machine/closed && exit 1; echo mine > /mine && chmod 600 /mine && \
+                chown 7:8 /mine && test \"$(cat /opt/machine/open)\" = open";
+    driver.start(&handle, sh("p", text)).await.expect("starts");
+    let id = ProcessId::new("p").expect("a good id");
+    assert!(driver.wait(&handle, &id).await.expect("it ends").success(), "its root cannot read it");
+    for path in ["/opt/machine/open", "/mine", "/usr/bin/env"] {
+        assert!(copied_out(&driver, &handle, path).await.is_ok(), "{path}");
+    }
+    for path in ["/opt/machine/closed", "/opt/machine"] {
+        let told = copied_out(&driver, &handle, path).await.expect_err("it is refused");
+        assert!(told.contains("not everybody may read it"), "{path}: {told}");
+    }
+    driver.remove(&handle).await.expect("is removed");
 }
 
 /// A limit as the container's control group has it, in version 1 or 2.

@@ -6,9 +6,10 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use rustix::fs::{CWD, FileType, Mode, makedev, mknodat};
+use tar::EntryType;
 
 use super::tars::Tar;
-use super::{Bench, Failure, Verdict, ensure};
+use super::{Bench, Verdict, ensure};
 use crate::archive::Limits;
 use crate::driver::Ability;
 use crate::spec::{Handle, Mount, ProcessId, ProcessSpec, User};
@@ -231,15 +232,32 @@ pub(super) async fn processes_run_as_who_was_asked_for(bench: Bench) -> Verdict 
     Ok(())
 }
 
-pub(super) async fn files_copied_in_belong_to_root(bench: Bench) -> Verdict {
+pub(super) async fn files_copied_in_belong_to_the_user(bench: Bench) -> Verdict {
     if !bench.driver.capabilities().can(Ability::Users) {
         return Ok(());
     }
-    let handle = bench.container().await?;
-    let tar = Tar::new().file("a/file", b"x")?.done()?;
-    bench.unpack(&handle, "/in", tar, Limits::default()).await?;
-    let text = "stat -c %u:%g /in /in/a /in/a/file; echo more >> /in/a/file && cat /in/a/file";
-    let seen = bench.output(&handle, "p", text).await?.text();
-    let wanted = "0:0\n0:0\n0:0\nxmore\n";
-    if seen == wanted { Ok(()) } else { Err(Failure::new(seen)) }
+    let user = User { uid: 1234, gid: 2345 };
+    for (name, user, wanted) in [("root", None, "0:0"), ("user", Some(user), "1234:2345")] {
+        let handle = bench.with(name, |spec| spec.user = user).await?;
+        let tar = Tar::new()
+            .raw(EntryType::Regular, ("a/file", ""), 0o600, b"x")?
+            .symlink("a/link", "file")?
+            .raw(EntryType::Link, ("a/hard", "a/file"), 0o600, b"")?
+            .done()?;
+        bench.unpack(&handle, "/in", tar.clone(), Limits::default()).await?;
+        let before = "mkdir -p /kept/in/a && echo old > /kept/in/a/file";
+        let mut root = ProcessSpec::new(ProcessId::new("root")?, ["/bin/sh", "-c", before]);
+        root.user = Some(User::ROOT);
+        let (exit, _) = bench.run(&handle, root).await?;
+        ensure!(exit.success(), "{name}: {exit:?}");
+        bench.unpack(&handle, "/kept/in", tar, Limits::default()).await?;
+        let text = "stat -c %u:%g /in /in/a /in/a/file /in/a/link /in/a/hard /kept/in/a/file && \
+                    stat -c %u:%g /kept/in /kept/in/a && \
+                    echo more >> /in/a/file && cat /in/a/file /kept/in/a/file";
+        let seen = bench.output(&handle, "p", text).await?.text();
+        // A directory that was there keeps its owner.
+        let wanted = format!("{}0:0\n0:0\nxmore\nx", format!("{wanted}\n").repeat(6));
+        ensure!(seen == wanted, "{name}: {seen}");
+    }
+    Ok(())
 }

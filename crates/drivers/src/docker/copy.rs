@@ -6,15 +6,13 @@
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::Arc;
 
-use tokio_util::io::SyncIoBridge;
-
 use super::Inner;
 use super::container::Place;
-use crate::archive::{self, Limits, Summary};
+use crate::archive::{self, Limits, Rights, Summary};
 use crate::driver::Input;
 use crate::error::{DriverError, Result};
-use crate::spec::Handle;
-use crate::supervised::stream_out;
+use crate::spec::{Handle, User};
+use crate::supervised::{stream_out, unpack_as};
 
 impl Inner {
     pub(super) async fn copy_in(
@@ -24,15 +22,14 @@ impl Inner {
         tar: Input,
         limits: Limits,
     ) -> Result<Summary> {
+        let owner = self.kept.dirs.meta(handle)?.user.unwrap_or(User::ROOT);
         let root = open_root(handle, &self.up(handle).await?)?;
-        let dir = archive::open_below(root.as_fd(), path, true)?;
-        let tar = SyncIoBridge::new(tar);
-        self.kept.tasks.blocking(move || archive::unpack(tar, dir.as_fd(), limits)).await
+        unpack_as(owner, root, path, (tar, limits)).await
     }
 
     pub(super) async fn copy_out(self: &Arc<Self>, handle: &Handle, path: &str) -> Result<Input> {
         let root = open_root(handle, &self.up(handle).await?)?;
-        let source = archive::Source::open(root.as_fd(), path)?;
+        let source = archive::Source::open(root.as_fd(), path, Rights::All)?;
         Ok(stream_out(&self.kept.tasks, source))
     }
 }

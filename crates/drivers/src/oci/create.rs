@@ -163,11 +163,8 @@ impl Inner {
             },
         );
         fs::write(draft.dir.join(CONFIG_FILE), serde_json::to_vec(&config)?)?;
-        let mut mounts = Vec::new();
-        if !layers::bring_a_system(&spec.root.layers) {
-            mounts.extend(self.base_mounts.iter().cloned());
-        }
-        mounts.extend(spec.mounts.iter().cloned());
+        let has_system = layers::bring_a_system(&spec.root.layers);
+        let base = if has_system { Vec::new() } else { self.base_mounts.clone() };
         let address = self.net.address(slot).to_string();
         let plan = Plan {
             stage,
@@ -175,7 +172,8 @@ impl Inner {
             layers: lower,
             image,
             first_user,
-            mounts,
+            base,
+            mounts: spec.mounts.clone(),
             files: files(&hostname, &address),
             defaults: accounts(),
             idle: self.idle(),

@@ -1,20 +1,16 @@
 //! A container's files, seen from the machine.
 
-use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use rustix::thread::{CapabilitySet, CapabilitySets};
-use tokio_util::io::SyncIoBridge;
-
-use super::{Inner, disk};
-use crate::archive::{self, Limits, Summary};
+use super::{Inner, disk, slots};
+use crate::archive::{self, Limits, Rights, Summary};
 use crate::driver::{Input, Stats};
-use crate::error::{Context as _, DriverError, Result};
+use crate::error::{DriverError, Result};
 use crate::proc::Id;
-use crate::spec::Handle;
-use crate::supervised::{stream_out, tree};
+use crate::spec::{Handle, User};
+use crate::supervised::{stream_out, tree, unpack_as};
 
 /// Where the machine sees a container's root, with everything mounted in it.
 pub(super) fn root_of(init: Id) -> PathBuf {
@@ -22,7 +18,8 @@ pub(super) fn root_of(init: Id) -> PathBuf {
 }
 
 impl Inner {
-    /// Opens the root of a container. What is opened belongs to it: it still ran after that.
+    /// Opens the root of a container, and which user of the machine its user 0 is. What is opened
+    /// belongs to it: it still ran after that.
     fn open_root(&self, handle: &Handle) -> Result<(OwnedFd, u32)> {
         let (place, init) = self.running(handle)?;
         let root = archive::open_root(&root_of(init))?;
@@ -39,29 +36,23 @@ impl Inner {
         tar: Input,
         limits: Limits,
     ) -> Result<Summary> {
-        let (root, owner) = self.open_root(handle)?;
-        let tar = SyncIoBridge::new(tar);
-        let path = path.to_owned();
-        let (sender, receiver) = tokio::sync::oneshot::channel();
-        // A thread of its own, for it acts as the container's root and nothing else may.
-        let work = move || {
-            let unpacked = act_as(owner)
-                .context(|| "act as the container's root".to_owned())
-                .and_then(|()| archive::open_below(root.as_fd(), &path, true))
-                .and_then(|dir| archive::unpack(tar, dir.as_fd(), limits));
-            // Nobody minds when who asked went away.
-            drop(sender.send(unpacked));
-        };
-        let thread = runtime::spawn_thread("copy in", work);
-        thread.context(|| "start a thread".to_owned())?;
-        receiver.await.unwrap_or_else(|_| {
-            Err(DriverError::io("copy in", io::Error::other("the thread ended early")))
-        })
+        let inside = self.kept.dirs.meta(handle)?.user.unwrap_or(User::ROOT);
+        if inside.uid >= slots::USERS || inside.gid >= slots::USERS {
+            return Err(DriverError::invalid("user", "it is out of range"));
+        }
+        let (root, first) = self.open_root(handle)?;
+        let owner = User { uid: first + inside.uid, gid: first + inside.gid };
+        unpack_as(owner, root, path, (tar, limits)).await
     }
 
     pub(super) fn copy_out(&self, handle: &Handle, path: &str) -> Result<Input> {
-        let (root, _) = self.open_root(handle)?;
-        let source = archive::Source::open(root.as_fd(), path)?;
+        let (root, first) = self.open_root(handle)?;
+        // Without users of its own, its root is the machine's.
+        let rights = match first {
+            0 => Rights::All,
+            first => Rights::Of(first..first.saturating_add(slots::USERS)),
+        };
+        let source = archive::Source::open(root.as_fd(), path, rights)?;
         Ok(stream_out(&self.kept.tasks, source))
     }
 
@@ -82,29 +73,4 @@ impl Inner {
         };
         Ok(self.kept.tasks.blocking(measure).await)
     }
-}
-
-/// Makes this thread, and only it, a container's root: what it makes belongs to that.
-#[expect(unsafe_code, reason = "the library's way changes all threads of the process")]
-fn act_as(owner: u32) -> io::Result<()> {
-    if owner == 0 {
-        return Ok(());
-    }
-    let capabilities = rustix::thread::capabilities(None)?;
-    // SAFETY: system calls that change this thread's credentials and touch no memory.
-    let now = unsafe {
-        libc::syscall(libc::SYS_setfsgid, owner);
-        libc::syscall(libc::SYS_setfsuid, owner);
-        // It never fails but says who it was before; this asks without changing anything.
-        (libc::syscall(libc::SYS_setfsgid, -1), libc::syscall(libc::SYS_setfsuid, -1))
-    };
-    if now != (owner.into(), owner.into()) {
-        return Err(io::Error::other("the kernel refuses"));
-    }
-    // The kernel took these away with user 0. Only what reads and writes the container's files.
-    let files = CapabilitySet::DAC_OVERRIDE | CapabilitySet::FOWNER | CapabilitySet::CHOWN;
-    let effective = capabilities.effective.intersection(files);
-    let sets = CapabilitySets { effective, ..capabilities };
-    rustix::thread::set_capabilities(None, sets)?;
-    Ok(())
 }

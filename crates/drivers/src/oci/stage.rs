@@ -54,6 +54,9 @@ pub(super) struct Plan {
     pub(super) image: Option<PathBuf>,
     /// The user of the machine that user 0 is, in a user namespace.
     pub(super) first_user: Option<u32>,
+    /// What of the machine it sees as the machine's: not even its root may read what not everybody
+    /// may.
+    pub(super) base: Vec<Mount>,
     pub(super) mounts: Vec<Mount>,
     /// Files below `/etc` with their text.
     pub(super) files: Vec<(String, String)>,
@@ -124,8 +127,9 @@ fn lay_out(plan: &Plan) -> io::Result<()> {
     let owner = plan.first_user.unwrap_or(0);
     let root = Root::open(Path::new(ROOT), (owner, owner));
     let root = doing("open the root", root)?;
-    for wanted in &plan.mounts {
-        let put = root.put(wanted, users.as_ref());
+    let base = plan.base.iter().map(|wanted| (wanted, None));
+    for (wanted, users) in base.chain(plan.mounts.iter().map(|wanted| (wanted, users.as_ref()))) {
+        let put = root.put(wanted, users);
         doing(&format!("mount {} at {}", wanted.source.display(), wanted.target), put)?;
     }
     for (name, text) in &plan.files {

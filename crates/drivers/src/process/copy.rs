@@ -34,7 +34,7 @@ impl Inner {
 
     pub(super) fn copy_out(&self, handle: &Handle, path: &str) -> Result<Input> {
         let (root, path) = self.open(handle, path, &self.mounts(handle)?)?;
-        let source = archive::Source::open(root.as_fd(), &path)?;
+        let source = archive::Source::open(root.as_fd(), &path, archive::Rights::All)?;
         Ok(stream_out(&self.kept.tasks, source))
     }
 
