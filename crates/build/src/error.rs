@@ -3,7 +3,8 @@
 use std::io;
 use std::path::Path;
 
-/// The exit codes of the Cloud Native Buildpacks lifecycle that are used here.
+/// The exit codes of the Cloud Native Buildpacks lifecycle that are used here, and for programs that
+/// cannot be started those of shells.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Exit {
@@ -23,6 +24,10 @@ pub enum Exit {
     ExportFailed = 62,
     /// A process could not be started.
     LaunchFailed = 82,
+    /// Its program is there, and cannot be executed.
+    NotExecutable = 126,
+    /// Its program, or the interpreter of its program, is not there.
+    NotFound = 127,
 }
 
 /// Why there is no image.

@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 
 use crate::metadata::{LaunchProcess, Metadata};
 use crate::paths::{APP_DIR, LAYERS_DIR, Root};
+use crate::tool::find_entry;
 use crate::words::{Line, WordsError};
 use crate::{Env, Exit, Phase, apply_layer, find_program};
 
@@ -57,13 +58,29 @@ pub enum LaunchError {
         error: WordsError,
     },
     /// The program does not exist.
-    #[error("{program} was not found, or is not executable; looked in {looked_in}; {hint}")]
-    Program {
+    #[error("{program} was not found; looked in {looked_in}; {hint}")]
+    Missing {
         /// What was looked for.
         program: String,
         /// Where.
         looked_in: String,
         /// What may help.
+        hint: &'static str,
+    },
+    /// The program cannot be executed.
+    #[error("{path} is no executable file; `chmod +x` makes one of a program")]
+    NotExecutable {
+        /// What was found.
+        path: PathBuf,
+    },
+    /// The system refused to start the program.
+    #[error("start {path}: {source}{hint}")]
+    Start {
+        /// The program.
+        path: PathBuf,
+        /// The system's answer.
+        source: io::Error,
+        /// What that means here, or nothing.
         hint: &'static str,
     },
     /// A layer wants something that is not supported.
@@ -80,13 +97,17 @@ pub enum LaunchError {
 }
 
 impl LaunchError {
-    /// The exit code of the lifecycle for this error.
-    pub const fn exit(&self) -> Exit {
+    /// The exit code for this error.
+    pub fn exit(&self) -> Exit {
         match self {
+            Self::Missing { .. } => Exit::NotFound,
+            Self::Start { source, .. } if source.kind() == io::ErrorKind::NotFound => {
+                Exit::NotFound
+            }
+            Self::NotExecutable { .. } | Self::Start { .. } => Exit::NotExecutable,
             Self::Metadata { .. }
             | Self::NoDefault { .. }
             | Self::Line { .. }
-            | Self::Program { .. }
             | Self::ExecD(_)
             | Self::Io { .. } => Exit::LaunchFailed,
         }
@@ -257,14 +278,17 @@ fn find_argv(argv: Vec<String>, env: &Env, dir: &Path) -> Result<Program, Launch
         return Ok(Program::StaticServer(argv.into_iter().skip(1).collect()));
     }
     let path = env.get("PATH").map_or(DEFAULT_PATH, String::as_str);
-    match find_program(name, path, dir) {
-        Some(path) => Ok(Program::File { path, argv }),
-        None => Err(LaunchError::Program {
-            program: name.to_owned(),
-            looked_in: if name.contains('/') { dir.display().to_string() } else { path.to_owned() },
-            hint: crate::tool::hint(name),
-        }),
+    if let Some(path) = find_program(name, path, dir) {
+        return Ok(Program::File { path, argv });
     }
+    if let Some(path) = find_entry(name, path, dir) {
+        return Err(LaunchError::NotExecutable { path });
+    }
+    Err(LaunchError::Missing {
+        program: name.to_owned(),
+        looked_in: if name.contains('/') { dir.display().to_string() } else { path.to_owned() },
+        hint: crate::tool::hint(name),
+    })
 }
 
 /// Becomes the process: returns only when that fails, or when a static server has ended.
@@ -285,8 +309,13 @@ fn replace(path: &Path, argv: &[String], env: &Env, dir: &Path) -> Result<Infall
     if let Some((name, args)) = argv.split_first() {
         command.arg0(name).args(args);
     }
-    let error = command.current_dir(dir).env_clear().envs(env).exec();
-    Err(io_error("start", path, error))
+    let source = command.current_dir(dir).env_clear().envs(env).exec();
+    let hint = match source.kind() {
+        _ if !dir.is_dir() => return Err(io_error("enter", dir, source)),
+        io::ErrorKind::NotFound => "; the interpreter its first line names is missing",
+        _ => "",
+    };
+    Err(LaunchError::Start { path: path.to_owned(), source, hint })
 }
 
 #[cfg(test)]
@@ -368,6 +397,34 @@ mod tests {
     }
 
     #[test]
+    fn what_cannot_be_executed_has_the_codes_of_shells() {
+        let (root, env) = root();
+        let write = |name: &str, text: &str, mode| {
+            let path = root.path().join("workspace").join(name);
+            std::fs::write(&path, text).expect("written");
+            std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).expect("set");
+        };
+        write("plain", "", 0o644);
+        write("orphan", "#!/no/such/interpreter\n", 0o755);
+        let exit = |command: &str| {
+            let launched = prepare(&strings(&["--", command]), &env).and_then(exec);
+            let error = launched.expect_err("it cannot run");
+            (error.exit() as u8, error.to_string())
+        };
+        for (command, code, told) in [
+            ("none", 127, "none was not found; looked in"),
+            ("./none", 127, "./none was not found"),
+            ("./plain", 126, "is no executable file"),
+            ("./sub", 126, "is no executable file"),
+            ("./orphan", 127, "its first line names is missing"),
+        ] {
+            let (found, text) = exit(command);
+            assert_eq!(found, code, "{command}: {text}");
+            assert!(text.contains(told), "{command}: {text}");
+        }
+    }
+
+    #[test]
     fn commands_run_as_they_are() {
         let (_root, env) = root();
         for args in [&["--", "tool", "$PORT"][..], &["tool", "$PORT"]] {
@@ -376,7 +433,7 @@ mod tests {
         }
         let error = prepare(&strings(&["none"]), &env).expect_err("there is none");
         assert!(error.to_string().starts_with("none was not found"), "{error}");
-        assert_eq!(error.exit() as u8, 82);
+        assert_eq!(error.exit() as u8, 127);
         let error = prepare(&strings(&["--"]), &env).expect_err("nothing to run");
         assert!(error.to_string().contains("web, job, files"), "{error}");
         let error = prepare(&[], &Env::new()).expect_err("no image");

@@ -32,14 +32,23 @@ pub fn find_program(program: &str, path: &str, dir: &Path) -> Option<PathBuf> {
     let executable = |file: &Path| {
         std::fs::metadata(file).is_ok_and(|m| m.is_file() && m.permissions().mode() & 0o111 != 0)
     };
+    find(program, path, dir, executable)
+}
+
+/// What has the name of `program` where that is looked for, whatever it is.
+pub(crate) fn find_entry(program: &str, path: &str, dir: &Path) -> Option<PathBuf> {
+    find(program, path, dir, Path::exists)
+}
+
+fn find(program: &str, path: &str, dir: &Path, accept: impl Fn(&Path) -> bool) -> Option<PathBuf> {
     if program.contains('/') {
         let file = dir.join(program);
-        return executable(&file).then_some(file);
+        return accept(&file).then_some(file);
     }
     if program.is_empty() {
         return None;
     }
-    path.split(':').map(|part| dir.join(part).join(program)).find(|file| executable(file))
+    path.split(':').map(|part| dir.join(part).join(program)).find(|file| accept(file))
 }
 
 /// The tool in the `PATH` of `env`, or an error that says how to get it.

@@ -59,9 +59,11 @@ fn what_cannot_be_is_said() -> Result<(), Failure> {
     world.exec(&["--process", "worker"], &yes, b"")?.refused(3, &["no process worker"])?;
     world.exec(&["--deployment", "77"], &yes, b"")?.refused(3, &["no deployment 77"])?;
     world.exec(&["--workspace", "other"], &yes, b"")?.refused(3, &["no release of app web"])?;
-    let missing = world.exec(&[], &["/no/such/command"], b"")?;
-    assert_ne!(missing.code, 0);
-    holds(&missing.err, &["/no/such/command"])?;
+    // What cannot be started has the codes that shells have for it.
+    for missing in ["nope", "/no/such/command"] {
+        world.exec(&[], &[missing], b"")?.refused(127, &[missing, "was not found"])?;
+    }
+    world.exec(&[], &["/etc/passwd"], b"")?.refused(126, &["/etc/passwd is no executable file"])?;
     let all = ["exec", "web", "--project", "shop"];
     let none = crate::piped(world.dev.command(&all), b"")?;
     none.refused(6, &["no command was given", "shore exec APP -- COMMAND"])?;
