@@ -205,6 +205,7 @@ fn able() -> Vec<Case> {
         sessions::a_session_has_a_terminal,
         sessions::a_terminal_interrupts,
         sessions::a_dropped_session_is_killed,
+        sessions::a_killed_keeper_takes_its_session_along,
         sessions::a_session_that_fails_says_why,
         escapes::attempts_from_a_shell_fail,
         escapes::dangerous_calls_are_refused,

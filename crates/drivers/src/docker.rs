@@ -196,6 +196,9 @@ async fn keep_order(keeper: Weak<Inner>) {
     let mut swept = false;
     while let Some(inner) = keeper.upgrade() {
         if !swept {
+            if let Err(error) = inner.work(Inner::sweep_sessions).await {
+                tracing::warn!(%error, "old sessions may go on");
+            }
             match inner.work(Inner::sweep).await {
                 Ok(()) => swept = true,
                 Err(error) => tracing::info!(%error, "cannot look for abandoned containers yet"),

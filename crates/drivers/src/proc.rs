@@ -157,6 +157,16 @@ pub(crate) fn environment_has(pid: i32, markers: &[String]) -> bool {
     found.into_iter().all(|found| found)
 }
 
+/// What a variable was in the environment a process was started with.
+pub(crate) fn environment_value(pid: i32, name: &str) -> Option<String> {
+    let environment = fs::read(format!("/proc/{pid}/environ")).ok()?;
+    let value = |variable: &[u8]| {
+        let rest = variable.strip_prefix(name.as_bytes())?.strip_prefix(b"=")?;
+        String::from_utf8(rest.to_vec()).ok()
+    };
+    environment.split(|byte| *byte == 0).find_map(value)
+}
+
 /// Whether a process works below `dir`.
 pub(crate) fn works_below(pid: i32, dir: &Path) -> bool {
     fs::read_link(format!("/proc/{pid}/cwd")).is_ok_and(|cwd| cwd.starts_with(dir))

@@ -69,7 +69,15 @@ impl ProcessDriver {
             draft.remove().context(|| format!("remove {}", draft.dir.display()))?;
         }
         kept.empty_trash();
-        Ok(Self(Arc::new(Inner { kept: Arc::new(kept), sessions: session::Keepers::default() })))
+        let inner = Inner { kept: Arc::new(kept), sessions: session::Keepers::default() };
+        let inner = Arc::new(inner);
+        let sweeper = Arc::clone(&inner);
+        let name = "sweep sessions";
+        inner
+            .kept
+            .tasks
+            .spawn(runtime::Kind::Ordinary, name, async move { sweeper.sweep_sessions().await });
+        Ok(Self(inner))
     }
 }
 

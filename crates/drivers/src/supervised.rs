@@ -8,7 +8,7 @@ mod copy;
 mod dirs;
 mod disk;
 mod life;
-mod session;
+pub(crate) mod session;
 mod start;
 mod tail;
 pub(crate) mod tree;
@@ -37,7 +37,7 @@ pub(crate) use dirs::{Dirs, Draft, ended, join_below, make_private};
 pub(crate) use disk::DiskCache;
 pub(crate) use life::Life;
 pub(crate) use start::Starting;
-pub(crate) use watch::{Watcher, until};
+pub(crate) use watch::{Watcher, until, until_readable};
 
 /// This executable, even when its file was replaced since it was started.
 pub(crate) const OWN_EXECUTABLE: &str = "/proc/self/exe";

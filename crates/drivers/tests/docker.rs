@@ -4,6 +4,8 @@
 mod daemon;
 #[path = "docker/place.rs"]
 mod place;
+#[expect(dead_code, reason = "no agent is killed here")]
+mod procs;
 
 use std::fs;
 use std::net::TcpListener;
@@ -23,6 +25,7 @@ use runtime::{mono_now, timeout};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use place::{Place, SOON, driver_of, handle, id, sh};
+use procs::running_with;
 
 /// A place for containers, or the end of the test where there is no Docker.
 macro_rules! place {
@@ -36,6 +39,16 @@ macro_rules! place {
             }
         }
     };
+}
+
+/// Waits until a condition holds.
+async fn until(what: &str, mut condition: impl FnMut() -> bool) {
+    let look = async {
+        while !condition() {
+            runtime::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    assert!(timeout(SOON, look).await.is_some(), "{what}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -380,6 +393,31 @@ async fn sessions_have_input_output_and_an_end() {
     assert!(timeout(SOON, ends).await.is_some(), "it runs without anybody");
     let failed = driver.session(&name, ProcessSpec::new(id("f"), ["/no/such"]), None).await;
     assert!(matches!(failed, Err(DriverError::Start { .. })), "{failed:?}");
+    driver.remove(&name).await.expect("removes");
+    place.nothing_is_left();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_session_of_a_dead_agent_left_is_ended() {
+    let place = place!();
+    let driver = place.driver();
+    let name = handle("left");
+    driver.create(ContainerSpec::new(name.clone())).await.expect("creates");
+    // The launcher of that session was killed as well, so its processes are nobody's.
+    let token = format!("LEFT_OF={}", place.path().display());
+    for (id, session) in [("gone", format!("{}-1-0", i32::MAX)), ("other", "none".to_owned())] {
+        let text = format!(
+            "echo ready; exec env LEFT_OF={} SHORE_SESSION={session} sleep 1000",
+            place.path().display()
+        );
+        driver.start(&name, sh(id, &text)).await.expect("starts");
+    }
+    until("both", || running_with(&token).len() == 2).await;
+    let next = place.driver();
+    until("the end of one", || running_with(&token).len() == 1).await;
+    let exit = timeout(SOON, next.wait(&name, &id("gone"))).await.expect("ends").expect("waits");
+    assert_eq!(exit.outcome, Outcome::Signal(9));
+    assert!(!running_with("SHORE_SESSION=none").is_empty());
     driver.remove(&name).await.expect("removes");
     place.nothing_is_left();
 }

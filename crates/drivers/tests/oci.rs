@@ -1,5 +1,7 @@
 //! The oci driver against the conformance suite, and what only it promises.
 
+mod procs;
+
 use std::fs::{self, Permissions};
 use std::io::Write as _;
 use std::os::unix::fs::PermissionsExt as _;
@@ -17,7 +19,10 @@ use drivers::{
 use futures_util::StreamExt as _;
 use futures_util::stream;
 use runtime::{Stop, Tasks, mono_now, sleep, timeout};
+use rustix::process::{Pid, Signal as Raw, kill_process};
 use tokio::io::AsyncReadExt as _;
+
+use crate::procs::{children, running_with};
 
 const TESTBED: &str = env!("CARGO_BIN_EXE_drivers-testbed");
 const SOON: Duration = Duration::from_secs(20);
@@ -226,6 +231,30 @@ async fn a_killed_agent_leaves_the_app_running() {
     driver.start(&kept, sh("next", "true")).await.expect("starts another");
     driver.remove(&kept).await.expect("removes");
     until("nothing left", || traces(place.dir.path()).is_empty()).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_session_whose_agent_and_keeper_were_killed_ends_with_the_next_agent() {
+    let Some(place) = Place::new() else { return };
+    let agent = Agent::start(&place, "oci-session");
+    let token = format!("SESSION_OF={}", agent.0.id());
+    until("a session", || running_with(&token).len() >= 3).await;
+    // The agent is stopped so that it cannot do anything about what happens to the keeper.
+    kill_process(Pid::from_child(&agent.0), Raw::STOP).expect("it runs");
+    let is_keeper = |pid: &&String| {
+        let line = fs::read(format!("/proc/{pid}/cmdline"));
+        line.is_ok_and(|line| line.starts_with(b"longshore-session"))
+    };
+    let all = children(agent.0.id());
+    let keepers: Vec<_> = all.iter().filter(is_keeper).collect();
+    let [keeper] = keepers[..] else { panic!("{keepers:?}") };
+    let keeper = keeper.parse().ok().and_then(Pid::from_raw).expect("a number");
+    kill_process(keeper, Raw::KILL).expect("it runs");
+    drop(agent);
+    assert!(!running_with(&token).is_empty(), "nobody is there who would end all of it");
+    let driver = place.open_driver();
+    until("its end", || running_with(&token).is_empty()).await;
+    driver.remove(&handle("kept")).await.expect("removes");
 }
 
 /// Copies something out of a container: the archive, or why not.

@@ -1,6 +1,7 @@
 //! The process driver against the conformance suite, and what only it promises.
 
-use std::collections::BTreeSet;
+mod procs;
+
 use std::fs;
 use std::os::fd::AsFd as _;
 use std::os::unix::fs::symlink;
@@ -20,6 +21,8 @@ use futures_util::stream;
 use runtime::{Stop, Tasks, mono_now, sleep, timeout};
 use rustix::process::{Pid, Signal as Raw, kill_process};
 use tokio::io::AsyncReadExt as _;
+
+use crate::procs::{children, running_with};
 
 const TESTBED: &str = env!("CARGO_BIN_EXE_drivers-testbed");
 const SOON: Duration = Duration::from_secs(20);
@@ -68,30 +71,6 @@ async fn until(what: &str, mut condition: impl FnMut() -> bool) {
     assert!(timeout(SOON, look).await.is_some(), "{what}");
 }
 
-/// Processes that run and whose environment has this text.
-fn running_with(text: &str) -> BTreeSet<String> {
-    let mut found = BTreeSet::new();
-    for entry in fs::read_dir("/proc").expect("reads /proc").flatten() {
-        let environ = fs::read(entry.path().join("environ")).unwrap_or_default();
-        if String::from_utf8_lossy(&environ).contains(text) {
-            found.insert(entry.file_name().display().to_string());
-        }
-    }
-    found
-}
-
-/// All children of this process, ended ones too.
-fn children() -> Vec<String> {
-    let own = std::process::id();
-    let threads = fs::read_dir(format!("/proc/{own}/task")).expect("lists").flatten();
-    let lists = threads.map(|thread| fs::read_to_string(thread.path().join("children")));
-    lists
-        .flatten()
-        .flat_map(|list| list.split(' ').map(str::to_owned).collect::<Vec<_>>())
-        .filter(|pid| !pid.is_empty())
-        .collect()
-}
-
 fn runs(pid: &str) -> bool {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     stat.rsplit_once(')').is_some_and(|(_, rest)| !rest.trim_start().starts_with('Z'))
@@ -125,6 +104,14 @@ async fn conforms() {
 }
 
 struct Agent(Child);
+
+impl Agent {
+    fn start(place: &Place, what: &str) -> Self {
+        let mut agent = Command::new(TESTBED);
+        agent.arg(place.dir.path()).arg(what).stdin(Stdio::null()).stderr(Stdio::null());
+        Self(agent.spawn().expect("starts"))
+    }
+}
 
 impl Drop for Agent {
     fn drop(&mut self) {
@@ -173,6 +160,30 @@ async fn a_killed_agent_leaves_the_app_running() {
     let exit = driver.wait(&kept, &writer).await.expect("waits");
     assert_eq!(exit.outcome, Outcome::Code(7));
     driver.remove(&kept).await.expect("removes");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_session_whose_agent_and_keeper_were_killed_ends_with_the_next_agent() {
+    let place = Place::new();
+    let agent = Agent::start(&place, "process-session");
+    let token = format!("SESSION_OF={}", agent.0.id());
+    until("a session", || running_with(&token).len() >= 3).await;
+    // The agent is stopped so that it cannot do anything about what happens to the keeper.
+    kill_process(Pid::from_child(&agent.0), Raw::STOP).expect("it runs");
+    let is_keeper = |pid: &&String| {
+        let line = fs::read(format!("/proc/{pid}/cmdline"));
+        line.is_ok_and(|line| line.starts_with(b"longshore-session"))
+    };
+    let all = children(agent.0.id());
+    let keepers: Vec<_> = all.iter().filter(is_keeper).collect();
+    let [keeper] = keepers[..] else { panic!("{keepers:?}") };
+    let keeper = keeper.parse().ok().and_then(Pid::from_raw).expect("a number");
+    kill_process(keeper, Raw::KILL).expect("it runs");
+    drop(agent);
+    assert!(!running_with(&token).is_empty(), "nobody is there who would end all of it");
+    let driver = place.driver();
+    until("its end", || running_with(&token).is_empty()).await;
+    driver.remove(&handle("kept")).await.expect("removes");
 }
 
 async fn pid_of(driver: &ProcessDriver, handle: &Handle) -> Option<u32> {
@@ -349,7 +360,7 @@ async fn a_start_is_fast() {
     assert!(starts[30] < Duration::from_millis(50), "{:?}", starts[30]);
     let supervisors = || {
         let ended = |pid: &String| !runs(pid);
-        children().iter().filter(|pid| ended(pid)).count()
+        children(std::process::id()).iter().filter(|pid| ended(pid)).count()
     };
     until("every supervisor is reaped", || supervisors() == 0).await;
     driver.remove(&handle).await.expect("removes");

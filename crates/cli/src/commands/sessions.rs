@@ -101,7 +101,8 @@ pub(super) async fn exec(shell: &Shell, args: ExecArgs) -> Result<ExitCode> {
     match work(shell, &path, SessionWhat::Exec(command), ends).await? {
         None => Err(CliError::internal("the server does not say how the command ended")),
         Some(ExitStatus::Lost) => {
-            let message = "nobody knows how the command ended: its container is gone";
+            let message = "nobody knows how the command ended: its container is gone, or what kept \
+                           the session was killed";
             Err(CliError::new(ErrorKind::Failed, message))
         }
         Some(exit) => Ok(exit_code(exit).map_or(ExitCode::SUCCESS, ExitCode::from)),

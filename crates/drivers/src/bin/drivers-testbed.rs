@@ -21,6 +21,10 @@ fn main() -> ExitCode {
             match what.to_str() {
                 Some("oci") => writer(&containers(base)?).await,
                 Some("churn") => churn(&containers(base)?).await,
+                Some("oci-session") => session(&containers(base)?).await,
+                Some("process-session") => {
+                    session(&ProcessDriver::open(&process::Config::new(base), tasks())?).await
+                }
                 _ => writer(&ProcessDriver::open(&process::Config::new(base), tasks())?).await,
             }
         });
@@ -49,6 +53,18 @@ async fn writer(driver: &dyn Driver) -> drivers::Result<()> {
         "trap 'echo end; exit 7' TERM; i=0; while :; do echo $i; i=$((i+1)); sleep 0.01; done";
     let spec = ProcessSpec::new(ProcessId::new("writer")?, ["/bin/sh", "-c", text]);
     driver.start(&handle, spec).await?;
+    std::future::pending().await
+}
+
+/// Starts a session that does not end by itself, then waits to be killed.
+async fn session(driver: &dyn Driver) -> drivers::Result<()> {
+    let handle = Handle::new("kept")?;
+    driver.create(ContainerSpec::new(handle.clone())).await?;
+    let text = "trap '' TERM HUP; (setsid sleep 1000 &); while :; do sleep 1000; done";
+    let mut spec = ProcessSpec::new(ProcessId::new("session")?, ["/bin/sh", "-c", text]);
+    let token = std::process::id().to_string();
+    spec.env.insert("SESSION_OF".to_owned(), token);
+    let _session = driver.session(&handle, spec, None).await?;
     std::future::pending().await
 }
 

@@ -1,13 +1,16 @@
 //! Processes that somebody works with.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
+use rustix::process::{Pid, Signal as Raw, kill_process};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use super::bench::soon;
 use super::{Bench, Failure, Verdict, ensure};
 use crate::driver::{Ability, Input, Outcome, Session, Signal, Terminal};
 use crate::error::{DriverError, StartFault};
+use crate::proc::{Table, environment_has};
 use crate::spec::{Handle, ProcessId, ProcessSpec};
 
 const SIZE: Terminal = Terminal { columns: 101, rows: 33 };
@@ -134,6 +137,64 @@ pub(super) async fn a_dropped_session_is_killed(bench: Bench) -> Verdict {
         bench.processes(&handle, 0).await?;
     }
     Ok(())
+}
+
+pub(super) async fn a_killed_keeper_takes_its_session_along(bench: Bench) -> Verdict {
+    if !has_sessions(&bench) {
+        return Ok(());
+    }
+    let handle = bench.container().await?;
+    bench.start(&handle, "app", &["/bin/sh", "-c", "exec sleep 1000"]).await?;
+    let text = "trap '' TERM HUP; (setsid sleep 1000 &); sleep 1000 & echo ready; \
+                while :; do sleep 1000; done";
+    for terminal in [None, Some(SIZE)] {
+        let token = format!("KEEPER_TEST={}-{}", handle, terminal.is_some());
+        let id = ProcessId::new("session-0")?;
+        let mut spec = ProcessSpec::new(id, ["/bin/sh", "-c", text]);
+        let (name, value) = token.split_once('=').unwrap_or_default();
+        spec.env.insert(name.to_owned(), value.to_owned());
+        let mut session = bench.driver.session(&handle, spec, terminal).await?;
+        until(&mut session.output, "ready").await?;
+        let runs = || running_with(&token);
+        let all_run = async {
+            while runs()?.len() < 4 {
+                runtime::sleep(Duration::from_millis(5)).await;
+            }
+            Ok::<_, Failure>(())
+        };
+        soon("all of the session", all_run).await??;
+        // The command has children, and its own parent keeps it.
+        let found = runs()?;
+        let command = found.iter().find(|(pid, parent)| {
+            !found.contains_key(parent) && found.values().any(|other| other == *pid)
+        });
+        let keeper = command.and_then(|(_, parent)| Pid::from_raw(*parent));
+        let keeper = keeper.ok_or_else(|| Failure::new("nobody keeps it".to_owned()))?;
+        kill_process(keeper, Raw::KILL).map_err(std::io::Error::from)?;
+        let exit = soon("exit", session.control.wait()).await??;
+        ensure!(exit.outcome == Outcome::Lost, "{exit:?}");
+        let none_runs = async {
+            while !runs()?.is_empty() {
+                runtime::sleep(Duration::from_millis(5)).await;
+            }
+            Ok::<_, Failure>(())
+        };
+        soon("the end of all", none_runs).await??;
+        // What is no part of it goes on.
+        bench.processes(&handle, 1).await?;
+    }
+    Ok(())
+}
+
+/// The processes of the machine with this in their environment, and the parent of each.
+fn running_with(token: &str) -> Result<BTreeMap<i32, i32>, Failure> {
+    let mut found = BTreeMap::new();
+    for entry in Table::read()?.running() {
+        if environment_has(entry.id.pid, &[token.to_owned()]) {
+            found.insert(entry.id.pid, entry.parent);
+        }
+    }
+    Ok(found)
 }
 
 pub(super) async fn a_session_that_fails_says_why(bench: Bench) -> Verdict {

@@ -20,7 +20,7 @@ use crate::error::{Context as _, DriverError, Result};
 use crate::proc::{self, Id, Table};
 use crate::shim::{KILLED_FILE, Processes};
 use crate::spec::Handle;
-use crate::supervised::{ended, locked};
+use crate::supervised::{ended, locked, session};
 
 /// How long killed processes may take to go away.
 const KILL_LIMIT: Duration = Duration::from_secs(10);
@@ -158,6 +158,38 @@ impl Inner {
             self.kept.end_supervisor(&dir, &processes).await.context(context)?;
             if let Some(launcher) = processes.launcher {
                 launcher.send(Raw::KILL).context(context)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Kills what runs of a session; its launcher is gone.
+    pub(super) fn end_session(&self, handle: &Handle, name: &str) -> Result<()> {
+        let Some(place) = self.running(handle) else { return Ok(()) };
+        let context = || format!("end a session in {handle}");
+        let groups = Cgroups::of(place.first.pid).context(context)?;
+        let mut marks = start::marks(handle, None);
+        marks.insert(session::MARK.to_owned(), name.to_owned());
+        let marks = marks.into_iter().map(|(key, value)| format!("{key}={value}")).collect();
+        let spared = self.spared(handle, place.first);
+        if (Scope { groups, spared, one: Some((None, marks)) }).kill_all().context(context)? {
+            return Ok(());
+        }
+        let limit_ms = u64::try_from(KILL_LIMIT.as_millis()).unwrap_or(u64::MAX);
+        Err(DriverError::Timeout { what: "killing a session", limit_ms })
+    }
+
+    /// Ends what agents that are gone left of sessions when their launchers were killed.
+    pub(super) fn sweep_sessions(&self) -> Result<()> {
+        for handle in self.kept.dirs.handles()? {
+            let Some(place) = self.running(&handle) else { continue };
+            let inside = Cgroups::of(place.first.pid).and_then(|groups| groups.processes());
+            let inside = inside.context(|| format!("list the processes of {handle}"))?;
+            let value = |pid| proc::environment_value(pid, session::MARK);
+            let names: BTreeSet<String> = inside.into_iter().filter_map(value).collect();
+            for name in names.iter().filter(|name| session::is_abandoned(name)) {
+                tracing::info!(%handle, name, "ending a session nobody works in");
+                self.end_session(&handle, name)?;
             }
         }
         Ok(())

@@ -25,18 +25,20 @@ use crate::driver::{Exit, Outcome, Session, SessionControl, Signal, Terminal};
 use crate::error::{Context as _, DriverError, Result, StartFault};
 use crate::proc::Id;
 use crate::spec::{Handle, ProcessSpec};
-use crate::supervised::{locked, raw, until};
+use crate::supervised::{locked, raw, session, until, until_readable};
 
 impl Inner {
     pub(super) async fn session(
         self: &Arc<Self>,
         handle: &Handle,
-        spec: ProcessSpec,
+        mut spec: ProcessSpec,
         terminal: Option<Terminal>,
     ) -> Result<Session> {
         spec.check()?;
         let place = self.up(handle).await?;
         let container = self.kept.dirs.meta(handle)?;
+        let name = session::name();
+        spec.env.insert(session::MARK.to_owned(), name.clone());
         let order = start::order(&container, &spec, terminal);
         let _room = self.make_room(&container, &place)?;
         let ask = move || -> std::result::Result<_, StartFault> {
@@ -57,7 +59,29 @@ impl Inner {
             fault,
         })?;
         locked(&self.sessions).insert((handle.clone(), launched.launcher));
+        let (inner, at, parent) = (Arc::clone(self), handle.clone(), launched.launcher);
+        self.kept.tasks.spawn(runtime::Kind::Ordinary, "session launcher", async move {
+            inner.end_with(parent, &at, &name).await
+        });
         connect(launched, ours).context(|| format!("start a session in {handle}"))
+    }
+}
+
+impl Inner {
+    /// Waits until the launcher of a session is gone. One that was killed left what it started.
+    async fn end_with(self: &Arc<Self>, launcher: Id, handle: &Handle, name: &str) -> Result<()> {
+        let context = || format!("wait for the end of a session in {handle}");
+        if let Some(launcher) = launcher.open().context(context)? {
+            let launcher = until_readable(launcher).context(context)?;
+            // With an error nothing can be waited for.
+            drop(self.kept.tasks.stop().or_stop(launcher.readable()).await);
+            if self.kept.tasks.stop().is_stopped() {
+                // The launcher ends what it started when its line to this agent breaks.
+                return Ok(());
+            }
+        }
+        let (at, session) = (handle.clone(), name.to_owned());
+        self.work(move |inner| inner.end_session(&at, &session)).await
     }
 }
 

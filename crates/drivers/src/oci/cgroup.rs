@@ -146,6 +146,13 @@ impl Group {
         dirs.filter(|path| path.is_dir()).collect()
     }
 
+    /// The names of the groups of its processes.
+    pub(super) fn process_names(&self) -> Vec<String> {
+        let groups = self.process_groups();
+        let names = groups.iter().filter_map(|path| path.file_name()?.to_str());
+        names.map(str::to_owned).collect()
+    }
+
     /// Kills everything that was started in the container, or one process with all it left behind;
     /// returns when nothing of it runs.
     pub(super) fn kill(&self, only: Option<&str>, deadline: Instant) -> io::Result<()> {

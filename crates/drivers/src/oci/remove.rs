@@ -17,7 +17,7 @@ use crate::spec::{Handle, Openings, ProcessId};
 use crate::supervised::{ended, tree};
 
 /// How long killed processes may take to go away.
-const KILL_LIMIT: Duration = Duration::from_secs(10);
+pub(super) const KILL_LIMIT: Duration = Duration::from_secs(10);
 
 impl Inner {
     pub(super) fn signal(
@@ -149,6 +149,7 @@ impl Inner {
             draft.remove().context(context)?;
         }
         session::sweep(slots::RUN.as_ref()).context(|| "remove old sessions".to_owned())?;
+        self.sweep_sessions().context(|| "end old sessions".to_owned())?;
         tree::remove_contents(&self.kept.dirs.trash()).context(|| "empty the trash".to_owned())?;
         self.layers.sweep().context(|| "remove old layers".to_owned())
     }

@@ -1,17 +1,22 @@
 //! Processes that somebody works with.
 
+use std::io;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::{Inner, slots, start};
+use super::cgroup::Group;
+use super::remove::KILL_LIMIT;
+use super::{Inner, kill_group, slots, start};
 use crate::driver::{Session, Terminal};
 use crate::error::{Context as _, DriverError, Result};
 use crate::shim::Through;
 use crate::shim::session::{Request, Start, dir};
 use crate::spec::{Handle, ProcessSpec};
+use crate::supervised::session;
 
 impl Inner {
     pub(super) async fn session(
-        &self,
+        self: &Arc<Self>,
         handle: &Handle,
         spec: ProcessSpec,
         terminal: Option<Terminal>,
@@ -28,7 +33,7 @@ impl Inner {
         let process =
             start::process(&container, &spec, (&place, init), terminal).map_err(refuse)?;
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        let name = format!("s-{}-{number}", std::process::id());
+        let name = group_name(&session::name());
         let group = self.group(handle);
         let option = group.make_process(&name).context(|| "make a control group".to_owned())?;
         let through = Through {
@@ -39,11 +44,51 @@ impl Inner {
         };
         let (dir, of) = (dir(slots::RUN.as_ref(), number), group.of_process(&name));
         let start = Start::Through { through, dir, group: of };
-        let session = self.kept.keep_session(&Request { start, terminal }).await;
-        if session.is_err() {
-            group.forget_process(&name);
+        match self.kept.keep_session(&Request { start, terminal }).await {
+            Ok((session, mut keeper)) => {
+                let inner = Arc::clone(self);
+                self.kept.tasks.spawn(runtime::Kind::Ordinary, "session keeper", async move {
+                    let ended = keeper.wait().await;
+                    // One that was killed left what it kept.
+                    inner.kept.tasks.blocking(move || end(&group, &name)).await?;
+                    ended.map(drop)
+                });
+                Ok(session)
+            }
+            Err(fault) => {
+                group.forget_process(&name);
+                Err(refuse(fault))
+            }
         }
-        // The keeper is reaped in the background.
-        session.map(|(session, _keeper)| session).map_err(refuse)
     }
+
+    /// Ends the sessions of agents that are gone, and of keepers that are. Those that are there yet
+    /// do the same.
+    pub(super) fn sweep_sessions(&self) -> io::Result<()> {
+        for handle in self.kept.dirs.handles().map_err(io::Error::other)? {
+            let group = self.group(&handle);
+            let names = group.process_names().into_iter();
+            let abandoned =
+                |name: &String| name.strip_prefix(GROUP_PREFIX).is_some_and(session::is_abandoned);
+            for name in names.filter(abandoned) {
+                tracing::info!(%handle, name, "ending a session nobody works in");
+                end(&group, &name)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// How names of the control groups of sessions begin.
+const GROUP_PREFIX: &str = "s-";
+
+fn group_name(session: &str) -> String {
+    format!("{GROUP_PREFIX}{session}")
+}
+
+/// Kills what a session started; fine when nothing is left of it.
+fn end(group: &Group, name: &str) -> io::Result<()> {
+    kill_group(&group.of_process(name), KILL_LIMIT)?;
+    group.forget_process(name);
+    Ok(())
 }

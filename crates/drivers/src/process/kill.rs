@@ -18,6 +18,7 @@ use crate::error::{Context as _, DriverError, Result};
 use crate::proc::{self, Id, Table};
 use crate::shim::Processes;
 use crate::spec::Handle;
+use crate::supervised::session;
 
 /// How long killed processes may take to go away.
 const KILL_LIMIT: Duration = Duration::from_secs(10);
@@ -110,13 +111,40 @@ impl Inner {
     /// Kills everything of a target and waits until it is gone.
     pub(super) async fn kill(self: &Arc<Self>, handle: &Handle, target: Target) -> Result<()> {
         let (scope, started) = self.scope(handle, &target);
+        self.kill_all(handle, &scope).await?;
+        for (dir, processes) in started {
+            self.kept
+                .end_supervisor(&dir, &processes)
+                .await
+                .context(|| format!("end a supervisor of {handle}"))?;
+        }
+        Ok(())
+    }
+
+    /// Kills what a session left whose keeper was killed, if that is known still.
+    pub(super) async fn end_session(
+        self: &Arc<Self>,
+        handle: &Handle,
+        (name, keeper): (&str, Option<Id>),
+    ) -> Result<()> {
+        let mut markers = start::markers(self, handle, None);
+        markers.insert(session::MARK.to_owned(), name.to_owned());
+        let scope = Scope {
+            supervisors: keeper.into_iter().collect(),
+            markers: markers.into_iter().map(|(key, value)| format!("{key}={value}")).collect(),
+            root: self.kept.dirs.root(handle),
+        };
+        self.kill_all(handle, &scope).await
+    }
+
+    async fn kill_all(&self, handle: &Handle, scope: &Scope) -> Result<()> {
         let deadline = runtime::mono_now() + KILL_LIMIT;
         let mut pause = FIRST_PAUSE;
         loop {
             let round = scope.clone();
             let killed = self.kept.tasks.blocking(move || round.kill()).await;
             if !killed.context(|| format!("kill the processes of {handle}"))? {
-                break;
+                return Ok(());
             }
             if runtime::mono_now() >= deadline {
                 let limit_ms = u64::try_from(KILL_LIMIT.as_millis()).unwrap_or(u64::MAX);
@@ -125,12 +153,5 @@ impl Inner {
             runtime::sleep(pause).await;
             pause = LONGEST_PAUSE.min(pause * 2);
         }
-        for (dir, processes) in started {
-            self.kept
-                .end_supervisor(&dir, &processes)
-                .await
-                .context(|| format!("end a supervisor of {handle}"))?;
-        }
-        Ok(())
     }
 }

@@ -1,9 +1,10 @@
-//! The agent's end of sessions that have a keeper (see [`crate::shim`]).
+//! The agent's end of sessions that have a keeper (see [`crate::shim`]), and the names of sessions.
 
 use std::io::{self, Write as _};
 use std::os::fd::AsRawFd as _;
 use std::os::unix::net::UnixStream as Line;
 use std::process::Stdio;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use futures_util::future::BoxFuture;
 use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
@@ -18,6 +19,31 @@ use crate::shim::session::{ARGUMENT, LINE, Order, Report, Request};
 
 /// The name keepers have in process lists.
 const KEEPER_NAME: &str = "longshore-session";
+/// The variable that marks the processes of a session with its [name](name), where no control group
+/// does.
+pub(crate) const MARK: &str = "SHORE_SESSION";
+
+/// A name no other session of this machine has. It tells whose the session is.
+pub(crate) fn name() -> String {
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    let number = NEXT.fetch_add(1, Ordering::Relaxed);
+    let pid = std::process::id();
+    let start = Id::of(pid.cast_signed()).map_or(0, |own| own.start);
+    format!("{pid}-{start}-{number}")
+}
+
+/// Whether the agent is gone that gave a session this name: then nobody works in it any more. False
+/// for what is no name of a session.
+pub(crate) fn is_abandoned(name: &str) -> bool {
+    let parts: Vec<Option<u64>> = name.split('-').map(|part| part.parse().ok()).collect();
+    let running = |pid: u64| i32::try_from(pid).ok().and_then(Id::of);
+    match *parts {
+        [Some(pid), Some(start), Some(_)] => running(pid).is_none_or(|id| id.start != start),
+        // As agents of earlier versions wrote them.
+        [Some(pid), Some(_)] => running(pid).is_none(),
+        _ => false,
+    }
+}
 
 impl Supervised {
     /// Starts the keeper of a session and waits for its first report.
@@ -119,5 +145,25 @@ impl SessionControl for Control {
             }
             Ok(self.ended.unwrap_or(Exit::LOST))
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_session_is_abandoned_when_its_agent_is_gone() {
+        let (first, second) = (name(), name());
+        assert_ne!(first, second);
+        assert!(!is_abandoned(&first));
+        let own = Id::of(std::process::id().cast_signed()).expect("runs");
+        assert!(is_abandoned(&format!("{}-{}-0", own.pid, own.start + 1)), "its number is reused");
+        assert!(is_abandoned(&format!("{}-1-0", i32::MAX)));
+        assert!(is_abandoned(&format!("{}-0", i32::MAX)));
+        assert!(!is_abandoned(&format!("{}-0", own.pid)));
+        for other in ["", "1", "web", "p-web", "1-2-x", "1-2-3-4"] {
+            assert!(!is_abandoned(other), "{other}");
+        }
     }
 }
