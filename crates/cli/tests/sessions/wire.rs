@@ -2,6 +2,7 @@
 
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
+use std::time::Duration;
 
 use testkit::Failure;
 
@@ -156,4 +157,25 @@ fn frames_that_make_no_sense_close_it_with_a_reason() -> Result<(), Failure> {
     let (closed, last) = wire.closed()?;
     assert_eq!(closed, 1008, "{last}");
     holds(&last, &["there is credit for"])
+}
+
+#[test]
+fn orders_without_bytes_have_a_pace() -> Result<(), Failure> {
+    /// What is taken at once, and in a second after that; docs/sessions.md says so.
+    const BURST: u32 = 128;
+    const PER_SECOND: u32 = 100;
+    let world = World::start()?;
+    let mut wire = Wire::open(&world)?;
+    wire.send(2, b"\0{\"credit\":262144,\"what\":{\"exec\":{\"argv\":[\"cat\"]}}}")?;
+    let begin = std::time::Instant::now();
+    for columns in 1..=BURST + PER_SECOND {
+        let [high, low] = u16::try_from(columns).map_err(told)?.to_be_bytes();
+        wire.send(2, &[4, high, low, 0, 24])?;
+    }
+    // They are read one after the other, so this is heard when all of them were.
+    wire.send(2, &[2])?;
+    let (code, _) = wire.closed()?;
+    assert_eq!(code, 1000, "the command ended, and nothing was refused");
+    assert!(begin.elapsed() >= Duration::from_millis(990), "{:?}", begin.elapsed());
+    Ok(())
 }

@@ -1,10 +1,14 @@
 //! Sessions over a WebSocket: a command in a running instance, or files into and out of it.
 
+mod pace;
+
 use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
 use api::http_types::AuditView;
-use api::sessions::{FromClient, FromServer, MAX_SESSION_DATA, OpenSession, SUBPROTOCOL};
+use api::sessions::{
+    FromClient, FromServer, LEAST_COST, MAX_SESSION_DATA, OpenSession, SUBPROTOCOL,
+};
 use axum::extract::ws::{CloseFrame, Message, WebSocket, WebSocketUpgrade};
 use axum::extract::{FromRequestParts, State};
 use axum::response::{IntoResponse as _, Response};
@@ -18,6 +22,7 @@ use server::{Action, STOPPING, Server, Session, SessionPlace, SessionRefusal, Se
 use super::apps::app;
 use super::caller::{Caller, Path, Query, name, workspace};
 use super::{ApiError, ApiResult};
+use pace::Pace;
 
 /// How long a client may take to say what it wants.
 const OPEN_LIMIT: Duration = Duration::from_secs(10);
@@ -303,10 +308,20 @@ async fn relay(
     };
     let mut heard = Heard { anything: mono_now(), bytes: mono_now() };
     let mut ping = mono_now() + PING;
+    let mut orders = Pace::new(mono_now());
+    // Until when the client is not read, because it sends too much that carries no bytes.
+    let mut held: Option<Instant> = None;
     loop {
         let turn = tokio::select! {
-            said = read(socket) => {
+            () = runtime::sleep_until(held.unwrap_or(ping)), if held.is_some() => {
+                held = None;
+                ControlFlow::Continue(())
+            }
+            said = read(socket), if held.is_none() => {
                 heard.anything = mono_now();
+                if said.as_ref().is_ok_and(|said| is_order(said.as_ref())) {
+                    held = orders.take(heard.anything);
+                }
                 match said {
                     Ok(Some(said)) => from_client(said, session, &mut heard).await,
                     Ok(None) => ControlFlow::Continue(()),
@@ -325,6 +340,16 @@ async fn relay(
         if let ControlFlow::Break(farewell) = turn {
             return farewell;
         }
+    }
+}
+
+/// Whether a frame costs no credit and asks for work.
+const fn is_order(said: Option<&FromClient>) -> bool {
+    match said {
+        // A credit that answers output is never smaller than what output costs.
+        Some(FromClient::Credit(bytes)) => *bytes < LEAST_COST,
+        Some(FromClient::Input(_) | FromClient::Open(_)) => false,
+        None | Some(FromClient::Resize(_) | FromClient::Signal(_) | FromClient::InputEnd) => true,
     }
 }
 
