@@ -29,7 +29,7 @@ pub(crate) struct Found {
 pub(crate) async fn adopt(shared: &Shared) -> Result<Vec<Found>, CellError> {
     let mut found = Vec::new();
     let mut leftovers: Vec<(Arc<dyn Driver>, Handle, Vec<Hold>)> = Vec::new();
-    for driver in &shared.drivers {
+    for driver in shared.drivers.all() {
         for container in driver.list().await? {
             let held = Held::from_properties(&container.properties);
             if let Some((key, notes)) = instance(&container) {

@@ -87,6 +87,7 @@ impl Cell {
         let identities = Identities::open(&options, &tasks).await?;
         let mut agent = Agent::new(options, endpoint, (identities, tasks))?;
         agent.adopt().await?;
+        agent.watch_drivers();
         let stayed = Box::pin(agent.stay()).await;
         if agent.shared.options.leave.is_stopped() {
             agent.shared.identities.close().await;
@@ -122,6 +123,15 @@ impl Agent {
             resume,
             departure: Departure::default(),
         })
+    }
+
+    /// Looks now and then which drivers work.
+    fn watch_drivers(&self) {
+        let (shared, stop) = (Arc::clone(&self.shared), self.shared.tasks.stop().clone());
+        self.shared.tasks.spawn_ok("look at the drivers", async move {
+            let every = shared.options.driver_look;
+            stop.or_stop(shared.drivers.watch((every, &shared.tasks))).await;
+        });
     }
 
     async fn adopt(&mut self) -> Result<(), CellError> {
@@ -403,13 +413,13 @@ impl Agent {
         spec: &ContainerSpec,
         refuse: impl FnOnce(&dyn Driver) -> Option<String>,
     ) -> (Arc<dyn Driver>, Option<String>) {
-        match self.shared.driver(spec.driver.as_ref()) {
+        match self.shared.drivers.choose(spec.driver.as_ref()) {
             Ok(driver) => {
                 let full = self.is_full().then(|| FULL.to_owned());
                 let refusal = full.or_else(|| refuse(driver.as_ref()));
                 (Arc::clone(driver), refusal)
             }
-            Err(reason) => (Arc::clone(self.shared.any_driver()), Some(reason)),
+            Err(reason) => (Arc::clone(self.shared.drivers.any()), Some(reason)),
         }
     }
 

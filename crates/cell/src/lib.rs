@@ -45,6 +45,7 @@ mod unpack;
 mod volumes;
 mod web;
 mod work;
+mod working;
 
 pub use agent::Cell;
 pub use egress::{MAX_REDIRECTS, Network};

@@ -104,6 +104,8 @@ pub(crate) const LEFTOVER_LIMIT: Duration = Duration::from_secs(10);
 pub(crate) const PORT_QUARANTINE: Duration = Duration::from_mins(1);
 /// How long it may send nothing in the middle of it.
 pub(crate) const IDLE_LIMIT: Duration = Duration::from_mins(1);
+/// How often the cell looks whether its drivers work.
+pub(crate) const DRIVER_LOOK: Duration = Duration::from_secs(10);
 /// How many sessions a cell has at once.
 pub const MAX_SESSIONS: usize = 64;
 /// Bytes on their way to one session.

@@ -7,11 +7,11 @@ use api::proto::cell_down::Message as Down;
 use api::proto::cell_up::Message as Up;
 use api::proto::components_client::ComponentsClient;
 use api::proto::session_down::Message as SessionMessage;
-use api::proto::{CellDown, CellHello, CellUp, Heartbeat, Leave, hello, json};
+use api::proto::{CellDown, CellHello, CellUp, Drivers, Heartbeat, Leave, hello, json};
 use futures_util::stream::{PollNext, select_with_strategy};
-use model::CellSpec;
+use model::{CellDrivers, CellSpec};
 use runtime::{Backoff, Random, mono_now};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::time::MissedTickBehavior;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::metadata::MetadataValue;
@@ -25,6 +25,7 @@ use crate::limits::{
 };
 use crate::link::Connection;
 use crate::sessions::Sessions;
+use crate::working::Failing;
 
 /// Why a connection ended.
 enum Closed {
@@ -49,6 +50,9 @@ struct Session {
     save_at: Option<Instant>,
     /// Whether the server was told that the cell leaves.
     told: bool,
+    /// Which drivers fail, and whether the server knows.
+    drivers: watch::Receiver<Failing>,
+    knows_drivers: bool,
 }
 
 /// How far a cell is that leaves for good.
@@ -130,6 +134,8 @@ impl Agent {
     async fn connect(&mut self, number: u64) -> Result<Session, Closed> {
         let (up, queue) = mpsc::channel(MAX_UP);
         let (logs, log_queue) = mpsc::channel(MAX_LOG_UP);
+        // What changes from here on is told beside the hello.
+        let drivers = self.shared.drivers.changes();
         let hello = self.hello().map_err(Closed::Lost)?;
         let message = CellUp { message: Some(Up::Hello(hello)) };
         up.try_send(message).expect("a new queue has room");
@@ -144,24 +150,20 @@ impl Agent {
         self.shared.fence.connected();
         self.publish.send_replace(Some(connection.clone()));
         let sessions = Sessions::default();
-        Ok(Session { connection, sessions, down, save_at: None, told: false })
+        let (save_at, told, knows_drivers) = (None, false, true);
+        Ok(Session { connection, sessions, down, save_at, told, drivers, knows_drivers })
     }
 
     fn hello(&self) -> Result<CellHello, Status> {
         let options = &self.shared.options;
-        let name = |driver: &std::sync::Arc<dyn drivers::Driver>| driver.capabilities().name;
+        let CellDrivers { drivers, unavailable } = self.shared.drivers.report();
         let spec = CellSpec {
             name: options.name.clone(),
             zone: options.zone.clone(),
             required_tags: options.required_tags.clone(),
             tags: options.tags.clone(),
-            drivers: self
-                .shared
-                .drivers
-                .iter()
-                .map(name)
-                .filter_map(|it| it.parse().ok())
-                .collect(),
+            drivers,
+            unavailable,
             memory_mb: self.capacity.memory_mb,
             disk_mb: self.capacity.disk_mb,
             containers: self.capacity.containers,
@@ -238,6 +240,12 @@ impl Agent {
                     if leaves.is_some() && !session.told {
                         session.say_that_it_leaves();
                     }
+                    if !session.knows_drivers {
+                        session.say_drivers(&self.shared.drivers.report());
+                    }
+                }
+                Ok(()) = session.drivers.changed() => {
+                    session.say_drivers(&self.shared.drivers.report());
                 }
                 () = at(session.save_at) => {
                     session.save_at = None;
@@ -310,6 +318,12 @@ impl Session {
             tracing::debug!("the server reads slowly");
         }
         sent
+    }
+
+    /// Said again with the next heartbeat should too much wait now.
+    fn say_drivers(&mut self, drivers: &CellDrivers) {
+        let message = json(drivers).map(|drivers_json| Up::Drivers(Drivers { drivers_json }));
+        self.knows_drivers = message.is_ok_and(|message| self.try_send(message));
     }
 
     /// Said again with the next heartbeat should too much wait now.

@@ -7,9 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use api::Client;
-use drivers::process::{Config, ProcessDriver};
-use drivers::{Ability, Driver, Network, Publish};
-use model::Name;
+use drivers::{Ability, Network, Publish};
 use runtime::{Random, Tasks};
 use tokio::sync::Semaphore;
 
@@ -28,12 +26,13 @@ use crate::options::Options;
 use crate::ports::{Port, Ports};
 use crate::volumes::Volumes;
 use crate::web::{Guard, Web};
+use crate::working::Working;
 
 /// What everything in one agent uses.
 #[derive(Debug)]
 pub(crate) struct Shared {
     pub(crate) options: Options,
-    pub(crate) drivers: Vec<Arc<dyn Driver>>,
+    pub(crate) drivers: Working,
     pub(crate) client: Client,
     pub(crate) identities: Identities,
     pub(crate) tasks: Tasks,
@@ -80,7 +79,7 @@ impl Shared {
         empty(&spool).map_err(|source| CellError::Data { path: spool.clone(), source })?;
         let guard = Guard::new(options.allowed_networks.clone());
         let downloads = Arc::new(Semaphore::new(MAX_DOWNLOADS));
-        let drivers = usable(&options, &tasks)?;
+        let drivers = Working::open(&options, &tasks)?;
         Ok(Self {
             images: Images::new(client.clone(), opened, Arc::clone(&downloads)),
             caches: kept,
@@ -100,18 +99,6 @@ impl Shared {
             link,
             downloads,
         })
-    }
-
-    /// The best driver.
-    pub(crate) fn any_driver(&self) -> &Arc<dyn Driver> {
-        self.drivers.first().expect("a cell has a driver")
-    }
-
-    /// The driver of a new container: the one it asks for, or the best.
-    pub(crate) fn driver(&self, wanted: Option<&Name>) -> Result<&Arc<dyn Driver>, String> {
-        let Some(name) = wanted else { return Ok(self.any_driver()) };
-        let found = self.drivers.iter().find(|it| it.capabilities().name == name.as_str());
-        found.ok_or_else(|| format!("the cell has no driver {name}"))
     }
 
     /// The address it is asked to listen on; an app that listens on all may ignore it.
@@ -175,25 +162,4 @@ fn empty(dir: &Path) -> io::Result<()> {
         Ok(()) | Err(_) => {}
     }
     fs::create_dir_all(dir)
-}
-
-fn usable(options: &Options, tasks: &Tasks) -> Result<Vec<Arc<dyn Driver>>, CellError> {
-    let mut drivers = options.drivers.clone();
-    if drivers.is_empty() {
-        let config = Config::new(options.dir.join("containers"));
-        drivers.push(Arc::new(ProcessDriver::open(&config, tasks.clone())?));
-    }
-    let mut reasons = Vec::new();
-    drivers.retain(|driver| {
-        let capabilities = driver.capabilities();
-        let reason =
-            capabilities.unavailable.map(|reason| format!("{}: {reason}", capabilities.name));
-        let works = reason.is_none();
-        reasons.extend(reason);
-        works
-    });
-    if drivers.is_empty() {
-        return Err(CellError::NoDriver(reasons.join("; ")));
-    }
-    Ok(drivers)
 }

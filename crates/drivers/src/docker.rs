@@ -63,8 +63,9 @@ const DEFAULT_SOCKET: &str = "/var/run/docker.sock";
 const DEFAULT_SUBNET: (Ipv4Addr, u8) = (Ipv4Addr::new(10, 213, 0, 0), 16);
 /// How many images are kept that no container uses.
 const DEFAULT_UNUSED_IMAGES: usize = 8;
-/// How long what was found out about the daemon is good for.
-const FACTS_PERIOD: Duration = Duration::from_secs(10);
+/// How long what was found out about the daemon is good for: longer than it takes until an agent
+/// looks again, so that nobody else has to wait for an answer.
+const FACTS_PERIOD: Duration = Duration::from_secs(15);
 /// How often to look after what other programs may change.
 const ORDER_PERIOD: Duration = Duration::from_secs(20);
 const OWNER_BYTES: usize = 16;
@@ -292,14 +293,19 @@ impl Inner {
 
     fn facts(&self) -> Facts {
         let now = runtime::mono_now();
-        let mut facts = locked(&self.facts);
+        let facts = locked(&self.facts);
         if let Some((at, known)) = &*facts
             && now.saturating_duration_since(*at) < FACTS_PERIOD
         {
             return known.clone();
         }
+        drop(facts);
+        self.look_now()
+    }
+
+    fn look_now(&self) -> Facts {
         let found = self.look();
-        *facts = Some((now, found.clone()));
+        *locked(&self.facts) = Some((runtime::mono_now(), found.clone()));
         found
     }
 
@@ -371,6 +377,10 @@ impl Driver for DockerDriver {
             ],
             unavailable: facts.unavailable,
         }
+    }
+
+    fn look_again(&self) -> Option<String> {
+        self.0.look_now().unavailable
     }
 
     fn create(&self, spec: ContainerSpec) -> BoxFuture<'_, Result<()>> {

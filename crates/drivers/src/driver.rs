@@ -23,6 +23,12 @@ pub trait Driver: Send + Sync + Debug {
     /// What this driver can do, and whether it can do it on this machine.
     fn capabilities(&self) -> Capabilities;
 
+    /// Looks anew whether it can be used on this machine; why not, if so. What `capabilities` says
+    /// of that may be a little older. May block.
+    fn look_again(&self) -> Option<String> {
+        self.capabilities().unavailable
+    }
+
     /// Makes an empty container. Fails with `Exists` when the handle is taken.
     fn create(&self, spec: ContainerSpec) -> BoxFuture<'_, Result<()>>;
 

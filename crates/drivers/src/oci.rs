@@ -41,7 +41,7 @@ use crate::error::{Context as _, DriverError, Result};
 use crate::output::{OutputOffset, OutputStream};
 use crate::proc::Id;
 use crate::spec::{ContainerSpec, Handle, Mount, ProcessId, ProcessSpec};
-use crate::supervised::{OWN_EXECUTABLE, Supervised};
+use crate::supervised::{OWN_EXECUTABLE, Supervised, locked};
 
 pub(crate) use cgroup::kill_group;
 use cgroup::{Group, Layout};
@@ -139,9 +139,21 @@ struct Inner {
     /// Whether containers have users of their own.
     own_users: bool,
     limits_disk: bool,
-    unavailable: Option<String>,
+    /// What is found out anew now and then.
+    fitness: Mutex<Fitness>,
     /// When other filters of the machine were last told about ours.
     accepted: Mutex<Option<Instant>>,
+}
+
+/// Whether containers can be run.
+#[derive(Debug, Default)]
+struct Fitness {
+    /// Whether what every container needs was made.
+    is_prepared: bool,
+    /// Why not, if so.
+    unavailable: Option<String>,
+    /// Whether that does not change as long as the machine runs.
+    is_final: bool,
 }
 
 /// What belongs to a container outside of its directory.
@@ -168,10 +180,8 @@ impl OciDriver {
         let run = Path::new(slots::RUN);
         let found = Layout::find();
         let runtime = program(&config.runtime.display().to_string());
-        let unavailable = kept
-            .unavailable()
-            .or_else(|| found.as_ref().err().cloned())
-            .or_else(|| missing(&config.runtime, runtime.as_deref(), found.as_ref().ok()));
+        let unavailable = found.as_ref().err().cloned();
+        let is_final = unavailable.is_some();
         let inner = Inner {
             runtime: runtime.unwrap_or_else(|| config.runtime.clone()),
             base_mounts: config.base_mounts.clone(),
@@ -184,13 +194,10 @@ impl OciDriver {
             base,
             kept: Arc::new(kept),
             accepted: Mutex::default(),
-            unavailable,
+            fitness: Mutex::new(Fitness { is_prepared: false, unavailable, is_final }),
         };
         let driver = Self(Arc::new(inner));
-        if driver.0.unavailable.is_none() {
-            driver.0.prepare().context(|| format!("prepare {}", config.base.display()))?;
-            driver.0.sweep_later();
-        }
+        driver.0.find_out().context(|| format!("prepare {}", config.base.display()))?;
         Ok(driver)
     }
 
@@ -260,10 +267,36 @@ fn can_shift_users() -> bool {
 impl Inner {
     /// An error where this machine cannot run containers.
     fn available(&self) -> Result<()> {
-        match &self.unavailable {
+        match self.unavailable() {
             None => Ok(()),
-            Some(reason) => Err(DriverError::Unsupported(reason.clone())),
+            Some(reason) => Err(DriverError::Unsupported(reason)),
         }
+    }
+
+    /// Why this machine cannot run containers, as it was when that was last found out.
+    fn unavailable(&self) -> Option<String> {
+        locked(&self.fitness).unavailable.clone()
+    }
+
+    /// Finds out whether containers can be run; prepares for them the first time they can.
+    fn find_out(self: &Arc<Self>) -> std::io::Result<()> {
+        let mut fitness = locked(&self.fitness);
+        if fitness.is_final {
+            return Ok(());
+        }
+        let runtime = program(&self.runtime.display().to_string());
+        let missing = || missing(&self.runtime, runtime.as_deref(), Some(&self.layout));
+        fitness.unavailable = self.kept.unavailable().or_else(missing);
+        if fitness.unavailable.is_none() && !fitness.is_prepared {
+            if let Err(error) = self.prepare() {
+                fitness.unavailable =
+                    Some(format!("cannot prepare {}: {error}", self.base.display()));
+                return Err(error);
+            }
+            fitness.is_prepared = true;
+            self.sweep_later();
+        }
+        Ok(())
     }
 
     fn group(&self, handle: &Handle) -> Group {
@@ -335,8 +368,15 @@ impl Driver for OciDriver {
                 Ability::Sessions,
                 Ability::Publish,
             ],
-            unavailable: self.0.unavailable.clone(),
+            unavailable: self.0.unavailable(),
         }
+    }
+
+    fn look_again(&self) -> Option<String> {
+        if let Err(error) = self.0.find_out() {
+            tracing::warn!(%error, "cannot prepare for containers");
+        }
+        self.0.unavailable()
     }
 
     fn create(&self, spec: ContainerSpec) -> BoxFuture<'_, Result<()>> {

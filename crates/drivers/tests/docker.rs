@@ -475,7 +475,11 @@ async fn a_restart_of_the_daemon_is_survived() {
     driver.create(ContainerSpec::new(name.clone())).await.expect("creates");
     let text = "i=0; while :; do echo $i; i=$((i+1)); sleep 0.02; done";
     driver.start(&name, sh("writer", text)).await.expect("starts");
+    assert_eq!(driver.look_again(), None);
     daemon.stop();
+    let reason = driver.look_again().expect("nobody listens");
+    assert!(reason.contains("docker.sock"), "{reason}");
+    assert_eq!(driver.capabilities().unavailable, Some(reason));
     let mut output = driver.attach(&name, &id("writer"), OutputOffset(0)).await.expect("attaches");
     let mut written = String::new();
     while written.lines().count() < 100 {
@@ -488,6 +492,7 @@ async fn a_restart_of_the_daemon_is_survived() {
     let told = refused.as_ref().err().map(ToString::to_string).unwrap_or_default();
     assert!(told.contains("docker.sock"), "{refused:?}");
     daemon.begin().expect("starts again");
+    assert_eq!((driver.look_again(), driver.capabilities().unavailable), (None, None));
     driver.create(ContainerSpec::new(handle("other"))).await.expect("creates");
     let info = driver.inspect(&name).await.expect("is there");
     assert!(info.processes.iter().any(|one| one.state == ProcessState::Running), "{info:?}");

@@ -257,6 +257,36 @@ async fn a_session_whose_agent_and_keeper_were_killed_ends_with_the_next_agent()
     driver.remove(&handle("kept")).await.expect("removes");
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_runtime_that_goes_and_comes_back_is_noticed() {
+    let Some(place) = Place::new() else { return };
+    let bin = tempfile::tempdir().expect("makes a directory");
+    let runtime = bin.path().join("runc");
+    let found = ["/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin"];
+    let found = found.map(|dir| Path::new(dir).join("runc")).into_iter().find(|it| it.exists());
+    let found = found.expect("the driver found it as well");
+    let mut config = Config::new(place.dir.path());
+    config.supervisor = TESTBED.into();
+    config.base_mounts = Config::machine_base();
+    config.runtime.clone_from(&runtime);
+    // It may be missing already when the driver is opened.
+    let driver = OciDriver::open(&config, Tasks::new(Stop::new())).expect("opens");
+    for name in ["first", "second"] {
+        let told = driver.look_again().expect("there is no runtime");
+        assert!(told.contains("runc is not installed"), "{told}");
+        assert_eq!(driver.capabilities().unavailable, Some(told));
+        let spec = ContainerSpec::new(handle(name));
+        let refused = driver.create(spec.clone()).await.expect_err("it is not tried");
+        assert!(refused.to_string().contains("not installed"), "{refused}");
+        std::os::unix::fs::symlink(&found, &runtime).expect("links");
+        assert_eq!(driver.look_again(), None);
+        driver.create(spec).await.expect("creates");
+        driver.start(&handle(name), sh("p", "true")).await.expect("starts");
+        driver.remove(&handle(name)).await.expect("removes");
+        fs::remove_file(&runtime).expect("is there");
+    }
+}
+
 /// Copies something out of a container: the archive, or why not.
 async fn copied_out(driver: &OciDriver, handle: &Handle, path: &str) -> Result<Vec<u8>, String> {
     let mut tar = driver.copy_out(handle, path).await.map_err(|error| error.to_string())?;

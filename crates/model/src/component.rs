@@ -124,6 +124,9 @@ pub struct CellSpec {
     pub tags: BTreeSet<Name>,
     /// The drivers that work on it.
     pub drivers: BTreeSet<Name>,
+    /// Its other drivers, and why each does not work at the moment.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub unavailable: BTreeMap<Name, String>,
     /// Memory for containers in MiB.
     pub memory_mb: u64,
     /// Disk for containers in MiB.
@@ -144,6 +147,18 @@ pub struct CellSpec {
     pub labels: BTreeMap<String, String>,
 }
 
+/// The drivers of a cell, when that has changed.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct CellDrivers {
+    /// See [`CellSpec::drivers`].
+    pub drivers: BTreeSet<Name>,
+    /// See [`CellSpec::unavailable`].
+    #[serde(default)]
+    pub unavailable: BTreeMap<Name, String>,
+}
+
+/// Most characters of why a driver does not work.
+pub const MAX_DRIVER_REASON: usize = 500;
 /// Most drivers of one cell.
 const MAX_DRIVERS: usize = 16;
 /// Most tags, and most labels, of one cell.
@@ -152,6 +167,11 @@ const MAX_WORDS: usize = 64;
 const MAX_WORD: usize = 200;
 
 impl CellSpec {
+    /// Whether it can run anything at the moment, as far as its drivers go.
+    pub fn has_driver(&self) -> bool {
+        !self.drivers.is_empty() || self.unavailable.is_empty()
+    }
+
     /// Checks every field: what no machine has is not believed.
     pub fn validate(&self) -> Result<(), SpecError> {
         range("memory_mb", self.memory_mb, 0..=1 << 32, "0 to 4294967296")?;
@@ -160,7 +180,11 @@ impl CellSpec {
         for (field, amount) in [("cpu_shares", self.cpu_shares), ("pids", self.pids)] {
             range(field, amount.unwrap_or(0), 0..=1 << 32, "0 to 4294967296")?;
         }
-        too_many("drivers", self.drivers.len(), MAX_DRIVERS)?;
+        too_many("drivers", self.drivers.len() + self.unavailable.len(), MAX_DRIVERS)?;
+        if self.unavailable.values().any(|reason| reason.chars().count() > MAX_DRIVER_REASON) {
+            let reason = "at most 500 characters are allowed";
+            return Err(SpecError::Text { field: "why a driver does not work", reason });
+        }
         too_many("tags", self.tags.len() + self.required_tags.len(), MAX_WORDS)?;
         too_many("labels", self.labels.len(), MAX_WORDS)?;
         let labels = self.labels.iter().flat_map(|(name, value)| [name, value]);

@@ -28,7 +28,8 @@ pub use action::{
 };
 pub use check::{Check, CheckKind};
 pub use component::{
-    CellSpec, JoinToken, PROTOCOL, ProtocolMismatch, ProtocolRange, Role, negotiate,
+    CellDrivers, CellSpec, JoinToken, MAX_DRIVER_REASON, PROTOCOL, ProtocolMismatch, ProtocolRange,
+    Role, negotiate,
 };
 pub use convention::{
     CREATOR, DEFAULT_APP, LAUNCHER, LIFECYCLE, PLATFORM_ENV, PROGRAMS, STATIC_SERVER, WEB,

@@ -73,6 +73,7 @@ pub(crate) fn cell(number: u32) -> Result<CellSpec, String> {
         required_tags: BTreeSet::new(),
         tags: BTreeSet::new(),
         drivers: BTreeSet::from([name("process")?]),
+        unavailable: BTreeMap::new(),
         memory_mb: CELL_MEMORY_MB,
         disk_mb: CELL_DISK_MB,
         containers: CELL_CONTAINERS,

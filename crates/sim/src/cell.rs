@@ -107,6 +107,7 @@ impl Cell {
                     required_tags: words(number, &[("gpu", 150)]),
                     tags: words(number, &[("ssd", 500)]),
                     drivers: words(number, &[("docker", 500), ("oci", 300)]),
+                    unavailable: BTreeMap::new(),
                     memory_mb: rng.between(1_500, 8_000),
                     disk_mb: rng.between(10_000, 60_000),
                     containers: u32::try_from(rng.between(6, 40)).unwrap_or(6),

@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use model::{
-    CellId, CellSpec, FailureDetail, InstanceId, MAX_TASK_RESULT, TaskEvent, TaskId, TaskReport,
-    TaskState, Time, TokenId,
+    CellDrivers, CellId, CellSpec, FailureDetail, InstanceId, MAX_TASK_RESULT, TaskEvent, TaskId,
+    TaskReport, TaskState, Time, TokenId,
 };
 
 use crate::command::{CellCommand, Held, Refusal, Reply};
@@ -44,6 +44,13 @@ pub(crate) fn bounded(detail: Option<Box<FailureDetail>>) -> Option<Box<FailureD
     })
 }
 
+fn check(spec: &CellSpec) -> Result<(), Refusal> {
+    spec.validate().map_err(|error| {
+        let name = &spec.name;
+        Refusal::Invalid(format!("what cell {name} says it offers is not allowed: {error}"))
+    })
+}
+
 impl Core {
     pub(crate) fn cell_command(
         &mut self,
@@ -57,6 +64,15 @@ impl Core {
             CellCommand::Heartbeat { id, epoch } => {
                 let cell = self.connected(id, epoch)?;
                 self.renew(Cell { lease_until: Some(now.after(CELL_LEASE)), ..cell });
+                Ok(Reply::Done)
+            }
+            CellCommand::Drivers { id, epoch, drivers: CellDrivers { drivers, unavailable } } => {
+                let cell = self.connected(id, epoch)?;
+                let spec = CellSpec { drivers, unavailable, ..cell.spec.clone() };
+                check(&spec)?;
+                if spec != cell.spec {
+                    self.put(Cell { spec, ..cell });
+                }
                 Ok(Reply::Done)
             }
             CellCommand::Over { id, epoch, report } => {
@@ -107,12 +123,7 @@ impl Core {
         spec: CellSpec,
         holds: &[Held],
     ) -> Result<Reply, Refusal> {
-        spec.validate().map_err(|error| {
-            Refusal::Invalid(format!(
-                "what cell {} says it offers is not allowed: {error}",
-                spec.name
-            ))
-        })?;
+        check(&spec)?;
         if holds.len() > MAX_HELD {
             let message = format!("cell {} says it holds more than {MAX_HELD} things", spec.name);
             return Err(Refusal::Invalid(message));

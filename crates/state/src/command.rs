@@ -5,9 +5,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use model::{
-    AppId, BuildId, CellId, CellSpec, DeliveryId, DeploymentId, Digest, InstanceId, InstanceReport,
-    JobId, KeyId, Name, Outcome, ProjectId, Role, RunnerId, TaskId, TaskReport, TaskSpec, Time,
-    TokenId, VolumeId,
+    AppId, BuildId, CellDrivers, CellId, CellSpec, DeliveryId, DeploymentId, Digest, InstanceId,
+    InstanceReport, JobId, KeyId, Name, Outcome, ProjectId, Role, RunnerId, TaskId, TaskReport,
+    TaskSpec, Time, TokenId, VolumeId,
 };
 use serde::{Deserialize, Serialize};
 
@@ -308,6 +308,7 @@ pub enum WorkCommand {
 
 /// What cells report and operators do to them. `epoch` is the one the server gave the connection.
 #[derive(Debug, Clone)]
+#[expect(clippy::large_enum_variant, reason = "each is applied at once, none is kept")]
 pub enum CellCommand {
     /// A cell's stream opened, with everything that runs on it; the reply is the new epoch.
     Online {
@@ -326,6 +327,15 @@ pub enum CellCommand {
         id: CellId,
         /// The connection.
         epoch: u32,
+    },
+    /// A driver of the cell has failed, or works again.
+    Drivers {
+        /// The cell.
+        id: CellId,
+        /// The connection.
+        epoch: u32,
+        /// All of them.
+        drivers: CellDrivers,
     },
     /// A report that counts only while this connection is the cell's current one: what an earlier
     /// connection still had under way must not be applied after a newer one said what it holds.

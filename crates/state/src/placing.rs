@@ -13,8 +13,8 @@ use auction::{
     Room, Stage, Turn, Unplaced,
 };
 use model::{
-    CellId, ContainerSpec, InstanceEvent, InstanceId, InstanceState, ProcessId, TaskEvent, TaskId,
-    TaskState, Time,
+    CellId, ContainerSpec, InstanceEvent, InstanceId, InstanceState, Name, ProcessId, TaskEvent,
+    TaskId, TaskState, Time,
 };
 
 use crate::command::Refusal;
@@ -61,6 +61,8 @@ pub(crate) struct Placing {
     freed: BTreeSet<(CellId, Waiter)>,
     /// Whether a cell came or changed.
     changed: bool,
+    /// Cells with a driver that does not work.
+    failing: BTreeSet<CellId>,
     /// What is held back from the cell of its volumes.
     held_back: BTreeSet<(CellId, InstanceId)>,
     /// What has given a place back on a cell from which something is held back.
@@ -114,6 +116,17 @@ fn info(row: &Cell) -> CellInfo {
     }
 }
 
+/// What is wrong with the driver of a cell that is wanted, or with the first where none works.
+pub(crate) fn failed_driver(cell: &Cell, wanted: Option<&Name>) -> Option<String> {
+    let unavailable = &cell.spec.unavailable;
+    let (driver, fault) = match wanted {
+        Some(wanted) => unavailable.get_key_value(wanted)?,
+        None if cell.spec.has_driver() => return None,
+        None => unavailable.first_key_value()?,
+    };
+    Some(format!("driver {driver} does not work at the moment: {fault}"))
+}
+
 fn shape(request: &Request) -> Shape {
     let Request { memory_mb, disk_mb, cpu_shares, pids, .. } = *request;
     let amounts = [memory_mb, disk_mb, cpu_shares, pids];
@@ -159,6 +172,11 @@ impl Placing {
         if row.lease_until.is_none() {
             return self.remove_cell(row.id);
         }
+        if row.spec.unavailable.is_empty() {
+            self.failing.remove(&row.id);
+        } else {
+            self.failing.insert(row.id);
+        }
         let info = info(row);
         if self.infos.get(&row.id) != Some(&info) {
             self.cells.put_cell(row.id, info.clone());
@@ -168,6 +186,7 @@ impl Placing {
     }
 
     fn remove_cell(&mut self, id: CellId) {
+        self.failing.remove(&id);
         if self.infos.remove(&id).is_some() {
             self.cells.remove_cell(id);
         }
@@ -447,19 +466,42 @@ impl Core {
         }
     }
 
+    /// A reason in words, with what is wrong where a driver does not work that would do.
+    fn why(&self, reason: &Unplaced) -> String {
+        let (begin, wanted) = match reason {
+            Unplaced::Lacking { needs } if needs.driver.is_some() => {
+                (reason.to_string(), needs.driver.as_ref())
+            }
+            Unplaced::NoneAccepting => ("no cell takes new work".to_owned(), None),
+            Unplaced::NoCell
+            | Unplaced::Lacking { .. }
+            | Unplaced::Reserved { .. }
+            | Unplaced::Short { .. }
+            | Unplaced::Together
+            | Unplaced::Pinned { .. } => return reason.to_string(),
+        };
+        let placing = self.indexes.placing.iter();
+        let cells = placing.flat_map(|it| &it.failing).filter_map(|id| self.get::<Cell>(*id));
+        let mut failing = cells.filter(|cell| cell.draining.is_none());
+        let fault = failing.find_map(|cell| {
+            Some(format!("{begin}: on cell {} {}", cell.spec.name, failed_driver(cell, wanted)?))
+        });
+        fault.unwrap_or_else(|| reason.to_string())
+    }
+
     /// Tells whoever waits why, if that is news.
     fn say_why(&mut self, now: Time, waiter: Waiter, reason: &Unplaced) -> Result<(), Refusal> {
         match waiter {
             Waiter::Instance(id) => {
                 let row = self.instance(id)?;
-                let reason = self.why_pinned(&row, reason).unwrap_or_else(|| reason.to_string());
+                let reason = self.why_pinned(&row, reason).unwrap_or_else(|| self.why(reason));
                 if matches!(row.state, InstanceState::Unclaimed { .. }) {
                     self.change_instance(now, &row, &InstanceEvent::Reject { reason })?;
                 }
             }
             Waiter::Task(id) => {
                 let task = self.task(id)?;
-                let reason = reason.to_string();
+                let reason = self.why(reason);
                 if matches!(task.state, TaskState::Pending { .. }) {
                     let state = task.state.next(&TaskEvent::Reject { reason })?;
                     if state != task.state {

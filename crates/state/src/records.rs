@@ -588,8 +588,8 @@ pub struct Drain {
 
 impl Cell {
     /// Whether new work may go there.
-    pub const fn accepts(&self) -> bool {
-        self.lease_until.is_some() && self.draining.is_none()
+    pub fn accepts(&self) -> bool {
+        self.lease_until.is_some() && self.draining.is_none() && self.spec.has_driver()
     }
 }
 

@@ -22,6 +22,7 @@ use serde::{Deserialize, Serialize};
 use crate::State;
 use crate::command::{Refusal, Reply};
 use crate::converge::instance_id;
+use crate::placing::failed_driver;
 use crate::records::{App, Cell, Deployment, Instance, Process};
 use crate::tables::Core;
 use crate::work::DRAIN;
@@ -666,6 +667,17 @@ impl Core {
 
     fn say_pinned(&self, volume: &Volume, why: &PinnedWhy) -> String {
         let (name, cell) = (&volume.name, self.cell_name(volume.cell));
+        let row = self.get::<Cell>(volume.cell);
+        let fault = match why {
+            PinnedWhy::NotAccepting => row.and_then(|row| failed_driver(row, None)),
+            PinnedWhy::Unfit(needs) => {
+                row.and_then(|row| failed_driver(row, Some(needs.driver.as_ref()?)))
+            }
+            PinnedWhy::Away | PinnedWhy::Short { .. } | PinnedWhy::Overfull => None,
+        };
+        if let Some(fault) = fault {
+            return format!("its volume {name} lies on cell {cell}, where {fault}");
+        }
         match why {
             PinnedWhy::Away => format!(
                 "its volume {name} lies on cell {cell}, which is not connected: it starts when that \

@@ -1,16 +1,21 @@
 //! Agents and servers that go away and come back.
 
 use std::collections::BTreeSet;
+use std::io::Write as _;
+use std::path::Path;
 
+use api::proto::Drivers;
 use api::proto::cell_down::Message as Down;
+use api::proto::cell_up::Message as Up;
 use drivers::Driver as _;
 use drivers::docker::DockerDriver;
+use model::{CellDrivers, CellSpec};
 
 use crate::bench::{
     Bench, http_check, instance, instance_work, process, sh, task, task_spec, task_work, until, web,
 };
 use crate::instances::ready;
-use crate::server::Server;
+use crate::server::{Server, Stream};
 
 #[tokio::test]
 async fn a_restarted_agent_takes_over_what_runs() {
@@ -245,6 +250,66 @@ async fn a_cell_whose_only_driver_is_unavailable_does_not_start() {
     let agent = bench.start_with(&server.url, |options| options.drivers.push(broken));
     server.accept().await;
     agent.stop().await;
+}
+
+/// What a cell says next of its drivers.
+async fn drivers(stream: &mut Stream) -> CellDrivers {
+    loop {
+        if let Up::Drivers(Drivers { drivers_json }) = stream.next().await {
+            return serde_json::from_slice(&drivers_json).expect("drivers");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_driver_that_fails_and_recovers_is_told() {
+    let daemon = Path::new("/var/run/docker.sock");
+    if !daemon.exists() || !rustix::process::geteuid().is_root() {
+        let mut out = std::io::stdout();
+        return writeln!(out, "skipped: no Docker").expect("writes");
+    }
+    let (bench, mut server) = (Bench::new(), Server::start().await);
+    let socket = bench.dir.path().join("docker.sock");
+    std::os::unix::fs::symlink(daemon, &socket).expect("links");
+    let mut config = drivers::docker::Config::new(bench.dir.path().join("docker"));
+    (config.socket, config.supervisor) = (socket.clone(), crate::bench::TESTBED.into());
+    let tasks = runtime::Tasks::new(runtime::Stop::new());
+    let docker = DockerDriver::open(&config, tasks.clone()).expect("opens");
+    let agent = bench.start_with(&server.url, |options| {
+        options.drivers.push(std::sync::Arc::new(docker));
+        options.driver_look = std::time::Duration::from_millis(20);
+    });
+    let mut stream = server.accept().await;
+    let spec = |stream: &Stream| -> CellSpec {
+        serde_json::from_slice(&stream.hello.spec_json).expect("a spec")
+    };
+    let both = ["docker", "process"].map(|name| name.parse().expect("a name"));
+    let [docker, process_driver] = both.clone();
+    assert_eq!(spec(&stream).drivers, both.clone().into());
+    assert!(spec(&stream).unavailable.is_empty());
+    std::fs::remove_file(&socket).expect("is there");
+    let told = drivers(&mut stream).await;
+    assert_eq!(told.drivers, [process_driver.clone()].into());
+    assert!(told.unavailable[&docker].contains("docker.sock"), "{told:?}");
+    // What is for it all the same is given back; what is not goes on.
+    let mut spec_for_it = process(&["/bin/sleep", "1000"], None);
+    spec_for_it.container.driver = Some(docker.clone());
+    let other = instance(2, &process(&["/bin/sh", "-c", "echo up; sleep 1000"], None));
+    stream.desire(true, vec![instance(1, &spec_for_it), other.clone()]).await;
+    let reason = "driver docker does not work at the moment: ";
+    stream.begins(&format!(r#"{{"report":"reject","reason":"{reason}"#)).await;
+    stream.line("up").await;
+    // A server that comes back hears it with the hello.
+    drop(stream);
+    let mut stream = server.accept().await;
+    assert_eq!(spec(&stream).drivers, [process_driver].into());
+    assert!(spec(&stream).unavailable.contains_key(&docker));
+    stream.desire(true, vec![other]).await;
+    std::os::unix::fs::symlink(daemon, &socket).expect("links");
+    let told = drivers(&mut stream).await;
+    assert_eq!((told.drivers, told.unavailable.len()), (both.into(), 0));
+    agent.stop().await;
+    assert!(tasks.shutdown(crate::server::SOON).await);
 }
 
 #[tokio::test]

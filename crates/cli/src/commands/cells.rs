@@ -61,11 +61,19 @@ fn words<'a>(names: impl IntoIterator<Item = &'a Name>) -> String {
 fn state(cell: &CellView) -> String {
     match &cell.drain {
         _ if !cell.online => "away".to_owned(),
+        None if !cell.spec.has_driver() => "no driver works".to_owned(),
         None => "ready".to_owned(),
         Some(drain) if drain.leaving => "leaving".to_owned(),
         Some(drain) if drain.finished => "drained".to_owned(),
         Some(drain) => format!("draining, {} left", drain.moving),
     }
+}
+
+/// What it runs containers with; marked is what does not work at the moment.
+fn drivers(cell: &CellView) -> String {
+    let failing = cell.spec.unavailable.keys().map(|name| format!("{name} (fails)"));
+    let working = cell.spec.drivers.iter().map(Name::to_string);
+    working.chain(failing).collect::<Vec<_>>().join(", ")
 }
 
 fn tags(cell: &CellView) -> String {
@@ -77,7 +85,7 @@ fn row(cell: &CellView) -> Vec<String> {
     vec![
         cell.spec.name.to_string(),
         cell.spec.zone.clone(),
-        words(&cell.spec.drivers),
+        drivers(cell),
         tags(cell),
         format!("{} MiB", total.saturating_sub(cell.memory_used_mb)),
         format!("{total} MiB"),
@@ -94,7 +102,7 @@ fn described(cell: &CellView) -> String {
         ("cell", format!("{} ({})", spec.name, cell.id)),
         ("state", state(cell)),
         ("zone", spec.zone.clone()),
-        ("drivers", words(&spec.drivers)),
+        ("drivers", drivers(cell)),
         ("tags", words(&spec.tags)),
         ("only for tags", words(&spec.required_tags)),
         ("memory", free(spec.memory_mb, cell.memory_used_mb)),
@@ -103,6 +111,9 @@ fn described(cell: &CellView) -> String {
     ];
     let known = fields.iter().filter(|(_, value)| !value.is_empty());
     let lines = known.map(|(name, value)| format!("{name:<14}{value}"));
+    let failing = spec.unavailable.iter();
+    let failing = failing.map(|(name, reason)| format!("driver {name} does not work: {reason}"));
+    let lines = lines.chain(failing);
     let stays = cell.drain.iter().flat_map(|drain| &drain.stays);
     let stays = stays.map(|it| format!("stays: {}: {}", it.what, it.reason));
     lines.chain(stays).collect::<Vec<_>>().join("\n")

@@ -7,11 +7,13 @@ use api::proto::cell_down::Message as Down;
 use api::proto::cell_up::Message as Up;
 use api::proto::work::Kind;
 use api::proto::{
-    CellDown, CellHello, CellLog, CellUp, Desired, DesiredWork, Drained, Identify, LogKept, Report,
-    VolumeGone, Work, from_json, id_bytes, id_from, json,
+    CellDown, CellHello, CellLog, CellUp, Desired, DesiredWork, Drained, Drivers, Identify,
+    LogKept, Report, VolumeGone, Work, from_json, id_bytes, id_from, json,
 };
 use bytes::Bytes;
-use model::{CellId, CellSpec, InstanceId, TaskId, TaskReport, Time, TokenId, VolumeId};
+use model::{
+    CellDrivers, CellId, CellSpec, InstanceId, TaskId, TaskReport, Time, TokenId, VolumeId,
+};
 use state::{
     App, CellCommand, CellInstance, CellUnit, Command, Deployment, Held, Instance, Order, Process,
     Project, Reply, State, WorkKey,
@@ -208,6 +210,11 @@ impl Session {
             Up::Heartbeat(_) => {
                 let beat = CellCommand::Heartbeat { id, epoch };
                 self.server.apply(Command::Cell(beat)).await.map(|_| ()).map_err(status)
+            }
+            Up::Drivers(Drivers { drivers_json }) => {
+                let drivers: CellDrivers = from_json("drivers of a cell", &drivers_json)?;
+                let changed = CellCommand::Drivers { id, epoch, drivers };
+                self.server.apply(Command::Cell(changed)).await.map(|_| ()).map_err(status)
             }
             Up::Leave(_) => {
                 self.leaving.get_or_insert(Leaving::Draining);

@@ -78,6 +78,7 @@ pub(crate) fn cell_spec(memory_mb: u64) -> CellSpec {
         required_tags: BTreeSet::new(),
         tags: BTreeSet::new(),
         drivers: BTreeSet::new(),
+        unavailable: BTreeMap::new(),
         memory_mb,
         disk_mb: 100_000,
         containers: 100,

@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use model::{
-    CellId, CellSpec, DeploymentId, InstanceState, ProcessSpec, TaskId, TaskReport, TaskState,
+    CellDrivers, CellId, CellSpec, DeploymentId, InstanceState, ProcessSpec, TaskId, TaskReport,
+    TaskState,
 };
 use state::{CellCommand, Command, WorkCommand};
 
@@ -98,6 +99,66 @@ fn drivers_tags_and_room_decide() {
         let (bench, deployment) = deployed(on, wants);
         assert_eq!(why(&bench, deployment).as_deref(), wanted, "{what}");
     }
+}
+
+fn drivers_of(bench: &mut Bench, working: &str, failing: &[(&str, &str)]) {
+    let epoch = bench.state.get::<state::Cell>(CellId(1)).expect("there").epoch;
+    let unavailable = failing.iter().map(|(driver, why)| (name(driver), (*why).to_owned()));
+    let drivers =
+        CellDrivers { drivers: words(working).collect(), unavailable: unavailable.collect() };
+    bench.ok(Command::Cell(CellCommand::Drivers { id: CellId(1), epoch, drivers }));
+}
+
+#[test]
+fn a_driver_that_fails_is_avoided_until_it_works_again() {
+    const FAULT: &str = "on cell cell driver docker does not work at the moment: no daemon";
+    let lacking = format!("no cell has driver docker: {FAULT}");
+    let none = format!("no cell takes new work: {FAULT}");
+    // What works at first, and besides docker still does then; what the app asks for.
+    let cases = [
+        ("docker process", "process", "docker", Some(&lacking)),
+        ("docker process", "process", "process", None),
+        ("docker process", "process", "", None),
+        ("docker", "", "", Some(&none)),
+        ("docker", "", "oci", Some(&none)),
+    ];
+    for (first, working, wanted, told) in cases {
+        let told = told.map(String::as_str);
+        let mut bench = Bench::new();
+        bench.runner(1, &[]);
+        online(&mut bench, 1, cell(first, "", ""));
+        drivers_of(&mut bench, working, &[("docker", "no daemon")]);
+        let at = bench.work_job();
+        let deployment = bench.deploy_spec(at, 1, asks(wanted, "", 100));
+        assert_eq!(why(&bench, deployment).as_deref(), told, "{first} {wanted}");
+        let mut spec = task_spec();
+        spec.container.driver = words(wanted).next();
+        let (id, spec) = (TaskId(bench.fresh()), Arc::new(spec));
+        bench.ok(Command::Work(WorkCommand::CreateTask { id, attempt: None, spec }));
+        let state = match told {
+            Some(reason) => TaskState::Pending { reason: Some(reason.to_owned()) },
+            None => TaskState::Offered { cell: CellId(1) },
+        };
+        assert_eq!(bench.task_state(id), state, "{first} {wanted}");
+        // It recovers, and what waited for it goes there at once.
+        drivers_of(&mut bench, first, &[]);
+        let placed = first.contains(wanted);
+        assert_eq!(why(&bench, deployment).is_none(), placed, "{first} {wanted}");
+    }
+}
+
+#[test]
+fn what_a_cell_says_of_its_drivers_has_limits() {
+    let mut bench = Bench::new();
+    online(&mut bench, 1, cell("process", "", ""));
+    let say = |bench: &mut Bench, epoch, reason: String| {
+        let unavailable = [(name("docker"), reason)].into();
+        let drivers = CellDrivers { drivers: words("process").collect(), unavailable };
+        bench.try_apply(Command::Cell(CellCommand::Drivers { id: CellId(1), epoch, drivers }))
+    };
+    assert!(say(&mut bench, 1, "x".repeat(500)).is_ok());
+    assert!(say(&mut bench, 1, "x".repeat(501)).is_err(), "a reason that is too long");
+    assert!(say(&mut bench, 2, String::new()).is_err(), "an earlier connection");
 }
 
 #[test]
