@@ -19,7 +19,7 @@ use crate::bucket::Bucket;
 use crate::error::CellError;
 use crate::identity::Identities;
 use crate::instance::Given;
-use crate::limits::{LEAVE_LIMIT, MAX_ENDED, UNREAD_CREDIT};
+use crate::limits::{MAX_ENDED, UNREAD_CREDIT};
 use crate::lines::Position;
 use crate::link::{Connection, Link};
 use crate::logs::{Journal, Window};
@@ -458,13 +458,14 @@ impl Agent {
     /// Waits for the end of everything without a server.
     pub(crate) async fn leave_alone(&mut self) {
         self.forget_all();
+        let limit = self.shared.options.leave_limit;
         let end = async {
             while !self.is_idle() {
                 let ended = self.ended().await;
                 self.over(ended);
             }
         };
-        if runtime::timeout(LEAVE_LIMIT, end).await.is_none() {
+        if runtime::timeout(limit, end).await.is_none() {
             tracing::warn!("some containers did not end in time");
         }
     }

@@ -114,6 +114,8 @@ impl Inner {
 
     fn measure(&self, key: &str) -> io::Result<u64> {
         let bytes = disk_bytes(&self.dir.join(key))?;
+        // Somebody may have removed all of it to have room.
+        fs::create_dir_all(self.dir.join(USED))?;
         fs::write(self.used_file(key), bytes.to_string())?;
         Ok(bytes)
     }
@@ -185,6 +187,21 @@ mod tests {
         names.sort_unstable();
         names.retain(|name| name != USED);
         names
+    }
+
+    #[tokio::test]
+    async fn directories_that_vanish_are_made_again() {
+        let dir = tempfile::tempdir().expect("makes a directory");
+        let at = dir.path().join("caches");
+        let caches = Caches::open(&at, 16_384, Tasks::new(Stop::new())).expect("opens");
+        for key in ["a", "b", "c"] {
+            fs::remove_dir_all(&at).expect("is there");
+            let cache = caches.hold(key);
+            fill(&cache);
+            caches.release(vec![cache]).await;
+            assert_eq!(names(&at), [key]);
+            assert!(at.join(USED).join(key).exists(), "its size is known");
+        }
     }
 
     #[tokio::test]

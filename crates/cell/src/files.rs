@@ -61,7 +61,7 @@ pub(crate) async fn put(actor: &Actor, path: &str, mut input: Input) -> Result<(
         return Ok(file.flush().await?);
     }
     // A tar header says how large its file is, so the bytes are counted first.
-    let spool = tempfile::tempfile_in(&actor.shared.spool)?;
+    let spool = tempfile::tempfile_in(actor.shared.spool()?)?;
     let mut spool = tokio::fs::File::from_std(spool);
     let size = tokio::io::copy(&mut input, &mut spool).await.map_err(blob::broken)?;
     spool.flush().await?;
@@ -109,7 +109,7 @@ pub(crate) async fn directory(actor: &Actor, path: &str, most: u64) -> Result<Ou
 }
 
 async fn copy(actor: &Actor, path: &str, most: u64) -> Result<Outside, Failure> {
-    let copy = tempfile::tempdir_in(&actor.shared.spool)?;
+    let copy = tempfile::tempdir_in(actor.shared.spool()?)?;
     let dir = archive::open_root(copy.path())?;
     let tar = actor.driver.copy_out(&actor.handle, path).await?;
     let below = dir.try_clone()?;

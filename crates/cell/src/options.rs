@@ -13,7 +13,7 @@ use runtime::Stop;
 
 use egress::Network;
 
-use crate::limits::{DRIVER_LOOK, TASK_LEASE};
+use crate::limits::{DRIVER_LOOK, LEAVE_LIMIT, TASK_LEASE};
 use crate::machine;
 use crate::metrics::Metrics;
 
@@ -58,6 +58,8 @@ pub struct Options {
     pub allowed_networks: Vec<Network>,
     /// How long the server may be out of reach before running tasks are ended.
     pub task_lease: Duration,
+    /// How long containers have to end when the cell leaves for good.
+    pub leave_limit: Duration,
     /// How often to look whether the drivers work.
     pub driver_look: Duration,
     /// What the agent counts.
@@ -117,6 +119,7 @@ impl Options {
             tools: BTreeMap::new(),
             allowed_networks: Vec::new(),
             task_lease: TASK_LEASE,
+            leave_limit: LEAVE_LIMIT,
             driver_look: DRIVER_LOOK,
             metrics: Arc::default(),
             leave: Stop::new(),

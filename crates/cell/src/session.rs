@@ -20,8 +20,8 @@ use tonic::{Code, Request, Status, Streaming};
 use crate::agent::Agent;
 use crate::error::CellError;
 use crate::limits::{
-    CONNECT_LIMIT, DEPARTURE_LIMIT, HEARTBEAT, KEEP_ALIVE, LEAVE_LIMIT, MAX_LOG_UP, MAX_UP,
-    RECONNECT, SAVE_EVERY,
+    CONNECT_LIMIT, DEPARTURE_LIMIT, HEARTBEAT, KEEP_ALIVE, MAX_LOG_UP, MAX_UP, RECONNECT,
+    SAVE_EVERY,
 };
 use crate::link::Connection;
 use crate::sessions::Sessions;
@@ -258,6 +258,7 @@ impl Agent {
                 }
                 () = at(leaves) => {
                     if self.departure.ends {
+                        tracing::warn!("some containers did not end in time");
                         return Closed::Left;
                     }
                     self.end_all();
@@ -268,7 +269,8 @@ impl Agent {
 
     /// Nothing is left that can move.
     fn end_all(&mut self) {
-        self.departure = Departure { until: Some(mono_now() + LEAVE_LIMIT), ends: true };
+        let until = mono_now() + self.shared.options.leave_limit;
+        self.departure = Departure { until: Some(until), ends: true };
         self.forget_all();
     }
 

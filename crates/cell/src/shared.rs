@@ -43,8 +43,8 @@ pub(crate) struct Shared {
     pub(crate) caches: Caches,
     pub(crate) volumes: Volumes,
     pub(crate) web: Arc<Web>,
-    /// Where bytes wait on their way into or out of containers; emptied when the agent starts.
-    pub(crate) spool: PathBuf,
+    /// Emptied when the agent starts.
+    spool: PathBuf,
     pub(crate) downloads: Arc<Semaphore>,
     pub(crate) fetches: Semaphore,
     pub(crate) uploads: Semaphore,
@@ -99,6 +99,12 @@ impl Shared {
             link,
             downloads,
         })
+    }
+
+    /// Where bytes wait on their way into or out of containers; made again when it is missing.
+    pub(crate) fn spool(&self) -> io::Result<&Path> {
+        fs::create_dir_all(&self.spool)?;
+        Ok(&self.spool)
     }
 
     /// The address it is asked to listen on; an app that listens on all may ignore it.

@@ -29,7 +29,7 @@ const ZIP_MAGIC: [u8; 4] = *b"PK\x03\x04";
 pub(crate) async fn unpack(actor: &Actor, to: &str, input: Input) -> Result<(), Failure> {
     let (sender, receiver) = mpsc::channel(PIECES);
     let (done, whole) = oneshot::channel();
-    let (tasks, spool) = (actor.shared.tasks.clone(), actor.shared.spool.clone());
+    let (tasks, spool) = (actor.shared.tasks.clone(), actor.shared.spool()?.to_owned());
     tasks.clone().spawn_ok("unpack", async move {
         tasks.blocking(move || pump(input, sender, (spool, done))).await;
     });

@@ -1,6 +1,7 @@
 //! Instances that can prove who they are.
 
 use std::fs;
+use std::io::Write as _;
 use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt as _;
 use std::sync::Arc;
@@ -9,6 +10,7 @@ use std::time::Duration;
 use api::proto::Drained;
 use api::proto::cell_down::Message as Down;
 use api::proto::cell_up::Message as Up;
+use drivers::Driver as _;
 use gate::{Dialer, PeerName};
 use model::{CellSpec, InstanceId, instance_host};
 use serde_json::json;
@@ -153,4 +155,37 @@ async fn an_instance_has_its_certificate() {
         stream.line(&json!({"report": "gone"}).to_string()).await;
         agent.stop().await;
     }
+}
+
+#[tokio::test]
+async fn an_app_with_a_user_of_its_own_reads_its_certificate() {
+    let (bench, (mut server, _)) = (Bench::new(), server().await);
+    let tasks = runtime::Tasks::new(runtime::Stop::new());
+    let mut config = drivers::oci::Config::new(bench.dir.path().join("oci"));
+    config.supervisor = crate::bench::TESTBED.into();
+    config.base_mounts = drivers::oci::Config::machine_base();
+    let driver = drivers::oci::OciDriver::open(&config, tasks.clone()).expect("opens");
+    if let Some(reason) = driver.capabilities().unavailable {
+        let mut out = std::io::stdout();
+        return writeln!(out, "skipped: {reason}").expect("writes");
+    }
+    let agent = bench.start_with(&server.url, |options| options.drivers = vec![Arc::new(driver)]);
+    let mut stream = server.accept().await;
+    let text = "cd \"$SHORE_IDENTITY_DIR\" && id -u && stat -L -c '%n %u:%g %a' key.pem && \
+                head -1 key.pem | tr -d '-' && sleep 1000";
+    let mut spec = process(&["/bin/sh", "-c", text], None);
+    spec.stop_grace_ms = 0;
+    spec.container.user = Some("1234:2345".to_owned());
+    for (id, read_only) in [(1, false), (2, true)] {
+        spec.container.read_only = read_only;
+        let wanted = instance(id, &spec);
+        stream.desire(false, vec![wanted.clone()]).await;
+        for line in ["1234", "key.pem 1234:2345 600", "BEGIN PRIVATE KEY"] {
+            stream.line(line).await;
+        }
+        stream.desire(false, vec![stopped(&wanted)]).await;
+        stream.line(&json!({"report": "gone"}).to_string()).await;
+    }
+    agent.stop().await;
+    assert!(tasks.shutdown(SOON).await);
 }

@@ -7,6 +7,9 @@ use std::process::Stdio;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use api::proto::Drained;
+use api::proto::cell_down::Message as Down;
+use api::proto::cell_up::Message as Up;
 use drivers::process::ProcessDriver;
 use drivers::{
     Ability, Capabilities, ContainerInfo, ContainerSpec, Driver, Exit, Handle, Input, Network,
@@ -17,10 +20,10 @@ use futures_util::future::BoxFuture;
 use model::{Action, EgressProtocol, EgressRule, UploadMode, VolumeMount};
 use runtime::{Stop, Tasks};
 
-use crate::bench::{Bench, instance, process, sh, stopped, task_spec};
+use crate::bench::{Bench, TESTBED, instance, process, sh, stopped, task_spec};
 use crate::images::image;
 use crate::instances::ready;
-use crate::server::Server;
+use crate::server::{Server, token};
 use crate::tasks::{archive as tar, begin};
 
 /// The process driver, which says that it can do more and notes what it is told.
@@ -30,6 +33,8 @@ pub(crate) struct Pretender {
     pub(crate) told: Mutex<Vec<ContainerSpec>>,
     /// The address of every container, if they have networks of their own.
     pub(crate) own: Option<IpAddr>,
+    /// Whether removing a container never ends.
+    pub(crate) hangs: bool,
 }
 
 impl Driver for Pretender {
@@ -97,7 +102,7 @@ impl Driver for Pretender {
     }
 
     fn remove<'a>(&'a self, handle: &'a Handle) -> BoxFuture<'a, Result<()>> {
-        self.inner.remove(handle)
+        if self.hangs { Box::pin(std::future::pending()) } else { self.inner.remove(handle) }
     }
 
     fn stats<'a>(&'a self, handle: &'a Handle) -> BoxFuture<'a, Result<Stats>> {
@@ -184,7 +189,7 @@ impl SessionControl for Child {
 pub(crate) fn pretender(bench: &Bench) -> (Arc<Pretender>, Tasks) {
     let tasks = Tasks::new(Stop::new());
     let (inner, told) = (bench.driver(&tasks), Mutex::default());
-    (Arc::new(Pretender { inner, told, own: None }), tasks)
+    (Arc::new(Pretender { inner, told, own: None, hangs: false }), tasks)
 }
 
 #[tokio::test]
@@ -210,6 +215,56 @@ async fn other_machines_reach_a_container_by_the_cells_address() {
     let variable = |name: &str| told.env.get(name).map(String::as_str);
     assert_eq!((variable("PORT"), variable("HOST")), (Some("8080"), Some("0.0.0.0")));
     agent.stop().await;
+}
+
+#[tokio::test]
+async fn a_cell_leaves_although_removing_a_container_hangs() {
+    for has_server in [true, false] {
+        let (bench, mut server) = (Bench::new(), Server::start().await);
+        let (made, _tasks) = pretender(&bench);
+        let made = Arc::into_inner(made).expect("nobody else has it");
+        let mut options =
+            cell::Options::new("x".parse().expect("a name"), bench.dir.path(), TESTBED);
+        options.drivers = vec![Arc::new(Pretender { hangs: true, ..made })];
+        (options.leave_limit, options.task_lease) =
+            (Duration::from_millis(300), Duration::from_millis(300));
+        let leave = options.leave.clone();
+        let tasks = Tasks::new(Stop::new());
+        let endpoint = api::Endpoint::new(&server.url, token()).expect("a good address");
+        let run = cell::Cell::run(options, endpoint, tasks.clone());
+        let script = async {
+            let mut stream = server.accept().await;
+            let mut spec = process(&["/bin/sleep", "1000"], None);
+            spec.stop_grace_ms = 0;
+            stream.desire(true, vec![instance(1, &spec)]).await;
+            ready(&mut stream).await;
+            leave.stop();
+            if has_server {
+                while !matches!(stream.next().await, Up::Leave(_)) {}
+                stream.send(Down::Drained(Drained {})).await;
+                stream.meanwhile(std::future::pending()).await;
+            }
+            drop((stream, server));
+            std::future::pending::<()>().await;
+        };
+        let left = Box::pin(async {
+            tokio::select! {
+                left = run => left,
+                () = script => unreachable!("it never ends"),
+            }
+        });
+        let left = runtime::timeout(crate::server::SOON, left).await.expect("it leaves");
+        assert!(left.is_ok(), "{left:?}");
+        // The process was ended; only its container is left, for whoever comes next.
+        assert_eq!(bench.containers().len(), 1);
+        assert!(tasks.shutdown(crate::server::SOON).await, "nothing of it waits for the driver");
+        let mut server = Server::start().await;
+        let agent = bench.start(&server);
+        let mut stream = server.accept().await;
+        stream.desire(true, Vec::new()).await;
+        stream.meanwhile(bench.until_empty()).await;
+        agent.stop().await;
+    }
 }
 
 #[tokio::test]
@@ -299,6 +354,8 @@ async fn files_go_in_and_out_through_the_driver() {
     let agent = bench.start_with(&server.url, |options| options.drivers = vec![driver]);
     let mut stream = server.accept().await;
     let blob = server.blobs.put("just bytes");
+    // A directory of the cell that somebody removed is made again.
+    std::fs::remove_dir(bench.dir.path().join("spool")).expect("is empty");
     let actions = vec![
         Action::download(blob, "/in/plain", false),
         sh("cd \"$SHORE_ROOT\"; mkdir out; cp in/plain out/x; (cat in/plain; echo .) > y; \
