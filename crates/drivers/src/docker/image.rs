@@ -11,9 +11,9 @@ use std::io::{self, Write};
 use std::os::fd::AsFd as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::{PoisonError, RwLock};
 use std::time::SystemTime;
 
+use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
@@ -39,9 +39,11 @@ pub(super) struct Images {
     prefix: String,
     /// How many are kept that no container uses.
     unused: usize,
-    /// Held for writing while images come or go, for reading while one is taken.
-    changing: RwLock<()>,
 }
+
+/// The file that is locked exclusively while images come or go, and shared while one is taken: also
+/// by another agent that has just been started in the same directory.
+const LOCK: &str = ".lock";
 
 /// What the daemon must know of a layer before it comes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -62,7 +64,17 @@ impl Images {
         let dir = base.join(".images");
         fs::create_dir_all(&dir)?;
         let prefix = format!("longshore/{owner}");
-        Ok(Self { dir, prefix, unused, changing: RwLock::default() })
+        Ok(Self { dir, prefix, unused })
+    }
+
+    /// Locks the images until the result is dropped; waits as long as that takes.
+    fn lock(&self, how: FlockOperation) -> Result<File> {
+        let lock = || {
+            let file = File::create(self.dir.join(LOCK))?;
+            flock(&file, how)?;
+            Ok::<_, io::Error>(file)
+        };
+        lock().context(|| format!("lock {}", self.dir.display()))
     }
 
     /// Calls `then` with the name of the image of these layers, which is made when it is missing
@@ -84,13 +96,13 @@ impl Images {
             File::create(used).context(|| format!("note the use of image {name}"))
         };
         {
-            let _together = self.changing.read().unwrap_or_else(PoisonError::into_inner);
+            let _together = self.lock(FlockOperation::LockShared)?;
             if is_there(client, &name)? {
                 note()?;
                 return then(&name);
             }
         }
-        let _alone = self.changing.write().unwrap_or_else(PoisonError::into_inner);
+        let _alone = self.lock(FlockOperation::LockExclusive)?;
         if !is_there(client, &name)? {
             let loaded = self.load(client, &name, (layers, &identities));
             loaded.context(|| format!("load image {name}"))?;
@@ -162,7 +174,7 @@ impl Images {
     }
 
     fn keep(&self, client: &Client, in_use: &BTreeSet<String>, most: usize) -> Result<()> {
-        let _alone = self.changing.write().unwrap_or_else(PoisonError::into_inner);
+        let _alone = self.lock(FlockOperation::LockExclusive)?;
         let tidy = || {
             let filter = escaped(&json!({ "reference": [&self.prefix] }).to_string());
             let images: Vec<Listed> = client.get(&format!("/images/json?filters={filter}"))?;
