@@ -16,7 +16,7 @@ pub const STATIC_SERVER: &str = "/cnb/lifecycle/static-server";
 pub const PROGRAMS: [&str; 3] = [CREATOR, LAUNCHER, STATIC_SERVER];
 
 /// Variables that the platform sets for every process; a value of somebody else has no effect.
-pub const PLATFORM_ENV: [&str; 11] = [
+pub const PLATFORM_ENV: [&str; 12] = [
     "PORT",
     "SHORE_APP",
     "SHORE_CONTAINER",
@@ -27,6 +27,7 @@ pub const PLATFORM_ENV: [&str; 11] = [
     "SHORE_PROCESS",
     "SHORE_PROJECT",
     "SHORE_ROOT",
+    "SHORE_SESSION",
     "SHORE_WORKSPACE",
 ];
 
