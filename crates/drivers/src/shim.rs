@@ -9,6 +9,7 @@
 //! and files in the process's directory say everything.
 
 mod command;
+mod enter;
 mod inside;
 mod keep;
 mod record;
@@ -38,6 +39,7 @@ use crate::proc::{self, Id};
 use crate::spec::Limits;
 
 pub(crate) use command::usual_signals;
+pub(crate) use enter::Enter;
 use keep::Keeper;
 pub(crate) use record::{FILE_HEADER_BYTES, Record, file_start};
 pub use record::{KEPT_BYTES_PER_FILE, KEPT_FILES};
@@ -70,8 +72,8 @@ pub(crate) struct Request {
 pub(crate) enum Launch {
     /// As a child, on this machine.
     Direct(Direct),
-    /// In a container, by a program that starts it there and then ends.
-    Through(Through),
+    /// In a container, by going there.
+    Enter(Enter),
     /// In a container, by its first process.
     Inside(Inside),
 }
@@ -88,16 +90,13 @@ pub(crate) struct Direct {
 }
 
 /// A command that a container runtime starts: `before... --process FILE --pid-file FILE after...`.
-/// What it starts must become a child of the supervisor when the runtime ends.
+/// What it starts must become a child of the keeper when the runtime ends.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Through {
     pub(crate) before: Vec<String>,
     pub(crate) after: Vec<String>,
     /// What to start, in the runtime's own form. It may hold secrets and never touches a disk.
     pub(crate) process: String,
-    /// A file with the line `oom_kill N`: how many processes of the container were killed because
-    /// memory ran out.
-    pub(crate) oom_file: Option<PathBuf>,
 }
 
 /// A command that the first process of a container starts.
@@ -264,9 +263,9 @@ impl Supervisor {
         let own = rustix::process::getpid().as_raw_nonzero().get();
         let (mut command, oom) = match &request.launch {
             Launch::Direct(direct) => (Command::of(command::spawn(direct)?), None),
-            Launch::Through(through) => {
-                let oom = through.oom_file.clone().map(through::OomCount::new);
-                (through::spawn(dir, through)?, oom)
+            Launch::Enter(enter) => {
+                let oom = through::OomCount::new(enter.oom_file.clone());
+                (enter::spawn(enter)?, Some(oom))
             }
             Launch::Inside(inside) => {
                 let oom = inside.oom_file.clone().map(through::OomCount::new);
@@ -299,7 +298,7 @@ impl Supervisor {
             reaped: Some(reaped),
             keeper: Keeper::new(dir.clone()),
             oom,
-            elsewhere: matches!(request.launch, Launch::Through(_)),
+            elsewhere: matches!(request.launch, Launch::Enter(_)),
         };
         Ok((supervisor, started))
     }

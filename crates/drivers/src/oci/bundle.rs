@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use rustix::process::{Resource, getrlimit};
+use rustix::thread::CapabilitySet;
 use serde_json::{Value, json};
 
 use super::seccomp;
@@ -11,15 +12,15 @@ use crate::driver::Terminal;
 use crate::spec::{ContainerSpec, Limits, PLATFORM_BYTES, PLATFORM_DIR, Root, User};
 
 /// What the container's own root may do: manage its files and users, and listen on low ports.
-pub(super) const CAPABILITIES: [&str; 8] = [
-    "CAP_CHOWN",
-    "CAP_DAC_OVERRIDE",
-    "CAP_FOWNER",
-    "CAP_FSETID",
-    "CAP_KILL",
-    "CAP_NET_BIND_SERVICE",
-    "CAP_SETGID",
-    "CAP_SETUID",
+const CAPABILITIES: [(&str, CapabilitySet); 8] = [
+    ("CAP_CHOWN", CapabilitySet::CHOWN),
+    ("CAP_DAC_OVERRIDE", CapabilitySet::DAC_OVERRIDE),
+    ("CAP_FOWNER", CapabilitySet::FOWNER),
+    ("CAP_FSETID", CapabilitySet::FSETID),
+    ("CAP_KILL", CapabilitySet::KILL),
+    ("CAP_NET_BIND_SERVICE", CapabilitySet::NET_BIND_SERVICE),
+    ("CAP_SETGID", CapabilitySet::SETGID),
+    ("CAP_SETUID", CapabilitySet::SETUID),
 ];
 /// Where the first process of a container is in it.
 pub(super) const IDLE: &str = "/dev/.shore-idle";
@@ -207,11 +208,10 @@ pub(super) struct Command<'a> {
 
 /// The configuration of a process.
 pub(super) fn process(command: &Command<'_>) -> Value {
-    let mut env = BTreeMap::from([("PATH", PATH), ("HOME", "/home"), ("TMPDIR", "/tmp")]);
+    let mut env = environment(command.env);
     if command.terminal.is_some() {
-        env.insert("TERM", "xterm-256color");
+        env.entry("TERM".to_owned()).or_insert_with(|| "xterm-256color".to_owned());
     }
-    env.extend(command.env.iter().map(|(key, value)| (key.as_str(), value.as_str())));
     let env: Vec<String> = env.into_iter().map(|(key, value)| format!("{key}={value}")).collect();
     let size = command.terminal.map(|size| json!({"width": size.columns, "height": size.rows}));
     json!({
@@ -221,14 +221,37 @@ pub(super) fn process(command: &Command<'_>) -> Value {
         "args": command.argv,
         "env": env,
         "cwd": command.dir,
-        "capabilities": capabilities(&CAPABILITIES),
-        "rlimits": rlimits(command.limits),
+        "capabilities": capabilities(&CAPABILITIES.map(|(name, _)| name)),
+        "rlimits": rlimits(command.limits).map(named).collect::<Vec<_>>(),
         "noNewPrivileges": true,
     })
 }
 
+/// The environment of a process: what it is given, and what every one has.
+pub(super) fn environment(given: &BTreeMap<String, String>) -> BTreeMap<String, String> {
+    let usual = [("PATH", PATH), ("HOME", "/home"), ("TMPDIR", "/tmp")];
+    let mut env: BTreeMap<String, String> =
+        usual.map(|(key, value)| (key.to_owned(), value.to_owned())).into();
+    env.extend(given.iter().map(|(key, value)| (key.clone(), value.clone())));
+    env
+}
+
+/// A limit the kernel keeps for a single process.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct ProcessLimit {
+    name: &'static str,
+    /// The kernel's number of what is limited.
+    pub(super) kind: u32,
+    pub(super) soft: u64,
+    pub(super) hard: u64,
+}
+
+fn named(limit: ProcessLimit) -> Value {
+    json!({"type": limit.name, "soft": limit.soft, "hard": limit.hard})
+}
+
 /// The limits the kernel keeps for single processes. None is raised above what the agent may.
-fn rlimits(limits: &Limits) -> Vec<Value> {
+pub(super) fn rlimits(limits: &Limits) -> impl Iterator<Item = ProcessLimit> + use<> {
     let files = limits.open_files.map_or(OPEN_FILES, |files| (files, files));
     let same = |limit: Option<u64>| limit.map(|limit| (limit, limit));
     let wanted = [
@@ -238,10 +261,14 @@ fn rlimits(limits: &Limits) -> Vec<Value> {
         ("RLIMIT_FSIZE", Resource::Fsize, same(limits.file_bytes)),
         ("RLIMIT_CPU", Resource::Cpu, same(limits.cpu_seconds)),
     ];
-    let set = wanted.into_iter().filter_map(|(name, kind, limit)| Some((name, kind, limit?)));
-    let clamp = |(name, kind, (soft, hard)): (&str, Resource, (u64, u64))| {
+    wanted.into_iter().filter_map(|(name, kind, limit)| {
+        let (soft, hard) = limit?;
         let most = getrlimit(kind).maximum.unwrap_or(u64::MAX);
-        json!({"type": name, "soft": soft.min(most), "hard": hard.min(most)})
-    };
-    set.map(clamp).collect()
+        Some(ProcessLimit { name, kind: kind as u32, soft: soft.min(most), hard: hard.min(most) })
+    })
+}
+
+/// What a process may do, as a set of the kernel's.
+pub(super) fn rights() -> u64 {
+    CAPABILITIES.iter().map(|(_, right)| right.bits()).sum()
 }

@@ -130,6 +130,17 @@ impl Group {
         self.dir(TRACKING).join(name)
     }
 
+    /// The groups a process is in whose own group has this name: one in each tree.
+    pub(super) fn all_of_process(&self, name: &str) -> Vec<PathBuf> {
+        let tracking = self.layout.tree(TRACKING);
+        let trees = self.layout.trees().into_iter();
+        let groups = trees.map(|tree| {
+            let group = tree.join(&self.path);
+            if tree == tracking { group.join(name) } else { group }
+        });
+        groups.filter(|group| group.is_dir()).collect()
+    }
+
     /// The file that counts processes killed because memory ran out.
     pub(super) fn oom_file(&self) -> PathBuf {
         let name = match self.layout {

@@ -1,6 +1,9 @@
-//! Which system calls a container may make, in the form of a runtime's configuration.
+//! Which system calls a container may make, in the form of a runtime's configuration and as the
+//! program the kernel runs. Both say the same: one is for the first process and for sessions, the
+//! other for the processes supervisors start.
 
 use serde_json::{Value, json};
+use syscalls::Sysno;
 
 /// The lists of names.
 const LISTS: &str = include_str!("seccomp.txt");
@@ -45,6 +48,100 @@ pub(crate) fn profile() -> Value {
         "architectures": [architecture],
         "syscalls": calls,
     })
+}
+
+/// Where the kernel shows a filter the number of a call, the machine's kind and the arguments.
+const NUMBER_AT: u32 = 0;
+const MACHINE_AT: u32 = 4;
+const ARGUMENTS_AT: u32 = 16;
+/// The lower half of a number comes first on every machine this is built for.
+const HALF_BYTES: u32 = 4;
+/// `AUDIT_ARCH_X86_64` and `AUDIT_ARCH_AARCH64` of `linux/audit.h`.
+const MACHINE: u32 = if cfg!(target_arch = "aarch64") { 0xc000_00b7 } else { 0xc000_003e };
+const ALLOW: u32 = libc::SECCOMP_RET_ALLOW;
+
+/// The program of the same profile.
+pub(crate) fn filter() -> Vec<libc::sock_filter> {
+    let refuse = |errno: i32| libc::SECCOMP_RET_ERRNO | errno.cast_unsigned();
+    let mut program = Program::default();
+    program.load(MACHINE_AT);
+    program.unless(MACHINE, libc::SECCOMP_RET_KILL_PROCESS);
+    program.load(NUMBER_AT);
+    for (names, answer) in [("allowed", ALLOW), ("refused", refuse(NOT_PERMITTED))] {
+        for number in list(names).into_iter().filter_map(number) {
+            program.answer_if(number, answer);
+        }
+    }
+    let equals = |value: u64| (u64::MAX, value);
+    let by_first: [(&str, Vec<(u64, u64)>); 3] = [
+        ("clone", vec![(NAMESPACE_FLAGS, 0)]),
+        ("socket", SOCKET_FAMILIES.map(equals).to_vec()),
+        ("personality", PERSONALITIES.map(equals).to_vec()),
+    ];
+    for (name, allowed) in by_first {
+        if let Some(number) = number(name) {
+            program.allow_by_first(number, &allowed);
+        }
+    }
+    program.end(refuse(NO_SUCH_CALL));
+    program.0
+}
+
+/// The number of a call on this machine, if it has it.
+fn number(name: &str) -> Option<u32> {
+    name.parse::<Sysno>().ok().map(|call| call.id().cast_unsigned())
+}
+
+/// A filter that is being written. Between two calls, the number of the call asked for is loaded.
+#[derive(Default)]
+struct Program(Vec<libc::sock_filter>);
+
+impl Program {
+    fn add(&mut self, code: u32, k: u32, (jt, jf): (u8, u8)) {
+        // The codes of `linux/bpf_common.h` are small.
+        let code = u16::try_from(code).unwrap_or_default();
+        self.0.push(libc::sock_filter { code, jt, jf, k });
+    }
+
+    fn load(&mut self, at: u32) {
+        self.add(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, at, (0, 0));
+    }
+
+    /// Skips so many instructions when what is loaded is the value, so many others when it is not.
+    fn compare(&mut self, value: u32, skip: (u8, u8)) {
+        self.add(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, value, skip);
+    }
+
+    fn end(&mut self, answer: u32) {
+        self.add(libc::BPF_RET | libc::BPF_K, answer, (0, 0));
+    }
+
+    fn answer_if(&mut self, value: u32, answer: u32) {
+        self.compare(value, (0, 1));
+        self.end(answer);
+    }
+
+    fn unless(&mut self, value: u32, answer: u32) {
+        self.compare(value, (1, 0));
+        self.end(answer);
+    }
+
+    /// Allows a call whose first argument, under one of the masks, has the value that goes with it.
+    fn allow_by_first(&mut self, call: u32, allowed: &[(u64, u64)]) {
+        for (mask, value) in allowed {
+            let [low, high] = [0, 32].map(|shift| ((mask >> shift) as u32, (value >> shift) as u32));
+            // Two loads, two masks, two comparisons and the answer; then the number again.
+            self.compare(call, (0, 8));
+            self.load(ARGUMENTS_AT);
+            self.add(libc::BPF_ALU | libc::BPF_AND | libc::BPF_K, low.0, (0, 0));
+            self.compare(low.1, (0, 4));
+            self.load(ARGUMENTS_AT + HALF_BYTES);
+            self.add(libc::BPF_ALU | libc::BPF_AND | libc::BPF_K, high.0, (0, 0));
+            self.compare(high.1, (0, 1));
+            self.end(ALLOW);
+            self.load(NUMBER_AT);
+        }
+    }
 }
 
 #[cfg(test)]

@@ -40,7 +40,6 @@ impl Inner {
             before: self.exec_command(&["--detach", "--cgroup", &option]),
             after: vec![handle.to_string()],
             process,
-            oom_file: None,
         };
         let (dir, of) = (dir(slots::RUN.as_ref(), number), group.of_process(&name));
         let start = Start::Through { through, dir, group: of };

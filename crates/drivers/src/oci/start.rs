@@ -1,5 +1,6 @@
 //! Starting processes in a container.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::path::Path;
@@ -14,8 +15,8 @@ use super::{Inner, Place};
 use crate::driver::{Exit, Started, Target};
 use crate::error::{Context as _, DriverError, Result, StartFault};
 use crate::proc::Id;
-use crate::shim::{Launch, Request, Through};
-use crate::spec::{ContainerSpec, Handle, ProcessId, ProcessSpec, User};
+use crate::shim::{Enter, Launch, Request};
+use crate::spec::{ContainerSpec, Handle, Limits, ProcessId, ProcessSpec, User};
 use crate::supervised::Starting;
 
 impl Inner {
@@ -54,16 +55,25 @@ impl Inner {
         (place, init): (Place, Id),
         state_dir: &Path,
     ) -> std::result::Result<Started, StartFault> {
-        let process = process(container, spec, (&place, init), None)?;
+        let prepared = Prepared::new(container, spec, (&place, init))?;
         let handle = &container.handle;
         let group = self.group(handle);
         let name = group_name(&spec.id);
-        let group_option = group.make_process(&name).map_err(|error| supervisor(&error))?;
-        let launch = Launch::Through(Through {
-            before: self.exec_command(&["--detach", "--cgroup", &group_option]),
-            after: vec![handle.to_string()],
-            process,
-            oom_file: Some(group.oom_file()),
+        group.make_process(&name).map_err(|error| supervisor(&error))?;
+        let limits = bundle::rlimits(&prepared.limits);
+        let user = prepared.user;
+        let launch = Launch::Enter(Enter {
+            first: init,
+            own_users: place.first_user != 0,
+            owner: (place.first_user + user.uid, place.first_user + user.gid),
+            groups: group.all_of_process(&name),
+            argv: spec.argv.clone(),
+            env: bundle::environment(&prepared.env),
+            dir: prepared.dir,
+            user: (user.uid, user.gid),
+            capabilities: bundle::rights(),
+            limits: limits.map(|limit| (limit.kind, limit.soft, limit.hard)).collect(),
+            oom_file: group.oom_file(),
         });
         let request = Request { state_dir: state_dir.to_owned(), launch };
         let marks = [("SHORE_CONTAINER".to_owned(), handle.to_string())];
@@ -97,39 +107,62 @@ impl Inner {
     }
 }
 
+/// What is known about a process, once all it needs in its container is there.
+struct Prepared {
+    user: User,
+    dir: String,
+    env: BTreeMap<String, String>,
+    limits: Limits,
+}
+
+impl Prepared {
+    fn new(
+        container: &ContainerSpec,
+        spec: &ProcessSpec,
+        (place, init): (&Place, Id),
+    ) -> std::result::Result<Self, StartFault> {
+        let user = spec.user.or(container.user).unwrap_or(User { uid: 0, gid: 0 });
+        if user.uid >= super::slots::USERS || user.gid >= super::slots::USERS {
+            return Err(StartFault::Other(format!(
+                "user {}:{} is out of range",
+                user.uid, user.gid
+            )));
+        }
+        let dir = spec.dir.as_deref().unwrap_or("/");
+        let owner = |number: u32| place.first_user + number;
+        let root = Root::open(&root_of(init), (owner(user.uid), owner(user.gid)));
+        let root = root.map_err(|error| supervisor(&error))?;
+        root.make_dir(Path::new(dir.trim_start_matches('/')))
+            .map_err(|error| StartFault::Directory(format!("{dir}: {error}")))?;
+        let mut env = container.env.clone();
+        env.extend(spec.env.clone());
+        let search = env.get("PATH").map_or(bundle::PATH, String::as_str);
+        let program = spec.argv.first().map_or("", String::as_str);
+        match program::judge(&root, program, dir, search) {
+            Judgement::Unknown => {}
+            Judgement::NoInterpreter => return Err(StartFault::Missing),
+            Judgement::NoProgram => return Err(StartFault::Format),
+        }
+        let dir = if dir.starts_with('/') { dir } else { "/" };
+        let limits = spec.limits.or(container.limits);
+        Ok(Self { user, dir: dir.to_owned(), env, limits })
+    }
+}
+
 /// What the runtime is told about a process, once all it needs is there.
 pub(super) fn process(
     container: &ContainerSpec,
     spec: &ProcessSpec,
-    (place, init): (&Place, Id),
+    place: (&Place, Id),
     terminal: Option<crate::driver::Terminal>,
 ) -> std::result::Result<String, StartFault> {
-    let user = spec.user.or(container.user).unwrap_or(User { uid: 0, gid: 0 });
-    if user.uid >= super::slots::USERS || user.gid >= super::slots::USERS {
-        return Err(StartFault::Other(format!("user {}:{} is out of range", user.uid, user.gid)));
-    }
-    let dir = spec.dir.as_deref().unwrap_or("/");
-    let owner = |number: u32| place.first_user + number;
-    let root = Root::open(&root_of(init), (owner(user.uid), owner(user.gid)));
-    let root = root.map_err(|error| supervisor(&error))?;
-    root.make_dir(Path::new(dir.trim_start_matches('/')))
-        .map_err(|error| StartFault::Directory(format!("{dir}: {error}")))?;
-    let mut env = container.env.clone();
-    env.extend(spec.env.clone());
-    let search = env.get("PATH").map_or(bundle::PATH, String::as_str);
-    let program = spec.argv.first().map_or("", String::as_str);
-    match program::judge(&root, program, dir, search) {
-        Judgement::Unknown => {}
-        Judgement::NoInterpreter => return Err(StartFault::Missing),
-        Judgement::NoProgram => return Err(StartFault::Format),
-    }
-    let limits = spec.limits.or(container.limits);
+    let prepared = Prepared::new(container, spec, place)?;
     let process = bundle::process(&Command {
         argv: &spec.argv,
-        dir: if dir.starts_with('/') { dir } else { "/" },
-        env: &env,
-        user,
-        limits: &limits,
+        dir: &prepared.dir,
+        env: &prepared.env,
+        user: prepared.user,
+        limits: &prepared.limits,
         terminal,
     });
     Ok(process.to_string())

@@ -22,19 +22,19 @@ const SIGNALS: std::ops::Range<i32> = 1..32;
 pub(super) fn spawn(request: &Direct) -> Result<Child, StartFault> {
     let mut command = prepared(request)?;
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
-    command.spawn().map_err(|error| fault(&error))
+    command.spawn().map_err(|error| exec_fault(&error))
 }
 
 /// The same with the standard streams of this process.
 pub(super) fn spawn_here(request: &Direct) -> Result<Child, StartFault> {
-    prepared(request)?.process_group(0).spawn().map_err(|error| fault(&error))
+    prepared(request)?.process_group(0).spawn().map_err(|error| exec_fault(&error))
 }
 
 /// The same in a session of its own, with a terminal.
 #[expect(unsafe_code, reason = "a terminal is taken between fork and exec")]
 pub(super) fn spawn_at(request: &Direct, terminal: &OwnedFd) -> Result<Child, StartFault> {
     let mut command = prepared(request)?;
-    let stream = || terminal.try_clone().map(Stdio::from).map_err(|error| fault(&error));
+    let stream = || terminal.try_clone().map(Stdio::from).map_err(|error| exec_fault(&error));
     command.stdin(stream()?).stdout(stream()?).stderr(stream()?);
     // SAFETY: the closure only makes system calls.
     unsafe {
@@ -45,7 +45,7 @@ pub(super) fn spawn_at(request: &Direct, terminal: &OwnedFd) -> Result<Child, St
             Ok(())
         });
     }
-    command.spawn().map_err(|error| fault(&error))
+    command.spawn().map_err(|error| exec_fault(&error))
 }
 
 #[expect(unsafe_code, reason = "limits must be set between fork and exec")]
@@ -89,9 +89,11 @@ pub(crate) fn usual_signals() {
     }
 }
 
-fn fault(error: &io::Error) -> StartFault {
+/// What it means that a program could not be executed.
+pub(super) fn exec_fault(error: &io::Error) -> StartFault {
     match Errno::from_io_error(error) {
-        Some(Errno::NOENT) => StartFault::Missing,
+        // A program or the interpreter of a script may be looked for below a file.
+        Some(Errno::NOENT | Errno::NOTDIR) => StartFault::Missing,
         Some(Errno::ACCESS | Errno::PERM) => StartFault::Denied,
         Some(Errno::NOEXEC) => StartFault::Format,
         Some(Errno::AGAIN | Errno::NOMEM | Errno::MFILE) => StartFault::Limits(error.to_string()),

@@ -1,13 +1,13 @@
-//! Starts the command of a supervisor through a container runtime.
+//! Starts the command of a session through a container runtime.
 
 use std::fs::{self, File};
-use std::io::{self, Read as _, Write as _};
-use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
+use std::io::{self, Write as _};
+use std::os::fd::AsRawFd as _;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 
-use rustix::fs::{MemfdFlags, OFlags, SeekFrom, fcntl_setfl, memfd_create, seek};
+use rustix::fs::{MemfdFlags, SeekFrom, memfd_create, seek};
 
 use super::{KILLED_FILE, Through, command};
 use crate::driver::Outcome;
@@ -17,28 +17,8 @@ use crate::error::StartFault;
 const PROCESS_FD: i32 = 3;
 /// Where a runtime writes the number of what it started.
 const PID_FILE: &str = "pid";
-/// The most that is read of what a runtime complains.
-const MAX_COMPLAINT_BYTES: u64 = 16 << 10;
 /// What a shell exits with when its child was killed by signal 9.
 const SHELL_KILLED: i32 = 128 + 9;
-
-/// Starts the command and waits until the runtime has gone away.
-pub(super) fn spawn(state_dir: &Path, through: &Through) -> Result<super::Command, StartFault> {
-    let failed = |error: io::Error| StartFault::Supervisor(error.to_string());
-    let mut runtime = runtime(state_dir, through)?;
-    runtime.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let mut child = runtime.spawn().map_err(failed)?;
-    let status = child.wait().map_err(failed)?;
-    let mut command = super::Command::of(child);
-    if !status.success() {
-        return Err(command.stderr.take().map_or_else(
-            || StartFault::Other(status.to_string()),
-            |stderr| fault(&complaint(stderr)),
-        ));
-    }
-    command.pid = take_pid(state_dir).map_err(failed)?;
-    Ok(command)
-}
 
 /// The number of what a runtime started.
 pub(super) fn take_pid(dir: &Path) -> io::Result<i32> {
@@ -93,16 +73,6 @@ fn give(runtime: &mut Command, process: File) {
             Ok(())
         });
     }
-}
-
-/// What the runtime wrote before it failed. Something it started may still hold the pipe.
-fn complaint(stderr: OwnedFd) -> String {
-    let mut text = Vec::new();
-    if fcntl_setfl(stderr.as_fd(), OFlags::NONBLOCK).is_ok() {
-        // It would block once all of it was read.
-        drop(File::from(stderr).take(MAX_COMPLAINT_BYTES).read_to_end(&mut text));
-    }
-    String::from_utf8_lossy(&text).into_owned()
 }
 
 /// What the last line of a log says.
