@@ -316,10 +316,11 @@ fn remove_tree(dir: &Path, deadline: Instant) -> io::Result<()> {
         match fs::remove_dir(dir) {
             Ok(()) => return Ok(()),
             Err(error) if gone(&error) => return Ok(()),
-            // The kernel still holds what was just killed.
+            // The kernel still holds what was just killed, or something was on its way here.
             Err(error)
                 if error.kind() == ErrorKind::ResourceBusy && runtime::mono_now() < deadline =>
             {
+                kill_all(dir, deadline)?;
                 runtime::pause_thread(pause);
                 pause = LONGEST_PAUSE.min(pause * 2);
             }

@@ -92,6 +92,12 @@ fn number(name: &str) -> Option<u32> {
     name.parse::<Sysno>().ok().map(|call| call.id().cast_unsigned())
 }
 
+/// The lower and the upper half.
+fn halves(number: u64) -> [u32; 2] {
+    let [a, b, c, d, e, f, g, h] = number.to_le_bytes();
+    [u32::from_le_bytes([a, b, c, d]), u32::from_le_bytes([e, f, g, h])]
+}
+
 /// A filter that is being written. Between two calls, the number of the call asked for is loaded.
 #[derive(Default)]
 struct Program(Vec<libc::sock_filter>);
@@ -129,15 +135,15 @@ impl Program {
     /// Allows a call whose first argument, under one of the masks, has the value that goes with it.
     fn allow_by_first(&mut self, call: u32, allowed: &[(u64, u64)]) {
         for (mask, value) in allowed {
-            let [low, high] = [0, 32].map(|shift| ((mask >> shift) as u32, (value >> shift) as u32));
+            let ([low_mask, high_mask], [low, high]) = (halves(*mask), halves(*value));
             // Two loads, two masks, two comparisons and the answer; then the number again.
             self.compare(call, (0, 8));
             self.load(ARGUMENTS_AT);
-            self.add(libc::BPF_ALU | libc::BPF_AND | libc::BPF_K, low.0, (0, 0));
-            self.compare(low.1, (0, 4));
+            self.add(libc::BPF_ALU | libc::BPF_AND | libc::BPF_K, low_mask, (0, 0));
+            self.compare(low, (0, 4));
             self.load(ARGUMENTS_AT + HALF_BYTES);
-            self.add(libc::BPF_ALU | libc::BPF_AND | libc::BPF_K, high.0, (0, 0));
-            self.compare(high.1, (0, 1));
+            self.add(libc::BPF_ALU | libc::BPF_AND | libc::BPF_K, high_mask, (0, 0));
+            self.compare(high, (0, 1));
             self.end(ALLOW);
             self.load(NUMBER_AT);
         }
@@ -163,5 +169,76 @@ mod tests {
         for special in ["clone", "clone3", "socket", "personality"] {
             assert!(!allowed.contains(special), "{special} is allowed by its arguments");
         }
+    }
+
+    /// What the kernel would answer: the part of its machine that filters use here.
+    fn answer(filter: &[libc::sock_filter], call: u32, first: u64) -> u32 {
+        let [low, high] = halves(first);
+        let shown = [call, MACHINE, 0, 0, low, high];
+        let (mut at, mut loaded) = (0, 0);
+        loop {
+            let step = filter[at];
+            at += 1;
+            match step.code {
+                0x20 => loaded = shown[step.k as usize / 4],
+                0x54 => loaded &= step.k,
+                0x15 => at += usize::from(if loaded == step.k { step.jt } else { step.jf }),
+                0x06 => return step.k,
+                other => panic!("{other:#x} is not understood"),
+            }
+        }
+    }
+
+    #[test]
+    fn the_program_says_what_the_profile_says() {
+        let program = filter();
+        let profile = profile();
+        let errno = |code: i64| libc::SECCOMP_RET_ERRNO | u32::try_from(code).expect("is small");
+        let says = |name: &str, first: u64| {
+            let rules = profile["syscalls"].as_array().expect("a list").iter();
+            let mut of_it = rules.filter(|rule| {
+                let named = rule["names"].as_array().expect("a list").contains(&name.into());
+                let arguments = rule["args"].as_array().map_or(&[][..], Vec::as_slice);
+                named
+                    && arguments.iter().all(|argument| {
+                        let value = argument["value"].as_u64().expect("a number");
+                        match argument["op"].as_str() {
+                            Some("SCMP_CMP_EQ") => first == value,
+                            _ => first & value == argument["valueTwo"].as_u64().expect("a number"),
+                        }
+                    })
+            });
+            let Some(rule) = of_it.next() else { return errno(NO_SUCH_CALL.into()) };
+            rule["errnoRet"].as_i64().map_or(ALLOW, errno)
+        };
+        let firsts = [
+            0,
+            1,
+            2,
+            3,
+            8,
+            10,
+            16,
+            17,
+            0x11,
+            0x1000_0000,
+            0x0200_0000,
+            0xffff_ffff,
+            1 << 32,
+            u64::MAX,
+        ];
+        let known: Vec<Sysno> = Sysno::iter().collect();
+        assert!(known.len() > 300, "{}", known.len());
+        for call in known {
+            for first in firsts {
+                let (number, name) = (call.id().cast_unsigned(), call.name());
+                assert_eq!(answer(&program, number, first), says(name, first), "{name} {first:#x}");
+            }
+        }
+        // The other numbering of the same machine.
+        assert_eq!(answer(&program, 0x4000_0000, 0), errno(NO_SUCH_CALL.into()));
+        let mut foreign = program;
+        foreign[0].k = NUMBER_AT;
+        assert_eq!(answer(&foreign, 1, 0), libc::SECCOMP_RET_KILL_PROCESS);
     }
 }

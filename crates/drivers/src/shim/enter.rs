@@ -16,9 +16,10 @@ use std::process::{Command, Stdio};
 
 use rustix::process::{Gid, Pid, PidfdFlags, Uid, pidfd_open};
 use rustix::thread::{
-    CapabilitySet, CapabilitySets, LinkNameSpaceType, ThreadNameSpaceType, capability_is_in_bounding_set,
-    move_into_link_name_space, move_into_thread_name_spaces, remove_capability_from_bounding_set,
-    set_capabilities, set_no_new_privs, set_thread_groups, set_thread_res_gid, set_thread_res_uid,
+    CapabilitySet, CapabilitySets, LinkNameSpaceType, ThreadNameSpaceType,
+    capability_is_in_bounding_set, move_into_link_name_space, move_into_thread_name_spaces,
+    remove_capability_from_bounding_set, set_capabilities, set_no_new_privs, set_thread_groups,
+    set_thread_res_gid, set_thread_res_uid,
 };
 use serde::{Deserialize, Serialize};
 
@@ -112,10 +113,7 @@ fn own_pipe((uid, gid): (u32, u32)) -> io::Result<(io::PipeReader, io::PipeWrite
 
 /// Starts a child in the process namespace of the container; this process stays where it is.
 #[expect(unsafe_code, reason = "the container is entered between fork and exec")]
-fn spawn_below(
-    mut command: Command,
-    way: Way,
-) -> io::Result<io::Result<std::process::Child>> {
+fn spawn_below(mut command: Command, way: Way) -> io::Result<io::Result<std::process::Child>> {
     let own = File::open("/proc/self/ns/pid")?;
     let container = way.container.try_clone()?;
     // SAFETY: the closure makes system calls, and this process has one thread.
@@ -152,7 +150,9 @@ impl Way {
         let groups = enter.groups.iter().map(|group| {
             let file = group.join("cgroup.procs");
             let opened = File::options().write(true).open(&file);
-            opened.map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", file.display())))
+            opened.map_err(|error| {
+                io::Error::new(error.kind(), format!("{}: {error}", file.display()))
+            })
         });
         let mut namespaces = ThreadNameSpaceType::MOUNT
             | ThreadNameSpaceType::NETWORK
@@ -209,7 +209,9 @@ impl Way {
     fn be_the_user(&self) -> io::Result<()> {
         for number in 0..u64::BITS {
             let one = CapabilitySet::from_bits_retain(1 << number);
-            if !self.capabilities.contains(one) && capability_is_in_bounding_set(one).unwrap_or(false) {
+            if !self.capabilities.contains(one)
+                && capability_is_in_bounding_set(one).unwrap_or(false)
+            {
                 remove_capability_from_bounding_set(one)?;
             }
         }
