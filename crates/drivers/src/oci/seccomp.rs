@@ -94,8 +94,7 @@ fn number(name: &str) -> Option<u32> {
 
 /// The lower and the upper half.
 fn halves(number: u64) -> [u32; 2] {
-    let [a, b, c, d, e, f, g, h] = number.to_le_bytes();
-    [u32::from_le_bytes([a, b, c, d]), u32::from_le_bytes([e, f, g, h])]
+    [number, number >> 32].map(|half| u32::try_from(half & 0xffff_ffff).unwrap_or_default())
 }
 
 /// A filter that is being written. Between two calls, the number of the call asked for is loaded.
