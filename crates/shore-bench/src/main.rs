@@ -8,6 +8,8 @@ mod deploys;
 mod idle_bench;
 mod jobs_bench;
 mod logs_bench;
+mod neighbour_bench;
+mod one_cell;
 mod options;
 mod processes_bench;
 mod router_bench;
@@ -44,10 +46,11 @@ fn main() -> ExitCode {
         "cluster" => read(1_000, 100_000, None).and_then(|it| cluster_bench::run(&it)),
         cluster_bench::SERVER => cluster_bench::serve(),
         "processes" => read(500, 50_000, None).and_then(|it| processes_bench::run(&it)),
+        "neighbour" => neighbour_bench::run(),
         "up" => up_bench::run(),
         _ => Err(format!(
-            "unknown benchmark `{name}`: there are auction, cluster, idle, jobs, logs, processes, \
-             router, start, state and up"
+            "unknown benchmark `{name}`: there are auction, cluster, idle, jobs, logs, neighbour, \
+             processes, router, start, state and up"
         )),
     };
     match figures {

@@ -3,27 +3,19 @@
 
 mod bare;
 
-use std::net::Ipv4Addr;
 use std::path::Path;
-use std::process::{Child, Command as Program, Stdio};
-use std::time::Duration;
 
-use model::{
-    Check, CheckKind, DeploymentId, DeploymentState, Digest, JoinToken, ProcessSpec, Role,
-};
+use model::{Check, CheckKind, Digest, ProcessSpec};
 use runtime::{Stop, Tasks, mono_now};
 use serde_json::{Value, json};
-use server::Server;
-use state::{Cell, Deployment, Instance, State};
-use tokio::net::TcpListener;
+use state::{Cell, Instance};
 
 use crate::cluster_bench;
 use crate::deploys::Project;
+use crate::one_cell::{CellProcess, healthy, image, percentile_ms, serve, wait};
 
 /// Instances that start one after the other, and as many that start at once.
 const INSTANCES: u32 = 50;
-/// How long a step may take.
-const LIMIT: Duration = Duration::from_mins(2);
 /// What answers. It needs nothing but what is on every machine with busybox.
 const APP: &str = "exec busybox httpd -f -p ${PORT} -h /";
 
@@ -97,43 +89,6 @@ async fn measure(options: &Options, dir: &Path, tasks: &Tasks) -> Result<Value, 
     }))
 }
 
-fn percentile_ms(times: &mut [Duration], percent: usize) -> f64 {
-    times.sort_unstable();
-    times.get(times.len() * percent / 100).map_or(0.0, |time| time.as_secs_f64() * 1e3)
-}
-
-/// A server that listens, where, and a token for a cell.
-async fn serve(dir: &Path, tasks: &Tasks) -> Result<(Server, String, JoinToken), String> {
-    let server = cluster_bench::open(&dir.join("server"), tasks).await?;
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await;
-    let listener = listener.map_err(|error| error.to_string())?;
-    let url = format!("http://{}", listener.local_addr().map_err(|error| error.to_string())?);
-    let app = edge::router(server.clone());
-    tasks.spawn_ok("http", edge::serve(listener, app, None, tasks.clone()));
-    let token = server.create_token(Role::Cell, None, "cell".to_owned(), None).await;
-    Ok((server, url, token.map_err(|error| error.to_string())?))
-}
-
-/// Waits until the state is as wanted.
-async fn wait(
-    server: &Server,
-    is: impl Fn(&State) -> bool + Send + Sync + 'static,
-) -> Result<(), String> {
-    let waited = server.wait_for(move |state| is(state).then_some(()));
-    let waited = runtime::timeout(LIMIT, waited).await.ok_or("it took too long")?;
-    waited.map_err(|error| error.to_string())
-}
-
-async fn healthy(server: &Server, id: DeploymentId) -> Result<(), String> {
-    let ended = move |state: &State| match &state.get::<Deployment>(id)?.state {
-        DeploymentState::Ready => Some(Ok(())),
-        DeploymentState::Failed { reason } => Some(Err(reason.clone())),
-        DeploymentState::Starting { .. } | DeploymentState::Retired => None,
-    };
-    let ended = runtime::timeout(LIMIT, server.wait_for(ended)).await;
-    ended.ok_or("it took too long")?.map_err(|error| error.to_string())?
-}
-
 fn spec(image: Digest) -> ProcessSpec {
     let mut spec = ProcessSpec::new(["/bin/sh", "-c", APP]);
     spec.container.image = Some(image);
@@ -141,54 +96,4 @@ fn spec(image: Digest) -> ProcessSpec {
     spec.container.limits.disk_mb = Some(64);
     spec.check = Some(Check { kind: CheckKind::Tcp, ..Check::default() });
     spec
-}
-
-/// An image of one small layer.
-async fn image(server: &Server) -> Result<Digest, String> {
-    let put = async |bytes: Vec<u8>| {
-        let stored = server.blobs().put(bytes.as_slice()).await;
-        stored.map(|stored| Digest(stored.digest)).map_err(|error| error.to_string())
-    };
-    // An empty archive.
-    let layer = put(vec![0; 1_024]).await?;
-    let config = json!({
-        "architecture": "amd64", "os": "linux",
-        "config": { "Env": ["PATH=/usr/sbin:/usr/bin:/sbin:/bin"] },
-        "rootfs": { "type": "layers", "diff_ids": [] },
-    });
-    let config = put(config.to_string().into_bytes()).await?;
-    let blob = |kind: &str, digest: Digest| {
-        let media_type = format!("application/vnd.oci.image.{kind}");
-        json!({ "mediaType": media_type, "digest": digest, "size": 1 })
-    };
-    let manifest = json!({
-        "schemaVersion": 2,
-        "config": blob("config.v1+json", config),
-        "layers": [blob("layer.v1.tar", layer)],
-    });
-    put(manifest.to_string().into_bytes()).await
-}
-
-/// A cell in a process of its own.
-struct CellProcess(Child);
-
-impl CellProcess {
-    fn start(driver: &str, dir: &Path, (url, token): (&str, &JoinToken)) -> Result<Self, String> {
-        let mut program = Program::new(testkit::shore_binary()?);
-        program.args(["cell", "--driver", driver, "--data"]).arg(dir);
-        program.env("SHORE_SERVER", url).env("SHORE_TOKEN", token.to_string());
-        program.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::inherit());
-        program.spawn().map(Self).map_err(|error| error.to_string())
-    }
-
-    fn end(&mut self) {
-        self.0.kill().unwrap_or_default();
-        self.0.wait().map(drop).unwrap_or_default();
-    }
-}
-
-impl Drop for CellProcess {
-    fn drop(&mut self) {
-        self.end();
-    }
 }
