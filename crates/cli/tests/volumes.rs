@@ -123,7 +123,7 @@ fn what_is_written_to_a_volume_outlives_deployments() -> Result<(), Failure> {
     shop.shore(&["rollback"])?.ok("rollback")?;
     assert_eq!(shop.get("/add/c")?, "one a b c ");
     let said = shop.try_up("#!/bin/sh\nexit 3\n")?.failed("a version that ends at once")?;
-    assert!(said.contains("what ran before serves on or starts again"), "{said}");
+    assert!(said.contains("what is released serves on or starts again"), "{said}");
     let again = || shop.get("/").ok().filter(|page| page == "one a b c ");
     testkit::wait_for("the version before", LIMIT, again)?;
 

@@ -257,8 +257,6 @@ fn templates(deploy: &DeployFile, result: BuildResult) -> Vec<ProcessTemplate> {
     let template = |(name, (argv, dir)): (Name, (Vec<String>, Option<String>))| {
         let web = name.as_str() == WEB;
         let own = deploy.processes.get(&name).and_then(|process| process.instances);
-        let instances =
-            if web { own.or(deploy.instances).unwrap_or(WEB_INSTANCES) } else { own.unwrap_or(0) };
         let run = settings(deploy, &name);
         let mut spec = ProcessSpec::new(argv);
         spec.stop_grace_ms = STOP_GRACE_MS;
@@ -266,6 +264,10 @@ fn templates(deploy: &DeployFile, result: BuildResult) -> Vec<ProcessTemplate> {
         spec.container.image = Some(image);
         spec.dir = dir;
         spec.pre_stop = spec.pre_stop.map(launched);
+        // Copies with volumes have data of their own each: nobody gets two without asking for them.
+        let usual = if spec.container.volumes.is_empty() { WEB_INSTANCES } else { 1 };
+        let instances =
+            if web { own.or(deploy.instances).unwrap_or(usual) } else { own.unwrap_or(0) };
         let usual = web.then(Check::default);
         spec.check = run.check.as_ref().map(check).or(usual);
         spec.startup = run.startup.as_ref().map(check);
@@ -353,6 +355,11 @@ async fn wait_healthy(
     if deployment.state == "ready" {
         let count: u32 = deployment.processes.iter().map(|process| process.wanted).sum();
         let plural = if count == 1 { "instance is" } else { "instances are" };
+        let apart = deployment.processes.iter().find(|it| it.wanted > 1 && !it.volumes.is_empty());
+        if let Some(process) = apart {
+            let (name, wanted) = (&process.name, process.wanted);
+            context.say(format!("each of the {wanted} instances of {name} has data of its own")).await;
+        }
         let detail = format!("deployment {}: {count} {plural} healthy", deployment.number);
         return Ok((deployment, detail));
     }
@@ -360,9 +367,9 @@ async fn wait_healthy(
     let reason = deployment.reason.unwrap_or_else(|| format!("it is {}", deployment.state));
     let has_volumes = deployment.processes.iter().any(|process| !process.volumes.is_empty());
     // What shares volumes with it had to end first.
-    let serves = if has_volumes { "serves on or starts again" } else { "still serves" };
+    let stays = if has_volumes { "serves on or starts again" } else { "stays as it is" };
     Err(JobError::Failed(format!(
-        "deployment {} failed: {reason}; what ran before {serves}",
+        "deployment {} failed: {reason}; what is released {stays}",
         deployment.number
     )))
 }
@@ -452,7 +459,7 @@ app "a" {
         let image = Digest([0; 32]);
         let made = templates(deploy, BuildResult { image, processes: vec![web] });
         let [web, worker] = made.as_slice() else { panic!("two processes: {made:?}") };
-        assert_eq!((web.instances, worker.instances), (WEB_INSTANCES, 2));
+        assert_eq!((web.instances, worker.instances), (1, 2), "one for each set of volumes");
         assert_eq!(web.spec.check, Some(Check::default()));
         let argv = launched(["bin/ready".to_owned()]);
         let kind = web.spec.readiness.as_ref().map(|check| &check.kind);
