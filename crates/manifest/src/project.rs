@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 
 use hcl_edit::Span as _;
 use hcl_edit::structure::{Attribute, Block, Body};
-use model::{MAX_INSTANCES, Name};
+use model::{EgressRule, MAX_INSTANCES, Name};
 
 use crate::read::{Item, ManifestError, Source};
-use crate::run::{RunFile, WORDS};
+use crate::run::{RunFile, WORDS, egress};
 
 type Result<T> = std::result::Result<T, ManifestError>;
 
@@ -36,6 +36,8 @@ pub struct BuildFile {
     pub env: BTreeMap<String, String>,
     /// How long it may take, in milliseconds.
     pub timeout_ms: Option<u64>,
+    /// Private networks it reaches, such as that of a package registry.
+    pub egress: Vec<EgressRule>,
 }
 
 /// How an app runs.
@@ -109,12 +111,16 @@ pub(crate) fn unlabelled(source: Source<'_>, it: &Block) -> Result<()> {
 fn build(source: Source<'_>, block: &Block) -> Result<BuildFile> {
     unlabelled(source, block)?;
     let mut build = BuildFile::default();
-    source.each(&block.body, "in `build`", "`env` and `timeout`", |item| {
-        let Item::Attribute(it) = item else { return Ok(false) };
-        match it.key.as_str() {
-            "env" => build.env = source.env(it)?,
-            "timeout" => build.timeout_ms = Some(source.millis(it)?),
-            _ => return Ok(false),
+    source.each(&block.body, "in `build`", "`env`, `timeout` and `egress`", |item| {
+        match item {
+            Item::Attribute(it) if it.key.as_str() == "env" => build.env = source.env(it)?,
+            Item::Attribute(it) if it.key.as_str() == "timeout" => {
+                build.timeout_ms = Some(source.millis(it)?);
+            }
+            Item::Block(it) if it.ident.as_str() == "egress" => {
+                build.egress.push(egress(source, it)?);
+            }
+            Item::Attribute(_) | Item::Block(_) => return Ok(false),
         }
         Ok(true)
     })?;
@@ -186,6 +192,9 @@ app "web" {
   build {
     env     = { NODE_ENV = "production" }
     timeout = "5m"
+    egress {
+      to = "10.2.0.0/16"
+    }
   }
   deploy {
     instances  = 3

@@ -251,7 +251,7 @@ fn volume(
     Ok((mount, at))
 }
 
-fn egress(source: Source<'_>, block: &Block) -> Result<EgressRule> {
+pub(crate) fn egress(source: Source<'_>, block: &Block) -> Result<EgressRule> {
     unlabelled(source, block)?;
     let mut rule = EgressRule { to: String::new(), protocol: None, ports: None };
     source.each(&block.body, "in `egress`", "`to`, `protocol` and `ports`", |item| {

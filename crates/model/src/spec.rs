@@ -132,8 +132,12 @@ impl EgressRule {
             return Err(SpecError::Text { field, reason });
         }
         let has_ports = matches!(self.protocol, Some(EgressProtocol::Tcp | EgressProtocol::Udp));
-        if self.ports.is_some_and(|(first, last)| first > last || !has_ports) {
-            let reason = "ports go from the lower to the higher, with protocol tcp or udp";
+        if self.ports.is_some() && !has_ports {
+            let reason = "`ports` need `protocol`: tcp or udp";
+            return Err(SpecError::Text { field, reason });
+        }
+        if self.ports.is_some_and(|(first, last)| first > last) {
+            let reason = "`ports` go from the lower to the higher";
             return Err(SpecError::Text { field, reason });
         }
         Ok(())

@@ -135,6 +135,7 @@ async fn start_build(
     let timeout_ms = app.build.timeout_ms.unwrap_or(BUILD_TIMEOUT_MS);
     let mut spec = TaskSpec::new(Action::Serial { actions }, timeout_ms);
     spec.container.caches = BTreeMap::from([(key.join("_"), "/cache".to_owned())]);
+    spec.container.egress.clone_from(&app.build.egress);
     spec.result_file = Some("/export/result.json".to_owned());
     let id = Some(TaskId(Context::fresh_id()));
     let create = CreateTask { id, attempt: context.attempt(), spec };
