@@ -91,6 +91,8 @@ impl Cell {
         let stayed = Box::pin(agent.stay()).await;
         if agent.shared.options.leave.is_stopped() {
             agent.shared.identities.close().await;
+        } else {
+            agent.shared.identities.close_unused().await;
         }
         stayed
     }

@@ -206,6 +206,15 @@ impl Identities {
         Ok(())
     }
 
+    /// The agent ends. A gate that serves nobody ends with it, and frees its port.
+    pub(crate) async fn close_unused(&self) {
+        if let Some(gate) = &self.gate
+            && gate.held().await.is_ok_and(|held| held.is_empty())
+        {
+            self.close().await;
+        }
+    }
+
     /// The cell leaves for good, and its gate with it.
     pub(crate) async fn close(&self) {
         if let Some(gate) = &self.gate

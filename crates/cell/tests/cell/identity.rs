@@ -81,6 +81,18 @@ async fn routers_reach_an_instance_through_the_gate_as_long_as_it_is_there() {
     assert!(refusal.contains("AccessDenied"), "{refusal}");
     stream.gone(&instance_work(1, 1)).await;
     agent.stop().await;
+    // It served nobody any more.
+    is_closed(gate).await;
+}
+
+/// Waits until nobody listens there.
+async fn is_closed(gate: SocketAddr) {
+    let closed = async {
+        while tokio::net::TcpStream::connect(gate).await.is_ok() {
+            runtime::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    assert!(runtime::timeout(SOON, closed).await.is_some(), "the gate goes on");
 }
 
 #[tokio::test]
@@ -119,13 +131,7 @@ async fn the_gate_ends_with_a_cell_that_leaves() {
     agent.leave.stop();
     while !matches!(stream.next().await, Up::Leave(_)) {}
     stream.send(Down::Drained(Drained {})).await;
-    let closed = async {
-        while tokio::net::TcpStream::connect(gate).await.is_ok() {
-            runtime::sleep(Duration::from_millis(20)).await;
-        }
-    };
-    let closed = async { assert!(runtime::timeout(SOON, closed).await.is_some()) };
-    stream.meanwhile(closed).await;
+    stream.meanwhile(is_closed(gate)).await;
 }
 
 #[tokio::test]
