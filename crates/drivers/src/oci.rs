@@ -45,6 +45,7 @@ use crate::supervised::{OWN_EXECUTABLE, Supervised, locked};
 
 pub(crate) use cgroup::kill_group;
 use cgroup::{Group, Layout};
+use disk::Disks;
 use layers::Layers;
 use net::Net;
 use slots::{Slot, Slots};
@@ -136,6 +137,7 @@ struct Inner {
     net: Net,
     slots: Slots,
     layers: Layers,
+    disks: Disks,
     /// Whether containers have users of their own.
     own_users: bool,
     limits_disk: bool,
@@ -189,6 +191,7 @@ impl OciDriver {
             net: Net { prefix, network: config.network },
             slots: Slots::new(run),
             layers: Layers::open(base.join(".layers")).context(|| "make .layers".to_owned())?,
+            disks: Disks::open(base.join(".disks")).context(|| "make .disks".to_owned())?,
             own_users: config.user_namespaces && can_shift_users(),
             limits_disk: disk::available(),
             base,

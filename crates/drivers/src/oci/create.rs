@@ -14,7 +14,7 @@ use tokio::process::Command;
 use super::bundle::{self, Places};
 use super::net;
 use super::stage::{self, Plan};
-use super::{Inner, Place, disk, layers, slots};
+use super::{Inner, Place, layers, slots};
 use crate::error::{Context as _, DriverError, Result};
 use crate::proc::Id;
 use crate::shim::write_whole;
@@ -144,7 +144,7 @@ impl Inner {
         }
         let image = disk_bytes.map(|_| draft.dir.join(DISK_FILE));
         if let Some((image, bytes)) = image.as_ref().zip(disk_bytes) {
-            disk::make(image, bytes)?;
+            self.disks.make(image, bytes)?;
         }
         let first_user = self.own_users.then_some(place.first_user);
         let hostname = hostname(spec.handle.as_str());

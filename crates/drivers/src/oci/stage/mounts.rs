@@ -6,13 +6,12 @@ use std::io::{self, Write as _};
 use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::os::unix::fs::fchown;
 use std::path::{Component, Path, PathBuf};
-use std::process::{Command, Stdio};
 
 use rustix::fs::{
     AtFlags, CWD, Mode, OFlags, ResolveFlags, mkdirat, openat, openat2, symlinkat, unlinkat,
 };
 use rustix::io::Errno;
-use rustix::mount::{MoveMountFlags, OpenTreeFlags, move_mount, open_tree};
+use rustix::mount::{MountFlags, MoveMountFlags, OpenTreeFlags, move_mount, open_tree};
 
 use crate::spec::Mount;
 
@@ -84,13 +83,70 @@ pub(super) fn bind(source: &Path, at: &Path) -> io::Result<()> {
 
 /// Mounts a file that holds a file system. Its loop device goes away with the mount.
 pub(super) fn image(image: &Path, at: &Path) -> io::Result<()> {
-    let mut mount = Command::new("mount");
-    mount.args(["-t", "ext4", "-o", "loop,discard,nosuid,nodev"]).arg(image).arg(at);
-    let done = mount.stdin(Stdio::null()).output()?;
-    if done.status.success() {
-        return Ok(());
+    let file = File::options().read(true).write(true).open(image)?;
+    let (device, name) = loop_device(&file)?;
+    let flags = MountFlags::NOSUID | MountFlags::NODEV;
+    let mounted = rustix::mount::mount(&name, at, "ext4", flags, Some(c"discard"));
+    drop(device);
+    Ok(mounted?)
+}
+
+/// `LOOP_CTL_GET_FREE`, `LOOP_CONFIGURE` and `LO_FLAGS_AUTOCLEAR` of `linux/loop.h`.
+const GET_FREE: libc::Ioctl = 0x4c82;
+const CONFIGURE: libc::Ioctl = 0x4c0a;
+const CLEAR_AT_LAST_CLOSE: u32 = 4;
+/// How often to ask for another device when somebody else took the free one.
+const LOOP_ATTEMPTS: usize = 64;
+
+/// `struct loop_config` of `linux/loop.h`.
+#[repr(C)]
+struct LoopConfig {
+    file: u32,
+    block_size: u32,
+    /// Device, inode, device, offset, limit of the size.
+    numbers: [u64; 5],
+    /// Number, kind of encryption, size of its key.
+    small: [u32; 3],
+    flags: u32,
+    names: [u8; 64 + 64 + 32],
+    initial: [u64; 2],
+    reserved: [u64; 8],
+}
+
+const _: () = assert!(size_of::<LoopConfig>() == 304);
+
+/// A free loop device that shows a file, and its name. It is free again once nobody has it open.
+#[expect(unsafe_code, reason = "there is no safe wrapper for these calls")]
+fn loop_device(file: &File) -> io::Result<(File, String)> {
+    let control = File::options().read(true).write(true).open("/dev/loop-control")?;
+    let config = LoopConfig {
+        file: file.as_raw_fd().cast_unsigned(),
+        block_size: 0,
+        numbers: [0; 5],
+        small: [0; 3],
+        flags: CLEAR_AT_LAST_CLOSE,
+        names: [0; 160],
+        initial: [0; 2],
+        reserved: [0; 8],
+    };
+    for _ in 0..LOOP_ATTEMPTS {
+        // SAFETY: the call takes no argument.
+        let number = unsafe { libc::ioctl(control.as_raw_fd(), GET_FREE) };
+        if number < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        let name = format!("/dev/loop{number}");
+        let device = File::options().read(true).write(true).open(&name)?;
+        // SAFETY: the structure is initialised and outlives the call.
+        if unsafe { libc::ioctl(device.as_raw_fd(), CONFIGURE, &raw const config) } == 0 {
+            return Ok((device, name));
+        }
+        let error = io::Error::last_os_error();
+        if error.raw_os_error() != Some(libc::EBUSY) {
+            return Err(error);
+        }
     }
-    Err(io::Error::other(String::from_utf8_lossy(&done.stderr).trim().to_owned()))
+    Err(io::Error::other("every loop device that was free is taken by others"))
 }
 
 /// The root of a container and places in it. Nothing in it is trusted: a link of an image
