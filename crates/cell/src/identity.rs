@@ -65,6 +65,9 @@ fn name(key: Key) -> String {
     instance_host(InstanceId(key.id), key.epoch)
 }
 
+/// An identity, and the authorities that vouch for such.
+pub(crate) type Obtained = (Identity, String);
+
 impl Identities {
     /// Finds or starts the gate, if this cell is to have one.
     pub(crate) async fn open(options: &Options, tasks: &Tasks) -> Result<Self, CellError> {
@@ -114,7 +117,7 @@ impl Identities {
         }
     }
 
-    async fn ask(&self, link: &Link, key: Key) -> Result<(Identity, String), Failure> {
+    async fn ask(&self, link: &Link, key: Key) -> Result<Obtained, Failure> {
         for _ in 0..IDENTITY_ATTEMPTS {
             let private = PrivateKey::generate().map_err(Failure::new)?;
             let public = Bytes::from(private.public());
@@ -131,20 +134,25 @@ impl Identities {
         Err(Failure::new("the server made no certificate for it in time"))
     }
 
-    /// Gets a certificate for an instance, and gives it to the container and to the gate, which then
-    /// lets routers through to `address`. `None`: this server makes none, and none is needed.
+    /// Gets a certificate for an instance. `None`: this server makes none, and none is needed.
+    pub(crate) async fn obtain(&self, actor: &Actor) -> Result<Option<Obtained>, Failure> {
+        if self.are_made() {
+            return self.ask(&actor.shared.link, actor.key).await.map(Some);
+        }
+        match self.gate {
+            Some(_) => Err(Failure::new("the server makes no certificates")),
+            None => Ok(None),
+        }
+    }
+
+    /// Gives a certificate to the container of an instance and to the gate, which then lets routers
+    /// through to `address`.
     pub(crate) async fn prove(
         &self,
         actor: &Actor,
-        address: SocketAddr,
+        (address, obtained): (SocketAddr, Option<Obtained>),
     ) -> Result<Option<Proof>, Failure> {
-        if !self.are_made() {
-            return match self.gate {
-                Some(_) => Err(Failure::new("the server makes no certificates")),
-                None => Ok(None),
-            };
-        }
-        let (identity, authorities) = self.ask(&actor.shared.link, actor.key).await?;
+        let Some((identity, authorities)) = obtained else { return Ok(None) };
         let proof = Proof { expires_ms: identity.expires_ms };
         if let Err(failure) = put(actor, &identity, &authorities).await {
             actor.journal.say(format!("it cannot have its certificate: {failure}")).await;
@@ -172,7 +180,11 @@ impl Identities {
             let left = proof.expires_ms.saturating_sub(SystemClock.now_ms());
             let is_due = u128::from(left) < RENEW_LEFT.as_millis();
             if is_due && self.are_made() && actor.shared.link.current().is_some() {
-                match self.prove(actor, address).await {
+                let renewed = match self.obtain(actor).await {
+                    Ok(obtained) => self.prove(actor, (address, obtained)).await,
+                    Err(failure) => Err(failure),
+                };
+                match renewed {
                     Ok(renewed) => proof = renewed.unwrap_or(proof),
                     Err(failure) => {
                         tracing::warn!(work = %actor.key, %failure, "a certificate is not renewed");

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
 use drivers::{DriverError, Exit, ProcessId, ProcessSpec as Command, Signal, Target};
+use futures_util::future;
 use model::{ExitStatus, FailureDetail, InstanceReport, Name, ProcessSpec, StopSignal, VolumeId};
 use runtime::mono_now;
 
@@ -123,10 +124,12 @@ async fn start(
     let publish = actor.shared.publish(actor, &port);
     let container = &spec.container;
     let order = Order { spec: container, labels, volumes, properties, env, host, publish };
-    let image_dir = tokio::select! {
+    let identities = &actor.shared.identities;
+    let made = future::try_join(prepare::container(actor, order), identities.obtain(actor));
+    let (image_dir, obtained) = tokio::select! {
         biased;
         _ = actor.unwanted() => return Ok(None),
-        prepared = prepare::container(actor, order) => prepared?,
+        made = made => made?,
     };
     let mut command = Command::new(notes.process.clone(), spec.argv.iter().map(String::as_str));
     command.dir = spec.dir.clone().or(image_dir);
@@ -134,7 +137,7 @@ async fn start(
     if place.address.ip().is_unspecified() {
         return Err(Failure::new("the container has no address"));
     }
-    let proving = actor.shared.identities.prove(actor, place.address);
+    let proving = identities.prove(actor, (place.address, obtained));
     let proof = tokio::select! {
         biased;
         _ = actor.unwanted() => return Ok(None),
