@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
+use drivers::remove_tree;
 use runtime::Tasks;
 
 use crate::layers::disk_bytes;
@@ -70,7 +71,7 @@ impl Caches {
         for entry in fs::read_dir(dir)? {
             let entry = entry?;
             if entry.file_name().to_string_lossy().starts_with(REMOVED) {
-                fs::remove_dir_all(entry.path())?;
+                remove_tree(&entry.path())?;
             }
         }
         let held = Mutex::default();
@@ -148,7 +149,7 @@ impl Inner {
                 break;
             }
             if let Some(removed) = self.take_away(&key)? {
-                fs::remove_dir_all(removed)?;
+                remove_tree(&removed)?;
                 total -= bytes;
             }
         }

@@ -13,6 +13,7 @@ use std::time::SystemTime;
 
 use api::Client;
 use build::image::{ImageError, LayerStore, Limits};
+use drivers::remove_tree;
 use model::Digest;
 use runtime::Tasks;
 use rustix::fs::{AtFlags, CWD, Timespec, Timestamps, UTIME_NOW, utimensat};
@@ -77,7 +78,7 @@ impl Layers {
             if let Some((digest, path)) = named(&name, &store) {
                 found.push(known(dir, digest, path)?);
             } else if name.starts_with(DRAFT) {
-                fs::remove_dir_all(entry.path())?;
+                remove_tree(&entry.path())?;
             }
         }
         found.sort_unstable_by_key(|(used, digest, _)| (*used, *digest));
@@ -215,7 +216,7 @@ impl Inner {
     /// Removes the layers that were not used for longest while there is too much.
     async fn evict(&self) {
         for path in self.take_oldest() {
-            if let Err(error) = self.tasks.blocking(move || fs::remove_dir_all(&path)).await {
+            if let Err(error) = self.tasks.blocking(move || remove_tree(&path)).await {
                 tracing::warn!(%error, "an old image layer cannot be removed");
             }
         }

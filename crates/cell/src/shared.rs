@@ -163,9 +163,6 @@ pub(crate) fn inner_port(actor: &Actor, port: &Port) -> u16 {
 }
 
 fn empty(dir: &Path) -> io::Result<()> {
-    match fs::remove_dir_all(dir) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        Ok(()) | Err(_) => {}
-    }
+    drivers::remove_tree(dir)?;
     fs::create_dir_all(dir)
 }

@@ -138,6 +138,7 @@ fn basic() -> Vec<Case> {
         containers::properties_come_back,
         containers::names_have_limits,
         containers::remove_leaves_nothing,
+        containers::remove_reaches_every_depth,
         containers::remove_kills_what_runs,
         containers::remove_beats_a_forker,
         containers::containers_have_their_own_directories,

@@ -78,6 +78,17 @@ pub(super) async fn remove_leaves_nothing(bench: Bench) -> Verdict {
     Ok(())
 }
 
+/// Deeper than a path may be.
+pub(super) async fn remove_reaches_every_depth(bench: Bench) -> Verdict {
+    let handle = bench.container().await?;
+    let text = "perl -e 'for (1 .. 3000) { mkdir \"d\" and chdir \"d\" or die } print \"done\"'";
+    let made = bench.output(&handle, "p", text).await?.text();
+    ensure!(made == "done", "{made}");
+    soon("remove", bench.driver.remove(&handle)).await??;
+    ensure!(bench.driver.list().await?.iter().all(|it| it.handle != handle), "it is still there");
+    Ok(())
+}
+
 pub(super) async fn remove_kills_what_runs(bench: Bench) -> Verdict {
     let handle = bench.container().await?;
     let (id, _) = bench.ready(&handle, "p", "trap '' TERM; echo ready; sleep 1000").await?;

@@ -28,8 +28,6 @@ const LISTEN_LIMIT: Duration = Duration::from_secs(10);
 const PAUSE: Duration = Duration::from_millis(2);
 /// Bytes of the directory the first process listens in.
 const SOCKET_DIR_BYTES: u64 = 64 << 10;
-/// Processes and threads of a container that is given no limit.
-const USUAL_PROCESSES: u64 = 2_048;
 /// The least memory Docker gives.
 const LEAST_MEMORY_BYTES: u64 = 6 << 20;
 /// The period processor time is given out in, and the least of it, in microseconds.
@@ -187,11 +185,32 @@ impl Inner {
     /// Removes what Docker has of a container.
     fn discard(&self, handle: &Handle) -> Result<()> {
         let path = format!("/containers/{}?force=1&v=1", self.name(handle));
-        match self.client.delete(&path) {
-            Err(refusal) if refusal.is_missing() => Ok(()),
+        let removed = match self.client.delete(&path) {
+            Err(refusal) if refusal.is_missing() => return Ok(()),
             // It is being removed already: by an agent that died, or by a person.
             Err(refusal) if refusal.is_conflict() => self.until_gone(handle),
             other => other.context(|| format!("remove container {handle}")),
+        };
+        if removed.is_ok() {
+            return removed;
+        }
+        // Docker cannot delete directories that are nested very deep. It stopped the container first.
+        self.delete_files(handle)?;
+        match self.client.delete(&path) {
+            Err(refusal) if refusal.is_missing() => Ok(()),
+            other => other.context(|| format!("remove container {handle}")),
+        }
+    }
+
+    /// Deletes what a stopped container wrote, where its files are on this machine.
+    fn delete_files(&self, handle: &Handle) -> Result<()> {
+        let context = || format!("delete the files of {handle}");
+        let path = format!("/containers/{}/json", self.name(handle));
+        let found: Value = self.client.get(&path).context(context)?;
+        let runs = found["State"]["Running"].as_bool().unwrap_or(true);
+        match found["GraphDriver"]["Data"]["UpperDir"].as_str().map(Path::new) {
+            Some(dir) if !runs && dir.is_dir() => tree::remove_contents(dir).context(context),
+            _ => Ok(()),
         }
     }
 
@@ -392,7 +411,7 @@ impl Inner {
 
 /// How many processes and threads a container may have, without its first.
 pub(super) fn processes(limits: Limits) -> u64 {
-    limits.processes.unwrap_or(USUAL_PROCESSES)
+    limits.processes.unwrap_or(bundle::PROCESSES)
 }
 
 fn mount(mount: &Mount) -> Value {

@@ -24,8 +24,9 @@ const CAPABILITIES: [(&str, CapabilitySet); 8] = [
 ];
 /// Where the first process of a container is in it.
 pub(super) const IDLE: &str = "/dev/.shore-idle";
-/// Processes and threads of a container that has no other limit.
-const PROCESSES: u64 = 2048;
+/// Processes and threads of a container that has no other limit: of the 32,768 the kernel numbers
+/// unless it is told otherwise, a few containers must not take all.
+pub(crate) const PROCESSES: u64 = 512;
 /// Open files of a process that has no other limit: soft and hard.
 const OPEN_FILES: (u64, u64) = (1024, 1 << 19);
 /// Where programs are looked for.
