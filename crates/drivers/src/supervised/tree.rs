@@ -53,14 +53,19 @@ pub fn remove(path: &Path) -> io::Result<()> {
 ///
 /// What a container wrote may be deeper than a stack, a path and the number of open files allow. So
 /// one directory is open at a time, and the way back up is by `..`. Nothing of the container may run
-/// any more, and nobody else may move what is deleted.
+/// any more, and nobody else may move what is deleted. Two may delete the same.
 pub(crate) fn remove_contents(dir: &Path) -> io::Result<()> {
     let mut at = open(CWD, dir)?;
     let mut way = vec![Level::of(&at)?];
     while let Some(level) = way.last_mut() {
         if let Some(name) = level.full.last() {
-            at = open(at.as_fd(), name)?;
-            way.push(Level::of(&at)?);
+            match open(at.as_fd(), name) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => drop(level.full.pop()),
+                opened => {
+                    at = opened?;
+                    way.push(Level::of(&at)?);
+                }
+            }
             continue;
         }
         let found = clear(&at, &mut level.full)?;
@@ -73,8 +78,9 @@ pub(crate) fn remove_contents(dir: &Path) -> io::Result<()> {
             if Level::of(&at)?.id != above.id {
                 return Err(io::Error::other("a directory was moved while it was being deleted"));
             }
-            if let Some(name) = above.full.pop() {
-                unlinkat(&at, name, AtFlags::REMOVEDIR)?;
+            match above.full.pop().map(|name| unlinkat(&at, name, AtFlags::REMOVEDIR)) {
+                None | Some(Err(Errno::NOENT)) => {}
+                Some(other) => other?,
             }
         }
     }
@@ -184,6 +190,25 @@ mod tests {
         drop(at);
         remove(&tree).expect("removes");
         assert!(!tree.exists());
+    }
+
+    #[test]
+    fn two_delete_the_same_tree() {
+        for _ in 0..20 {
+            let dir = tempfile::tempdir_in("/dev/shm").expect("makes a directory");
+            let tree = dir.path().join("tree");
+            for number in 0..2_000 {
+                let at = tree.join(format!("{}/{}/{number}", number % 7, number % 13));
+                fs::create_dir_all(at).expect("makes");
+            }
+            let both = [tree.clone(), tree.clone()].map(|tree| {
+                runtime::spawn_thread("remover", move || remove(&tree)).expect("starts")
+            });
+            for one in both {
+                one.join().expect("ends").expect("removes");
+            }
+            assert!(!tree.exists());
+        }
     }
 
     #[test]
