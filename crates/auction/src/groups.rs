@@ -76,7 +76,7 @@ impl Groups {
                 id: request.group,
                 size: request.size(),
                 needs: request.needs.clone(),
-                movable: request.spread && request.pinned.is_none(),
+                movable: request.spread && !request.stays && request.pinned.is_none(),
             };
         }
         number

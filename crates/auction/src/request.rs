@@ -31,6 +31,8 @@ pub struct Request {
     pub pinned: Option<CellId>,
     /// Whether copies are spread over zones. Tasks are not, and are never moved either.
     pub spread: bool,
+    /// Whether it is never moved, wherever it is placed.
+    pub stays: bool,
 }
 
 /// What a container needs of its cell besides room.

@@ -204,6 +204,15 @@ pub(crate) struct ServerArgs {
     /// Push metrics to this OpenTelemetry collector, as in `http://127.0.0.1:4318/v1/metrics`
     #[arg(long, value_name = "URL", value_parser = url)]
     pub(crate) otlp: Option<server::Url>,
+    /// Move instances to even out how full cells are, at most so many at once; off when absent
+    #[arg(long, value_name = "INSTANCES",
+        value_parser = clap::value_parser!(u32).range(1..=i64::from(server::MAX_MOVES)))]
+    pub(crate) rebalance: Option<u32>,
+    /// How often moves are begun
+    #[arg(long, value_name = "SECONDS", requires = "rebalance",
+        default_value_t = server::REBALANCE_PERIOD.as_secs(),
+        value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    pub(crate) rebalance_every: u64,
 }
 
 /// How a component joins.

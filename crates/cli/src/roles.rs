@@ -14,7 +14,7 @@ use std::time::Duration;
 use api::Endpoint;
 use model::{HostName, JoinToken, Name, Role};
 use runtime::{Ids, Kind, Random, SteadyClock, Stop, Tasks};
-use server::{Authority, IdentityAuthority, Parts, Server, Settings};
+use server::{Authority, IdentityAuthority, Parts, Rebalance, Server, Settings};
 use store::Store;
 use store::blobs::BlobLimits;
 use store::sqlite::SqliteStore;
@@ -240,6 +240,10 @@ pub(crate) async fn server(shell: &Shell, args: ServerArgs) -> Result<()> {
             callback_networks: args.callback_networks,
             metrics_open: args.metrics_open,
             otlp: args.otlp,
+            rebalance: args.rebalance.map(|moves| Rebalance {
+                moves,
+                period: Duration::from_secs(args.rebalance_every),
+            }),
         },
     };
     let running = start_server(options, &tasks).await?;

@@ -31,10 +31,13 @@ pub use feed::{After, Feed, Kept, MAX_KEPT_BYTES, MAX_KEPT_EVENTS};
 pub use followers::{Following, MAX_FOLLOWED};
 pub use identity::{CERTIFICATE_LIFE, IdentityAuthority};
 pub use otlp::OTLP_EVERY;
-pub use server::{Parts, Ports, ROUTER_WAIT, Server, ServerError, Settings, StartError, not_found};
+pub use server::{
+    Parts, Ports, ROUTER_WAIT, Rebalance, Server, ServerError, Settings, StartError, not_found,
+};
 pub use sessions::{
     MAX_SESSIONS, MAX_SESSIONS_PER_PROJECT, STOPPING, Session, SessionFault, SessionPlace,
     SessionRefusal, SessionTarget,
 };
+pub use state::{MAX_MOVES, REBALANCE_PERIOD};
 pub use store::blobs::{BlobError, Stored, Upload};
 pub use tls::{Authority, TlsError};

@@ -108,6 +108,8 @@ impl Server {
         all.counter("shore_auction_placed_total", help, counts.placed);
         let help = "Places that were looked for in vain.";
         all.counter("shore_auction_failed_total", help, counts.unplaced);
+        let help = "Moves that were begun to even out how full cells are.";
+        all.counter("shore_rebalance_moves_total", help, counts.moves);
         all.gauge("shore_routes", "Hosts with a route.", routes as u64);
         let feed = self.feed();
         let help = "Changes that are not kept for watchers any more.";

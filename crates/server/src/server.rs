@@ -70,6 +70,17 @@ pub struct Settings {
     pub metrics_open: bool,
     /// Where metrics are pushed to, as in `http://127.0.0.1:4318/v1/metrics`.
     pub otlp: Option<Url>,
+    /// Whether instances that serve are moved to even out how full cells are.
+    pub rebalance: Option<Rebalance>,
+}
+
+/// How much evening out may disturb.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Rebalance {
+    /// How many instances may move at once; [`state::MAX_MOVES`] at most.
+    pub moves: u32,
+    /// How often moves are begun.
+    pub period: Duration,
 }
 
 /// Why the server did not start.
@@ -200,6 +211,9 @@ impl Server {
         tasks.spawn_ok("log-flusher", server.clone().flush_logs());
         tasks.spawn_ok("log-closer", server.clone().close_logs());
         tasks.spawn_ok("callbacks", crate::callbacks::run(server.clone()));
+        if let Some(rebalance) = parts.settings.rebalance {
+            tasks.spawn_ok("rebalancer", server.clone().rebalance(rebalance));
+        }
         if let Some(url) = parts.settings.otlp {
             tasks.spawn_ok("otlp", crate::otlp::run(server.clone(), url));
         }
@@ -586,6 +600,16 @@ impl Server {
             // Nothing relies on it.
             if let Err(error) = self.apply(Command::Sweep).await {
                 tracing::error!(%error, "a sweep changed nothing");
+            }
+        }
+    }
+
+    /// Moves a few instances every now and then, for as long as cells are not about as full.
+    async fn rebalance(self, Rebalance { moves, period }: Rebalance) {
+        let stop = self.tasks().stop().clone();
+        while stop.or_stop(runtime::sleep(period)).await.is_some() {
+            if let Err(error) = self.apply(Command::Rebalance { moves }).await {
+                tracing::error!(%error, "nothing was moved to even out how full cells are");
             }
         }
     }

@@ -43,6 +43,8 @@ pub(crate) struct Checker {
     retries: BTreeMap<TaskId, TaskId>,
     /// The epoch in which each instance was last ready.
     served: BTreeMap<InstanceId, u32>,
+    /// How many instances may move at once to even out how full cells are.
+    most_moves: u32,
     /// Attempts whose acknowledgement is durable.
     pub(crate) confirmed: BTreeSet<(JobId, u32)>,
     /// Jobs that runners began to work on.
@@ -112,6 +114,11 @@ fn keep<T: Row>(map: &mut BTreeMap<T::Id, T>, id: T::Id, record: &Record) -> Res
 }
 
 impl Checker {
+    /// Of a world in which so many instances may move at once.
+    pub(crate) fn new(moves: Option<u32>) -> Self {
+        Self { most_moves: moves.unwrap_or(0), ..Self::default() }
+    }
+
     fn commit(&mut self, now: u64, batch: &Batch) -> Result<(), Violation> {
         for entry in &batch.histories {
             let id = u128::from_str_radix(&entry.key, 16)
@@ -161,7 +168,26 @@ impl Checker {
         if builds {
             self.references()?;
         }
-        if places { self.capacity().and_then(|()| self.addresses()) } else { Ok(()) }
+        if places {
+            self.moves()?;
+            self.capacity().and_then(|()| self.addresses())?;
+        }
+        Ok(())
+    }
+
+    /// Evening out never has more instances moving at once than its budget, none without one. Those
+    /// whose cell is being emptied do not count: that is what a drain is for.
+    fn moves(&self) -> Result<(), Violation> {
+        let evened = self.instances.values().filter(|row| {
+            let before = row.before.filter(|it| it.kind == PredecessorKind::Evacuating);
+            let cell = before.and_then(|it| self.cells.get(&it.cell));
+            cell.is_some_and(|cell| cell.draining.is_none())
+        });
+        let (moving, most) = (evened.count(), self.most_moves);
+        if moving > most as usize {
+            return Err(("moves", format!("{moving} instances move at once, {most} may")));
+        }
+        Ok(())
     }
 
     /// I19: what a deployment was made from is there for as long as the deployment is.

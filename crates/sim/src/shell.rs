@@ -622,6 +622,13 @@ impl World {
         if self.shell.booted && self.rng.chance(2) {
             self.ask_apply(Command::Sweep, Origin::Operator);
         }
+        // Drawn only where it counts, so that other worlds stay as they were.
+        if let Some(moves) = self.mood.moves
+            && self.shell.booted
+            && self.rng.chance(50)
+        {
+            self.ask_apply(Command::Rebalance { moves }, Origin::Operator);
+        }
         let due = self.shell.live.as_ref().and_then(State::next_deadline);
         if self.shell.booted && !self.shell.ticking && due.is_some_and(|at| at <= self.wall()) {
             self.shell.ticking = true;

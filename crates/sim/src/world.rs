@@ -113,6 +113,8 @@ pub(crate) struct Mood {
     pub(crate) shadow: bool,
     /// Whether the server's clock jumps.
     pub(crate) jumps: bool,
+    /// How many instances may move at once to even out how full cells are; in one world of four.
+    pub(crate) moves: Option<u32>,
     /// Most events before faults stop.
     pub(crate) steps: u64,
 }
@@ -176,6 +178,7 @@ impl World {
             calm: rng.chance(120),
             shadow: rng.chance(250),
             jumps: rng.chance(300),
+            moves: seed.is_multiple_of(4).then(|| 1 + u32::try_from(seed / 4 % 3).unwrap_or(0)),
             steps: options.steps,
         };
         let mut world = Self {
@@ -199,7 +202,7 @@ impl World {
             stuck: None,
             closed: BTreeSet::new(),
             blocked: BTreeMap::new(),
-            check: Checker::default(),
+            check: Checker::new(mood.moves),
             failure: None,
             done: false,
             rng,

@@ -107,6 +107,11 @@ pub enum Command {
     Tick,
     /// Looks at some of everything again, in case an event was missed.
     Sweep,
+    /// Moves instances from the fullest cells to the emptiest, if nothing waits and nothing moves.
+    Rebalance {
+        /// How many may move at once; [`crate::MAX_MOVES`] at most.
+        moves: u32,
+    },
 }
 
 /// A token to add.

@@ -20,6 +20,8 @@ pub struct Counts {
     pub placed: u64,
     /// Places that were not found.
     pub unplaced: u64,
+    /// Moves that were begun to even out how full cells are.
+    pub moves: u64,
 }
 
 impl Counts {

@@ -39,6 +39,8 @@ pub struct Indexes {
     pub(crate) deployments_by_job: BTreeSet<(JobId, DeploymentId)>,
     pub(crate) instances: BTreeSet<(ProcessId, u32, InstanceId)>,
     pub(crate) instances_by_cell: BTreeSet<(CellId, InstanceId)>,
+    /// Instances that have a copy before the current one.
+    pub(crate) moving: BTreeSet<InstanceId>,
     /// Deployments whose instances may differ from what is wanted.
     pub(crate) dirty: BTreeSet<DeploymentId>,
     /// Apps whose routes may have changed.
@@ -201,6 +203,9 @@ impl Indexes {
     pub(crate) fn add_instance(&mut self, row: &Instance) {
         more(&mut self.counts.instances, row.state.name());
         self.instances.insert((row.process, row.index, row.id));
+        if row.before.is_some() {
+            self.moving.insert(row.id);
+        }
         for cell in row.cells() {
             self.instances_by_cell.insert((cell, row.id));
             self.dirty_work.entry((cell, WorkKey::Instance(row.id))).or_default();
@@ -214,6 +219,7 @@ impl Indexes {
     pub(crate) fn remove_instance(&mut self, row: &Instance) {
         fewer(&mut self.counts.instances, row.state.name());
         self.instances.remove(&(row.process, row.index, row.id));
+        self.moving.remove(&row.id);
         if let Some(placing) = &mut self.placing {
             placing.remove_instance(row);
         }

@@ -159,6 +159,11 @@ impl Core {
         if state == row.state {
             return Ok(());
         }
+        let fails =
+            matches!(state, InstanceState::Unclaimed { .. } | InstanceState::Crashed { .. });
+        if let Some(before) = self.moves_from(row).filter(|_| fails) {
+            return self.take_back(row, before);
+        }
         let before = match &state {
             InstanceState::Running { ready: true, .. } => {
                 row.before.and_then(|before| outrun(now, before))

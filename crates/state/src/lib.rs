@@ -22,6 +22,7 @@ mod placing;
 #[cfg(feature = "planted")]
 pub mod planted;
 mod queue;
+mod rebalance;
 mod records;
 mod routes;
 mod sweep;
@@ -55,6 +56,7 @@ pub use jobs::{
     MAX_QUEUED_PER_PROJECT, MAX_TEXT,
 };
 pub use news::{News, Scope};
+pub use rebalance::{MAX_MOVES, REBALANCE_PERIOD, REBALANCE_TOLERANCE};
 pub use records::{
     App, Build, Callback, Cell, Crash, Delivery, Deployment, Drain, Instance, InstanceCopy, Job,
     JobSpec, Key, Predecessor, PredecessorKind, Process, ProcessTemplate, Project, Retiring,
@@ -220,6 +222,7 @@ impl State {
             }
             Command::Tick => core.tick(now).map(|()| Reply::Done),
             Command::Sweep => core.sweep(now).map(|()| Reply::Done),
+            Command::Rebalance { moves } => core.rebalance(now, moves),
         }
     }
 

@@ -9,8 +9,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use auction::{
-    CellInfo, Cells, DEFAULT_DISK_MB, DEFAULT_MEMORY_MB, Item, Needs, Offers, PinnedWhy, Request,
-    Room, Stage, Turn, Unplaced,
+    Budget, CellInfo, Cells, DEFAULT_DISK_MB, DEFAULT_MEMORY_MB, Item, Move, Needs, Offers,
+    PinnedWhy, Request, Room, Stage, Turn, Unplaced,
 };
 use model::{
     CellId, ContainerSpec, InstanceEvent, InstanceId, InstanceState, Name, ProcessId, TaskEvent,
@@ -92,7 +92,8 @@ fn task_request(row: &Task) -> Request {
 }
 
 fn process_request(row: &Process) -> Request {
-    Request { spread: true, ..request(&row.spec.container, row.id.0) }
+    let stays = !row.spec.container.volumes.is_empty();
+    Request { spread: true, stays, ..request(&row.spec.container, row.id.0) }
 }
 
 fn info(row: &Cell) -> CellInfo {
@@ -313,6 +314,21 @@ impl Placing {
         self.cells.why_not_after(cell, request, &ending)
     }
 
+    /// Whether anything waits for a place.
+    pub(crate) fn is_waited_for(&self) -> bool {
+        !self.waiting.is_empty()
+    }
+
+    /// Moves that would even out how full cells are.
+    pub(crate) fn proposals(&self, budget: Budget) -> Vec<Move> {
+        self.cells.rebalance(budget)
+    }
+
+    /// Whether a cell has room now for another instance of a process.
+    pub(crate) fn fits(&self, cell: CellId, process: ProcessId) -> bool {
+        self.why_not_after(cell, process, std::iter::empty()).is_none()
+    }
+
     /// Everything that waits is to be looked at again.
     pub(crate) const fn look_again(&mut self) {
         self.changed = true;
@@ -450,13 +466,7 @@ impl Core {
 
     fn place(&mut self, now: Time, waiter: Waiter, cell: CellId) -> Result<(), Refusal> {
         match waiter {
-            Waiter::Instance(id) => {
-                let row = self.instance(id)?;
-                let epoch = row.highest_epoch() + 1;
-                let row = Instance { epoch, last_epoch: epoch, ..row };
-                let row = self.with_volumes(now, row, cell);
-                self.change_instance(now, &row, &InstanceEvent::Claim { cell })
-            }
+            Waiter::Instance(id) => self.place_instance(now, id, cell),
             Waiter::Task(id) => {
                 let task = self.task(id)?;
                 let state = task.state.next(&TaskEvent::Offer { cell })?;
@@ -487,6 +497,20 @@ impl Core {
             Some(format!("{begin}: on cell {} {}", cell.spec.name, failed_driver(cell, wanted)?))
         });
         fault.unwrap_or_else(|| reason.to_string())
+    }
+
+    /// Offers a new copy of an instance to a cell.
+    pub(crate) fn place_instance(
+        &mut self,
+        now: Time,
+        id: InstanceId,
+        cell: CellId,
+    ) -> Result<(), Refusal> {
+        let row = self.instance(id)?;
+        let epoch = row.highest_epoch() + 1;
+        let row = Instance { epoch, last_epoch: epoch, ..row };
+        let row = self.with_volumes(now, row, cell);
+        self.change_instance(now, &row, &InstanceEvent::Claim { cell })
     }
 
     /// Tells whoever waits why, if that is news.

@@ -70,6 +70,7 @@ fn request() -> impl Strategy<Value = Request> {
             },
             pinned: (group == 11).then_some(CellId(pinned % CELLS)),
             spread: group % 4 != 0,
+            stays: group % 5 == 4,
         }
     })
 }

@@ -38,7 +38,8 @@ fn what_may_not_move_stays() {
     let task = Request { spread: false, ..copy(1, 20) };
     let pinned = Request { pinned: Some(CellId(1)), ..copy(2, 20) };
     let choosy = Request { needs: Some(needs("oci", "")), ..copy(3, 20) };
-    for request in [&task, &pinned, &choosy, &copy(4, 20)] {
+    let bound = Request { stays: true, ..copy(5, 1) };
+    for request in [&task, &pinned, &choosy, &bound, &copy(4, 20)] {
         cells.hold(CellId(1), request, Stage::Running);
     }
     cells.hold(CellId(2), &copy(4, 1), Stage::Running);

@@ -12,6 +12,7 @@ mod placing;
 mod predecessors;
 mod properties;
 mod queue;
+mod rebalance;
 mod routes;
 mod task_ends;
 mod tasks;

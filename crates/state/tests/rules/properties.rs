@@ -249,6 +249,7 @@ fn command(state: &State, seed: Seed, fresh: u128) -> Command {
             Command::RemoveVolume { id: id.unwrap_or(VolumeId(1)), force: small == 0 }
         }
         29 => Command::DeleteApp(AppId(u128::from(any % 8) * 10)),
+        30 if small == 0 => Command::Rebalance { moves: u32::from(pick) },
         30 => Command::EnsureApp { id: APP, project: PROJECT, name: name("web") },
         _ => Command::Boot,
     }
