@@ -308,8 +308,15 @@ impl Client {
         &self,
         digest: Digest,
     ) -> Result<impl Stream<Item = std::io::Result<Bytes>> + Send + use<>, ClientError> {
-        let path = format!("/v1/blobs/{digest}");
-        let request = self.request(Method::GET, &path).body(full(Bytes::new()));
+        self.get_bytes(&format!("/v1/blobs/{digest}")).await
+    }
+
+    /// Reads what is no JSON.
+    pub async fn get_bytes(
+        &self,
+        path: &str,
+    ) -> Result<impl Stream<Item = std::io::Result<Bytes>> + Send + use<>, ClientError> {
+        let request = self.request(Method::GET, path).body(full(Bytes::new()));
         let request = request.map_err(|error| ClientError::Answer {
             call: format!("GET {path}"),
             reason: error.to_string(),

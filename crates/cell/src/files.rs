@@ -129,15 +129,3 @@ fn open(dir: &OwnedFd, name: &str, flags: OFlags) -> Result<File, Failure> {
     let file = File::from(file);
     if file.metadata()?.is_file() { Ok(file) } else { Err(Failure::new("this is not a file")) }
 }
-
-/// A small text file of the container, for a task's result.
-pub(crate) async fn read_text(actor: &Actor, path: &str, most: usize) -> Result<String, Failure> {
-    let (file, _outside) = file(actor, path, most as u64).await?;
-    let mut bytes = Vec::new();
-    let file = tokio::fs::File::from_std(file);
-    file.take(most as u64 + 1).read_to_end(&mut bytes).await?;
-    if bytes.len() > most {
-        return Err(Failure::new(format!("it has more than {most} bytes")));
-    }
-    String::from_utf8(bytes).map_err(|_| Failure::new("it is not text"))
-}

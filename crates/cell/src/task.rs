@@ -4,17 +4,17 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::AtomicU32;
 use std::time::Duration;
 
-use model::{MAX_TASK_RESULT, TaskReport, TaskSpec};
+use model::{TaskReport, TaskSpec};
 use runtime::{Stop, mono_now};
 use tokio::sync::oneshot;
 
 use crate::actions::Executor;
 use crate::actor::Actor;
 use crate::error::{Context as _, Failure};
-use crate::files;
 use crate::health::Length;
 use crate::limits::{REJECT_PAUSE, TASK_GRACE};
 use crate::prepare;
+use crate::transfer::{self, Left};
 use crate::work::Want;
 
 /// A task, and what it belongs to.
@@ -67,7 +67,15 @@ async fn carry_out(actor: &Actor, order: Order<'_>) {
             done = &mut work => {
                 let report = done.map_or_else(
                     |failure| TaskReport::Failed { reason: failure.reason, detail: failure.detail },
-                    |result| TaskReport::Succeeded { result, artifact: None },
+                    |left| match left {
+                        None => TaskReport::Succeeded { result: None, artifact: None },
+                        Some(Left::Text(text)) => {
+                            TaskReport::Succeeded { result: Some(text), artifact: None }
+                        }
+                        Some(Left::Blob(digest)) => {
+                            TaskReport::Succeeded { result: None, artifact: Some(digest) }
+                        }
+                    },
                 );
                 return finish(actor, Some(report)).await;
             }
@@ -97,7 +105,7 @@ async fn work(
     actor: &Actor,
     (spec, labels): Order<'_>,
     stop: &Stop,
-) -> Result<Option<String>, Failure> {
+) -> Result<Option<Left>, Failure> {
     let (properties, env) = (BTreeMap::new(), BTreeMap::new());
     let container = &spec.container;
     let (host, publish, volumes) = (None, None, &BTreeMap::new());
@@ -110,8 +118,9 @@ async fn work(
     let executor = Executor { actor, dir, started: AtomicU32::new(0) };
     executor.run(&spec.action, stop).await?;
     let Some(file) = &spec.result_file else { return Ok(None) };
-    let text = files::read_text(actor, file, MAX_TASK_RESULT).await;
-    text.map(Some).context(|| format!("its result {file} cannot be read"))
+    let left = stop.or_stop(transfer::result(actor, file)).await;
+    let left = left.unwrap_or_else(|| Err(Failure::interrupted()));
+    left.map(Some).context(|| format!("its result {file} cannot be kept"))
 }
 
 /// Ends what is left, ships the last lines, reports, and removes the container.

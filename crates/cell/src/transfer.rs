@@ -11,9 +11,10 @@ use http::Method;
 use http::header::{CONTENT_TYPE, HeaderValue};
 use http_body_util::{BodyExt as _, StreamBody};
 use hyper::body::Frame;
-use model::{Checksum, Digest, MAX_TRANSFER_BYTES, UploadMode};
+use model::{Checksum, Digest, MAX_TASK_ARTIFACT, MAX_TASK_RESULT, MAX_TRANSFER_BYTES, UploadMode};
 use runtime::Stop;
 use rustix::fs::{Dir, FileType};
+use tokio::io::AsyncReadExt as _;
 use tokio_util::io::{ReaderStream, StreamReader};
 
 use crate::actor::Actor;
@@ -122,7 +123,7 @@ pub(crate) async fn upload(actor: &Actor, what: &Upload<'_>) -> Result<(), Failu
                 let packed = limited(gzip(actor, leash.tie(pieces)), most);
                 match &url {
                     Some(url) => put_once(actor, url, packed).await,
-                    None => store(actor, None, packed).await,
+                    None => store(actor, None, packed).await.map(drop),
                 }
             })
             .await
@@ -131,7 +132,7 @@ pub(crate) async fn upload(actor: &Actor, what: &Upload<'_>) -> Result<(), Failu
             let (file, _outside) = files::file(actor, what.from, most).await?;
             match &url {
                 Some(url) => put(actor, url, &file).await,
-                None => send(actor, None, &file).await,
+                None => send(actor, None, &file).await.map(drop),
             }
         }
         UploadMode::DigestNamed => {
@@ -150,7 +151,7 @@ async fn send_named(actor: &Actor, dir: &OwnedFd, digest: Digest) -> Result<(), 
     if blob::retry(|| async { Ok(actor.shared.client.has_blob(digest).await?) }).await? {
         return Ok(());
     }
-    send(actor, Some(digest), &files::open_file(dir, &digest.hex())?).await
+    send(actor, Some(digest), &files::open_file(dir, &digest.hex())?).await.map(drop)
 }
 
 fn content(file: &File) -> io::Result<Pieces> {
@@ -160,16 +161,41 @@ fn content(file: &File) -> io::Result<Pieces> {
 }
 
 /// Sends a file; the server refuses it when it is not what `digest` names.
-async fn send(actor: &Actor, digest: Option<Digest>, file: &File) -> Result<(), Failure> {
+async fn send(actor: &Actor, digest: Option<Digest>, file: &File) -> Result<Digest, Failure> {
     blob::retry(|| async { store(actor, digest, content(file)?).await }).await
 }
 
-async fn store(actor: &Actor, digest: Option<Digest>, content: Pieces) -> Result<(), Failure> {
+async fn store(actor: &Actor, digest: Option<Digest>, content: Pieces) -> Result<Digest, Failure> {
     let (fault, content) = watched(content);
     match actor.shared.client.put_blob(digest, content).await {
-        Ok(_) => Ok(()),
+        Ok(stored) => Ok(stored.digest),
         Err(error) => Err(own_fault(&fault).unwrap_or_else(|| Failure::from(error))),
     }
+}
+
+/// What a task left in its result file.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Left {
+    /// Short text.
+    Text(String),
+    /// What is longer than [`MAX_TASK_RESULT`], or no text. The server has it.
+    Blob(Digest),
+}
+
+/// Reads a task's result file. Once this returns, nothing of the container is needed for it.
+pub(crate) async fn result(actor: &Actor, path: &str) -> Result<Left, Failure> {
+    let (file, _outside) = files::file(actor, path, MAX_TASK_ARTIFACT).await?;
+    let mut bytes = Vec::new();
+    let start = tokio::fs::File::from_std(file.try_clone()?);
+    start.take(MAX_TASK_RESULT as u64 + 1).read_to_end(&mut bytes).await?;
+    if bytes.len() <= MAX_TASK_RESULT
+        && let Ok(text) = String::from_utf8(bytes)
+    {
+        return Ok(Left::Text(text));
+    }
+    let _place = actor.shared.uploads.acquire().await.map_err(Failure::new)?;
+    let kept = || async { store(actor, None, limited(content(&file)?, MAX_TASK_ARTIFACT)).await };
+    blob::retry(kept).await.map(Left::Blob)
 }
 
 type Fault = Arc<OnceLock<String>>;

@@ -492,6 +492,14 @@ pub(crate) enum TaskCommand {
         /// Its id
         task: model::TaskId,
     },
+    /// Write what a task left in its result file to standard output, or to a file
+    Result {
+        /// Its id
+        task: model::TaskId,
+        /// The file; it is made anew
+        #[arg(long, short, value_name = "FILE")]
+        output: Option<PathBuf>,
+    },
     /// Ask a task to end
     Cancel {
         /// Its id

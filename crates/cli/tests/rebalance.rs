@@ -91,7 +91,7 @@ fn a_cell_that_joins_later_gets_its_share() -> Result<(), Failure> {
     let status = server.json(&["status", "--project", "shop", "--app", "web"])?;
     let all = status["deployments"][0]["processes"][0]["instances"].as_array();
     let all = all.ok_or("no instances are shown")?;
-    let serves = |row: &&Value| row["ready"] == true && row["crashes"] == 0;
-    assert_eq!(all.iter().filter(serves).count(), 4, "{status}");
+    let is_well = |row: &&Value| row["ready"] == true && row["crashes"] == 0;
+    assert_eq!(all.iter().filter(is_well).count(), 4, "{status}");
     Ok(())
 }

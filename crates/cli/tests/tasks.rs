@@ -180,3 +180,45 @@ fn a_task_runs_and_one_that_fails_is_tried_again() -> Result<(), Failure> {
     assert!(list.contains("2/2") && list.contains("1/2"), "{list}");
     Ok(())
 }
+
+#[test]
+fn a_large_result_that_is_no_text_can_be_read_also_after_a_crash() -> Result<(), Failure> {
+    let mut dev = Dev::start(program())?;
+    dev.shore(&["project", "create", "shop"])?.ok("project create")?;
+    let script =
+        "head -c 5242880 /dev/urandom > \"$SHORE_ROOT/out\"; sha256sum < \"$SHORE_ROOT/out\"";
+    let run = |words: &[&str]| -> Result<(String, Value), Failure> {
+        let said = dev.shore(&[&["task", "run", "-p", "shop", "--json"], words].concat())?;
+        let said = said.ok("task run")?;
+        let task = said.lines().last().ok_or("nothing was said")?;
+        let task = serde_json::from_str(task).map_err(|error| error.to_string())?;
+        Ok((said, task))
+    };
+    let keep = ["--result-file", "/out", "--", "/bin/sh", "-c"];
+    let (said, task) = run(&[&keep[..], &[script]].concat())?;
+    let (_, short) = run(&[&keep[..], &["printf text > \"$SHORE_ROOT/out\""]].concat())?;
+    let (_, none) = run(&["--", "/bin/true"])?;
+    let digest = task["artifact"].as_str().ok_or_else(|| format!("no artifact: {task}"))?;
+    assert_eq!(task["result"], Value::Null);
+    let wrote = said.contains(digest.trim_start_matches("sha256:"));
+    assert!(wrote, "the task wrote something else: {said}");
+    let id = task["id"].as_str().ok_or("no id")?.to_owned();
+    let file = dev.home().join("out").display().to_string();
+    let read = |dev: &Dev| -> Result<(), Failure> {
+        dev.shore(&["task", "result", &id, "-o", &file])?.ok("task result")?;
+        let bytes = std::fs::read(&file).map_err(|error| error.to_string())?;
+        assert_eq!((bytes.len(), model::Digest::of(&bytes).to_string()), (5 << 20, digest.into()));
+        Ok(())
+    };
+    read(&dev)?;
+    dev.kill()?;
+    dev.launch()?;
+    read(&dev)?;
+    assert_eq!((&short["result"], &short["artifact"]), (&"text".into(), &Value::Null));
+    let short = dev.shore(&["task", "result", short["id"].as_str().unwrap_or_default()])?;
+    assert_eq!(short.ok("task result")?, "text");
+    let none = dev.shore(&["task", "result", none["id"].as_str().unwrap_or_default()])?;
+    let none = none.failed("there is none")?;
+    assert!(none.contains("left no result") && none.contains("--result-file"), "{none}");
+    Ok(())
+}

@@ -95,6 +95,7 @@ fn described() -> OpenApiRouter<Server> {
         .routes(routes!(work::get_task, tasks::delete_task))
         .routes(routes!(tasks::callback_secret, tasks::rotate_callback_secret))
         .routes(routes!(work::cancel_task))
+        .routes(routes!(tasks::task_result))
         .routes(routes!(events::task_events))
         .routes(routes!(watch::watch))
         .routes(routes!(metrics::metrics))

@@ -55,8 +55,8 @@ pub use spec::{
     TaskSpec, VolumeMount, validate_env,
 };
 pub use task::{
-    ExitStatus, FailureDetail, MAX_TAIL_BYTES, MAX_TAIL_LINES, MAX_TASK_RESULT, TaskEvent,
-    TaskState,
+    ExitStatus, FailureDetail, MAX_TAIL_BYTES, MAX_TAIL_LINES, MAX_TASK_ARTIFACT, MAX_TASK_RESULT,
+    TaskEvent, TaskState,
 };
 pub use time::Time;
 

@@ -6,6 +6,8 @@ use crate::{CellId, Digest, Refused};
 
 /// Most bytes of an inline result.
 pub const MAX_TASK_RESULT: usize = 1 << 20;
+/// Most bytes of a result that is kept as a blob, because it is larger than that or no text.
+pub const MAX_TASK_ARTIFACT: u64 = 1 << 30;
 
 /// Most lines of output that are kept with a failure or a crash.
 pub const MAX_TAIL_LINES: usize = 50;

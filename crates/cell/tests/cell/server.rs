@@ -160,6 +160,7 @@ impl Server {
         let http = Router::new()
             .route("/v1/blobs", axum::routing::post(write))
             .route("/v1/blobs/{digest}", get(read).put(write))
+            .layer(axum::extract::DefaultBodyLimit::disable())
             .with_state(blobs.clone());
         let app = tonic::service::Routes::new(service).into_axum_router().merge(http);
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("binds");

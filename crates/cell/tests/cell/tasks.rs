@@ -209,6 +209,48 @@ async fn failures_can_be_ignored() {
 }
 
 #[tokio::test]
+async fn what_is_no_short_text_is_kept_as_a_blob_before_the_end_is_reported() {
+    let whole = vec![b'x'; model::MAX_TASK_RESULT];
+    let five = [&[0_u8, 159, 146, 150][..], &vec![7; 5 << 20]].concat();
+    let table: [(&str, Option<Vec<u8>>); 4] = [
+        ("head -c 1048576 /dev/zero | tr '\\0' x", None),
+        ("head -c 1048577 /dev/zero | tr '\\0' x", Some([&whole[..], b"x"].concat())),
+        ("printf '\\377\\376'", Some(vec![255, 254])),
+        ("printf '\\000\\237\\222\\226'; head -c 5242880 /dev/zero | tr '\\0' '\\7'", Some(five)),
+    ];
+    for (script, wanted) in table {
+        let (bench, mut server) = (Bench::new(), Server::start().await);
+        let mut spec = task_spec(sh(&format!("({script}) > \"$SHORE_ROOT/left\"")));
+        spec.result_file = Some("/left".into());
+        let agent = bench.start(&server);
+        let mut stream = server.accept().await;
+        begin(&mut stream, &spec).await;
+        let (_, report) = stream.report().await;
+        assert_eq!(report["report"], "succeeded", "{script}: {}", report["reason"]);
+        match wanted {
+            None => assert_eq!(report["result"], String::from_utf8(whole.clone()).expect("text")),
+            Some(bytes) => {
+                let digest = Digest::of(&bytes);
+                assert_eq!(report["artifact"], digest.to_string(), "{script}");
+                assert_eq!(report["result"], serde_json::Value::Null, "{script}");
+                assert!(server.blobs.get(digest).is_some_and(|kept| kept == bytes), "{script}");
+            }
+        }
+        stream.meanwhile(bench.until_empty()).await;
+        agent.stop().await;
+    }
+}
+
+#[tokio::test]
+async fn a_result_that_is_too_large_fails_the_task_and_says_so() {
+    let mut spec = task_spec(sh("truncate -s 1073741825 \"$SHORE_ROOT/left\""));
+    spec.result_file = Some("/left".into());
+    let (report, _) = outcome(&spec).await;
+    let reason = "its result /left cannot be kept: it has more than 1073741824 bytes";
+    assert_eq!(report["reason"], reason, "{report}");
+}
+
+#[tokio::test]
 async fn damaged_and_missing_bytes_are_failures() {
     let (bench, mut server) = (Bench::new(), Server::start().await);
     let damaged = server.blobs.put("what it was");

@@ -5,7 +5,11 @@ use std::path::Path;
 
 use api::Client;
 use api::http_types::{LogLine, NewTask, TaskView};
+use bytes::Bytes;
+use futures_util::Stream;
 use model::{Action, Limits, RetryPolicy, TaskSpec};
+use tokio::io::AsyncWriteExt as _;
+use tokio_util::io::StreamReader;
 
 use super::Shell;
 use super::access::now;
@@ -34,12 +38,43 @@ pub(super) async fn task(shell: &Shell, command: TaskCommand) -> Result<()> {
             shell.output.value(&view, || text(&view));
             Ok(())
         }
+        TaskCommand::Result { task, output } => {
+            let bytes = shell.client()?.get_bytes(&format!("/v1/tasks/{task}/result")).await?;
+            keep(bytes, output.as_deref()).await
+        }
         TaskCommand::Cancel { task } => {
             shell.client()?.delete(&format!("/v1/tasks/{task}")).await?;
             shell.output.say(&format!("task {task} is asked to stop"));
             Ok(())
         }
     }
+}
+
+/// Writes what a task left to a file or to standard output.
+async fn keep(
+    bytes: impl Stream<Item = std::io::Result<Bytes>> + Send,
+    to: Option<&Path>,
+) -> Result<()> {
+    let bytes = std::pin::pin!(bytes);
+    let mut bytes = StreamReader::new(bytes);
+    let Some(path) = to else {
+        let written = tokio::io::copy(&mut bytes, &mut tokio::io::stdout()).await;
+        let written = match written {
+            Ok(_) => tokio::io::stdout().flush().await,
+            Err(error) => Err(error),
+        };
+        // Whoever reads may have had enough.
+        return match written {
+            Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
+                Err(CliError::new(ErrorKind::Unavailable, format!("the result broke off: {error}")))
+            }
+            Ok(()) | Err(_) => Ok(()),
+        };
+    };
+    let failed = |error: std::io::Error| CliError::file("write", path, &error);
+    let mut file = tokio::fs::File::create(path).await.map_err(failed)?;
+    tokio::io::copy(&mut bytes, &mut file).await.map_err(failed)?;
+    file.flush().await.map_err(failed)
 }
 
 fn row(task: &TaskView) -> Vec<String> {
@@ -62,7 +97,8 @@ fn text(task: &TaskView) -> String {
     add("attempt before", task.retry_of.map(|id| id.to_string()));
     add("attempt after", task.followed_by.map(|id| id.to_string()));
     add("callback", task.callback.clone());
-    add("artifact", task.artifact.map(|digest| digest.to_string()));
+    let read = |digest| format!("{digest}, read it with `shore task result {}`", task.id);
+    add("artifact", task.artifact.map(read));
     add("result", task.result.clone());
     lines.extend(task.tail.iter().map(|line| format!("| {line}")));
     lines.join("\n")

@@ -102,6 +102,15 @@ pub(crate) async fn get_blob(
 ) -> Result<Response, ApiError> {
     caller.require(Action::Bytes)?;
     let digest = digest(&name)?;
+    bytes(&server, digest, &method).await
+}
+
+/// A blob as an answer.
+pub(super) async fn bytes(
+    server: &Server,
+    digest: Digest,
+    method: &http::Method,
+) -> Result<Response, ApiError> {
     let len = server.blobs().len(digest.0).await?;
     let len = len.ok_or_else(|| ApiError::not_found("blob", digest))?;
     let body = if method == http::Method::HEAD {

@@ -5,14 +5,16 @@ use std::sync::Arc;
 use api::http_types::{CallbackSecret, NewTask, TaskView};
 use axum::Json;
 use axum::extract::State;
-use model::TaskId;
+use axum::response::{IntoResponse as _, Response};
+use http::StatusCode;
+use model::{TaskId, TaskState};
 use serde::Deserialize;
 use server::{Action, Server, views};
 use state::{Command, Project, Reply, Signing, State as Control, Task, WorkCommand};
 
 use super::caller::{Body, Caller, Path, Query, name};
 use super::jobs::MAX_LISTED;
-use super::{ApiError, ApiResult, ReadResult, work};
+use super::{ApiError, ApiResult, ReadResult, blobs, work};
 
 const DEFAULT_LISTED: usize = 50;
 
@@ -82,6 +84,43 @@ pub(crate) async fn list_tasks(
         shown.map(|row| TaskView { result: None, ..views::task(state, row) }).collect()
     });
     Ok(list.await?.into())
+}
+
+/// What a task left in its result file, as it is. A task that another attempt followed left nothing.
+#[utoipa::path(get, path = "/v1/tasks/{task}/result",
+    responses((status = 200, body = Vec<u8>, content_type = "application/octet-stream"),
+    (status = 404, body = api::http_types::ErrorBody),
+    (status = 409, body = api::http_types::ErrorBody)))]
+pub(crate) async fn task_result(
+    server: State<Server>,
+    caller: Caller,
+    method: http::Method,
+    Path(text): Path<String>,
+) -> Result<Response, ApiError> {
+    let row = work::task(&server, caller, Action::Read, &text).await?;
+    let (id, state) = (row.id, row.state.name());
+    match &row.state {
+        TaskState::Succeeded { artifact: Some(digest), .. } => {
+            blobs::bytes(&server, *digest, &method).await
+        }
+        TaskState::Succeeded { result: Some(text), .. } => Ok(text.clone().into_response()),
+        TaskState::Succeeded { .. } => Err(ApiError::new(
+            StatusCode::NOT_FOUND,
+            "not_found",
+            format!("task {id} left no result"),
+            "a result is what is in the file that `--result-file` names",
+        )),
+        TaskState::Failed { .. } | TaskState::Cancelled { .. } => {
+            let message = format!("task {id} {state}: it left no result");
+            Err(ApiError::new(StatusCode::NOT_FOUND, "not_found", message, ""))
+        }
+        TaskState::Pending { .. } | TaskState::Offered { .. } | TaskState::Running { .. } => {
+            let message = format!("task {id} has not ended: it is {state}");
+            let hint =
+                "wait for its end with `shore task show` or `GET /v1/tasks/{task}?wait_ms=30000`";
+            Err(ApiError::new(StatusCode::CONFLICT, "conflict", message, hint))
+        }
+    }
 }
 
 /// Asks a task, or the attempt that followed it, to end.
