@@ -377,11 +377,12 @@ impl Applier {
 }
 
 /// Whether a command changes leases only, which are not written.
-const fn is_beat(command: &Command) -> bool {
-    matches!(
-        command,
-        Command::Cell(CellCommand::Heartbeat { .. }) | Command::Job(JobCommand::Heartbeat(_))
-    )
+fn is_beat(command: &Command) -> bool {
+    match command {
+        Command::Cell(command) => matches!(command, CellCommand::Heartbeat { .. }),
+        Command::Job(command) => matches!(command.said(), JobCommand::Heartbeat(_)),
+        _ => false,
+    }
 }
 
 /// Applies a command, and notes how long it took when that says something of its own.

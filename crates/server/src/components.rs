@@ -175,8 +175,8 @@ impl Components for Service {
 
     async fn runner(&self, request: Request<Streaming<RunnerUp>>) -> Answer<RunnerDown> {
         let bearer = (self.server.admit(&request, Action::Runner).await?, Action::Runner);
-        let (server, up) = (self.server.clone(), request.into_inner());
-        Ok(self.run("runner-stream", bearer, |down| runner::session(server, up, down)))
+        let (joining, up) = ((self.server.clone(), bearer.0.token), request.into_inner());
+        Ok(self.run("runner-stream", bearer, |down| runner::session(joining, up, down)))
     }
 
     async fn cell(&self, request: Request<Streaming<CellUp>>) -> Answer<CellDown> {

@@ -63,8 +63,8 @@ impl Project {
         let called = name(&format!("project-{number}"))?;
         to.ask(Command::CreateProject { id: ProjectId(number), name: called }).await?;
         let (id, labels, holds) = (RunnerId(number), BTreeMap::new(), Vec::new());
-        let online =
-            JobCommand::RunnerOnline { id, name: name("bench")?, labels, only_own: true, holds };
+        let (name, only_own, token) = (name("bench")?, true, None);
+        let online = JobCommand::RunnerOnline { id, name, labels, only_own, holds, token };
         to.ask(Command::Job(online)).await?;
         Ok(Self(number))
     }

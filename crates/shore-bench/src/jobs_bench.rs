@@ -95,7 +95,8 @@ async fn job(apply: &Loop, command: JobCommand) -> Result<Reply, String> {
 async fn online(apply: &Loop, id: RunnerId) -> Result<(), String> {
     let name: Name = "bench".parse().map_err(|error| format!("{error}"))?;
     let (labels, holds) = (BTreeMap::new(), Vec::new());
-    job(apply, JobCommand::RunnerOnline { id, name, labels, only_own: false, holds }).await?;
+    let (only_own, token) = (false, None);
+    job(apply, JobCommand::RunnerOnline { id, name, labels, only_own, holds, token }).await?;
     Ok(())
 }
 

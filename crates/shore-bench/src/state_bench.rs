@@ -36,6 +36,7 @@ pub(crate) fn run() -> Result<Value, String> {
         labels: BTreeMap::new(),
         only_own: false,
         holds: Vec::new(),
+        token: None,
     };
     apply(&mut state, 0, online)?;
     for id in 0..BACKLOG {

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use model::{CellId, JobId, JobState};
-use state::{CELL_LEASE, Cell, CellCommand, Command, JOB_LEASE, Job, JobCommand, Reply};
+use state::{CELL_LEASE, Cell, CellCommand, Command, JOB_LEASE, Job, JobCommand};
 
 use crate::clock::CATCH_UP;
 use crate::world::World;
@@ -34,7 +34,7 @@ impl World {
     }
 
     /// The server carried out a command by which it heard of somebody.
-    pub(crate) fn heard(&mut self, command: &Command, reply: &Reply) {
+    pub(crate) fn heard(&mut self, command: &Command) {
         let now = self.awake();
         let heard = &mut self.shell.heard;
         match command {
@@ -42,10 +42,11 @@ impl World {
             Command::Cell(CellCommand::Online { id, .. } | CellCommand::Heartbeat { id, .. }) => {
                 heard.cells.insert(*id, now);
             }
-            Command::Job(JobCommand::Ack(at) | JobCommand::Heartbeat(at)) => {
-                heard.jobs.insert(at.job, now);
+            Command::Job(command) => {
+                if let JobCommand::Ack(at) | JobCommand::Heartbeat(at) = command.said() {
+                    heard.jobs.insert(at.job, now);
+                }
             }
-            Command::Job(JobCommand::Queue(_)) if matches!(reply, Reply::Job(_)) => {}
             _ => {}
         }
     }

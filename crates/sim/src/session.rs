@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use model::{JobId, JobState, TaskReport};
+use model::{JobId, JobState, RunnerId, TaskReport};
 use state::{Attempt, CellCommand, Command, JobCommand, Reply, RowKey};
 
 use crate::message::{
@@ -39,6 +39,12 @@ enum Step {
     Table,
     Changes,
     End,
+}
+
+/// A report that counts only for a job of this runner.
+fn own_report(runner: RunnerId, report: JobCommand, then: Then) -> Step {
+    let report = JobCommand::Over { runner, report: Box::new(report) };
+    Step::Apply(Box::new(Command::Job(report)), then)
 }
 
 /// What an answer is for.
@@ -299,12 +305,20 @@ impl World {
         }
     }
 
+    fn runner_at(&self, node: Node) -> RunnerId {
+        match node {
+            Node::Runner(index) => self.runners[index].id,
+            Node::Cell(_) | Node::Router(_) => RunnerId(0),
+        }
+    }
+
     fn take_message(&mut self, conn: u64, message: Up) {
         let (plan, node) = match self.shell.sessions.get(&conn) {
             Some(session) => (session.epoch, session.node),
             None => return,
         };
-        let job = |command, then| Step::Apply(Box::new(Command::Job(command)), then);
+        let runner = self.runner_at(node);
+        let job = |report, then| own_report(runner, report, then);
         let cell = |command, then| Step::Apply(Box::new(Command::Cell(command)), then);
         let steps = match message {
             Up::Runner(holds) => self.runner_hello(conn, node, holds),
@@ -385,6 +399,7 @@ impl World {
             labels: runner.labels.clone(),
             only_own: runner.only_own,
             holds,
+            token: None,
         };
         let online = Step::Apply(Box::new(Command::Job(online)), Then::RunnerOnline);
         vec![online, Step::CheckHeld, Step::Send(Down::Welcome)]

@@ -383,7 +383,7 @@ impl World {
         let stale = stale(live, &command);
         let shown = command.clone();
         let done = live.apply(at, *command);
-        if let Ok(reply) = &done {
+        if done.is_ok() {
             if let Some(detail) = stale {
                 self.fail("I1", detail);
             }
@@ -392,14 +392,16 @@ impl World {
             {
                 self.fail("determinism", format!("refused only the second time: {refusal}"));
             }
-            self.heard(&shown, reply);
+            self.heard(&shown);
             self.stopped_by_hand(&shown);
         }
         if let Some(before) = leases {
             self.check_leases(&before);
         }
         self.note_applied(&shown, &done);
-        if let Command::Job(JobCommand::Ack(attempt)) = &*shown {
+        if let Command::Job(command) = &*shown
+            && let JobCommand::Ack(attempt) = command.said()
+        {
             if done.is_ok() {
                 applied.acks.push(*attempt);
             }
@@ -660,14 +662,22 @@ impl World {
 /// Whether a command reports on something that is not, or not any more, whose it says.
 fn stale(state: &State, command: &Command) -> Option<String> {
     match command {
-        Command::Job(
-            JobCommand::Ack(at)
+        Command::Job(said) => {
+            let (JobCommand::Ack(at)
             | JobCommand::Nack(at)
             | JobCommand::Heartbeat(at)
-            | JobCommand::Complete(at, _),
-        ) => {
-            let row = state.get::<Job>(at.job).filter(|row| row.epoch != at.epoch)?;
-            Some(format!("{command:?} was accepted while {} is in epoch {}", at.job, row.epoch))
+            | JobCommand::Complete(at, _)) = said.said()
+            else {
+                return None;
+            };
+            let row = state.get::<Job>(at.job)?;
+            let by = match said {
+                JobCommand::Over { runner, .. } => Some(*runner),
+                _ => None,
+            };
+            let others = by.is_some() && row.state.runner().is_some_and(|it| Some(it) != by);
+            (row.epoch != at.epoch || others)
+                .then(|| format!("{command:?} was accepted while {} is {row:?}", at.job))
         }
         Command::Cell(CellCommand::Over { id, epoch, report }) => {
             let row = state.get::<Cell>(*id);

@@ -193,9 +193,44 @@ pub enum JobCommand {
         only_own: bool,
         /// What it is working on.
         holds: Vec<Attempt>,
+        /// The token it joins with.
+        token: Option<TokenId>,
+    },
+    /// A report that counts only for a job that this runner has.
+    Over {
+        /// The runner.
+        runner: RunnerId,
+        /// The report.
+        report: Box<Self>,
     },
     /// A runner's stream closed. Jobs it has not acknowledged go back in line.
     RunnerOffline(RunnerId),
+}
+
+impl JobCommand {
+    /// What is said, whoever says it.
+    pub fn said(&self) -> &Self {
+        match self {
+            Self::Over { report, .. } => report.said(),
+            other => other,
+        }
+    }
+
+    /// The attempt that a runner reports on.
+    pub(crate) fn reported(&self) -> Option<Attempt> {
+        match self.said() {
+            Self::Ack(at) | Self::Nack(at) | Self::Heartbeat(at) | Self::Complete(at, _) => {
+                Some(*at)
+            }
+            Self::Over { .. }
+            | Self::Queue(_)
+            | Self::QueueAll(_)
+            | Self::Assign(_)
+            | Self::Cancel { .. }
+            | Self::RunnerOnline { .. }
+            | Self::RunnerOffline(_) => None,
+        }
+    }
 }
 
 /// A job to queue.

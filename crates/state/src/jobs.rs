@@ -4,10 +4,10 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use model::{JobEvent, JobId, JobState, Outcome, ProjectId, RunnerId, Target, Time};
+use model::{JobEvent, JobId, JobState, Outcome, ProjectId, RunnerId, Target, Time, TokenId};
 
 use crate::command::{Attempt, JobCommand, NewJob, Refusal, Reply, earliest};
-use crate::records::{Job, JobSpec, Runner};
+use crate::records::{Job, JobSpec, Runner, Token};
 use crate::tables::{Core, RowKey};
 
 /// How long a runner has to acknowledge an offer.
@@ -113,14 +113,50 @@ impl Core {
                 self.cancel_job(now, job, force, &reason)?;
                 Ok(Reply::Done)
             }
-            JobCommand::RunnerOnline { id, name, labels, only_own, holds } => {
+            JobCommand::RunnerOnline { id, name, labels, only_own, holds, token } => {
+                self.may_join(now, id, token)?;
                 let streams = self.get::<Runner>(id).map_or(0, |runner| runner.streams);
                 let streams = streams.saturating_add(1);
-                self.put(Runner { id, name, labels, only_own, online: true, streams, since: now });
+                let (online, since) = (true, now);
+                self.put(Runner { id, name, labels, only_own, online, streams, since, token });
                 self.runner_holds(now, id, &holds)?;
                 Ok(Reply::Done)
             }
+            JobCommand::Over { runner, report } => {
+                self.reports_its_own(runner, &report)?;
+                self.job_command(now, *report)
+            }
             JobCommand::RunnerOffline(id) => self.runner_offline(now, id),
+        }
+    }
+
+    /// Whether a runner may join with this token: its jobs are its own.
+    pub(crate) fn may_join(
+        &self,
+        now: Time,
+        id: RunnerId,
+        token: Option<TokenId>,
+    ) -> Result<(), Refusal> {
+        let before = self.get::<Runner>(id).and_then(|runner| runner.token);
+        let other = before.filter(|it| token != Some(*it)).and_then(|it| self.get::<Token>(it));
+        if other.is_some_and(|row| row.works(now)) {
+            let message = format!(
+                "runner {id} belongs to another token, which still works: revoke that one, or start \
+                 this runner with a directory of its own"
+            );
+            return Err(Refusal::Conflict(message));
+        }
+        Ok(())
+    }
+
+    /// Refuses a report on a job that another runner has, and what is no report.
+    fn reports_its_own(&self, runner: RunnerId, report: &JobCommand) -> Result<(), Refusal> {
+        let Some(at) = report.reported() else {
+            return Err(Refusal::Invalid("a runner reports on attempts only".to_owned()));
+        };
+        match self.job(at.job)?.state.runner() {
+            Some(holder) if holder != runner => Err(Refusal::stale("job", at.job)),
+            Some(_) | None => Ok(()),
         }
     }
 

@@ -612,4 +612,7 @@ pub struct Runner {
     pub streams: u32,
     /// When the stream last opened or closed.
     pub since: Time,
+    /// The token it joined with: another one cannot take its place while that one works.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub token: Option<TokenId>,
 }

@@ -6,9 +6,10 @@ use std::time::Duration;
 
 use model::{
     AppId, CellId, DeliveryId, HostName, InstanceId, JobId, JobState, Name, ProjectId, RouteTable,
-    Target, TaskId, Time, WEB,
+    RunnerId, Target, TaskId, Time, TokenId, WEB,
 };
 
+use crate::command::Refusal;
 use crate::counts::Counts;
 use crate::queue::accepts;
 use crate::records::{
@@ -118,6 +119,16 @@ pub struct CellLoad {
 }
 
 impl State {
+    /// Whether a runner may join with a token; why not is the refusal.
+    pub fn runner_may_join(&self, now: Time, id: RunnerId, token: TokenId) -> Result<(), Refusal> {
+        self.core.may_join(now, id, Some(token))
+    }
+
+    /// The token of the runner that has a job now, if it is known.
+    pub fn token_at_work(&self, job: JobId) -> Option<TokenId> {
+        self.get::<Runner>(self.get::<Job>(job)?.state.runner()?)?.token
+    }
+
     /// A row by id.
     pub fn get<R: Row>(&self, id: R::Id) -> Option<&Arc<R>> {
         self.core.get::<R>(id)

@@ -166,6 +166,58 @@ fn a_token_that_is_revoked_ends_the_stream_it_opened() -> Result<(), Failure> {
     if code == Some(4) { Ok(()) } else { Err(format!("it ended with {code:?}:\n{said}")) }
 }
 
+/// A runner whose job is the work of its token only, and whose place no other token takes.
+#[test]
+fn a_runner_belongs_to_the_token_it_joined_with() -> Result<(), Failure> {
+    let server = Alone::start(program(), &[])?;
+    server.shore(&["project", "create", "shop"])?.ok("project create")?;
+    let (own, other) =
+        (server.make_token(&["--role", "runner"])?, server.make_token(&["--role", "runner"])?);
+    let admin = format!("Authorization: Bearer {}", server.token);
+    let joined = || {
+        let page = server.call("GET /v1/runners", &[&admin], b"").ok()?;
+        page.body.contains("\"online\":true").then_some(())
+    };
+    let post = |path: &str, token: &str, body: &str| {
+        let bearer = format!("Authorization: Bearer {token}");
+        let length = format!("Content-Length: {}", body.len());
+        let headers = [&*bearer, "Content-Type: application/json", &length];
+        server.call(&format!("POST {path}"), &headers, body.as_bytes())
+    };
+    let mut runner = component(&server, "runner", &own)?;
+    wait_for("the runner to join", LIMIT, joined)?;
+    // It stands still, so it has the job for as long as this takes.
+    let signal = |name: &str, child: &Child| {
+        Command::new("kill").args([name, &child.id().to_string()]).status().map_err(told)
+    };
+    signal("-STOP", &runner)?;
+    let job = r#"{"project":"shop","operation":{"op":"noop"}}"#;
+    let job = post("/v1/jobs", &server.token, job)?.body;
+    let job: serde_json::Value = serde_json::from_str(&job).map_err(told)?;
+    let id = job["id"].as_str().ok_or_else(|| format!("no job: {job}"))?;
+    wait_for("the job to be offered", LIMIT, || {
+        let page = server.call(&format!("GET /v1/jobs/{id}"), &[&admin], b"").ok()?;
+        page.body.contains("\"waiting\"").then_some(())
+    })?;
+    let attempt = format!(r#"{{"job":"{id}","epoch":1}}"#);
+    let page = post("/v1/destroy", &other, &attempt)?;
+    holds(&page.body, &["the work of a runner with another token"])?;
+    assert_eq!(page.status, 403, "{}", page.body);
+    let page = post("/v1/destroy", &own, &attempt)?;
+    assert_ne!(page.status, 403, "it is its own: {}", page.body);
+    runner.kill().map_err(told)?;
+    runner.wait().map_err(told)?;
+    let (_, said) = ended(component(&server, "runner", &other)?)?;
+    holds(&said, &["belongs to another token", "revoke that one", "a directory of its own"])?;
+    let id = own.split('_').nth(1).ok_or("a token has an id")?;
+    server.shore(&["token", "revoke", &format!("tok_{id}")])?.ok("token revoke")?;
+    let mut second = component(&server, "runner", &other)?;
+    let taken = wait_for("the second runner to join", LIMIT, joined);
+    second.kill().map_err(told)?;
+    second.wait().map_err(told)?;
+    taken
+}
+
 #[test]
 fn a_token_that_is_revoked_follows_nothing_more() -> Result<(), Failure> {
     let server = Alone::start(program(), &[])?;

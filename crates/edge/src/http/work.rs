@@ -10,7 +10,7 @@ use api::http_types::{
 };
 use axum::Json;
 use axum::extract::State;
-use model::{BuildId, DeploymentId, HostName, JobId, TaskId};
+use model::{BuildId, DeploymentId, HostName, JobId, Role, TaskId};
 use serde::Deserialize;
 use server::{Action, Server, views};
 use state::{App, Attempt, Command, Deployment, Job, ProcessTemplate, Reply, Task, WorkCommand};
@@ -38,8 +38,23 @@ const fn attempt(it: AttemptRef) -> Attempt {
     Attempt { job: it.job, epoch: it.epoch }
 }
 
-async fn do_work(server: &Server, caller: Caller, command: WorkCommand) -> Result<Reply, ApiError> {
+/// Refuses a runner that does the work of another one, which joined with another token.
+async fn own_work(server: &Server, caller: Caller, job: JobId) -> Result<(), ApiError> {
     caller.require(Action::Work)?;
+    let token = server.read(move |state| state.token_at_work(job)).await?;
+    let is_others = caller.role() == Role::Runner && token.is_some_and(|it| it != caller.token());
+    if !is_others {
+        return Ok(());
+    }
+    Err(ApiError::forbidden(format!("job {job} is the work of a runner with another token")))
+}
+
+async fn do_work(
+    server: &Server,
+    caller: Caller,
+    (job, command): (JobId, WorkCommand),
+) -> Result<Reply, ApiError> {
+    own_work(server, caller, job).await?;
     Ok(server.apply(Command::Work(command)).await?)
 }
 
@@ -57,8 +72,9 @@ pub(crate) async fn create_task(
 ) -> ApiResult<TaskView> {
     let CreateTask { id, attempt: at, spec } = create;
     let id = id.unwrap_or_else(|| TaskId(server.fresh_id()));
+    let job = at.job;
     let command = WorkCommand::CreateTask { id, attempt: Some(attempt(at)), spec: Arc::new(spec) };
-    let Reply::Task(task) = do_work(&server, caller, command).await? else {
+    let Reply::Task(task) = do_work(&server, caller, (job, command)).await? else {
         return Err(unexpected());
     };
     Ok(Json(server.read(move |state| views::task(state, &task)).await?))
@@ -115,6 +131,9 @@ pub(crate) async fn cancel_task(
     // A job's task is its runner's to end; people end the job.
     let action = if row.job.is_some() { Action::Work } else { Action::Change };
     let row = task(&server, caller, action, &text).await?;
+    if let Some(job) = row.job {
+        own_work(&server, caller, job).await?;
+    }
     server.apply(Command::Work(WorkCommand::CancelTask(row.id))).await?;
     Ok(Json(()))
 }
@@ -139,7 +158,7 @@ pub(crate) async fn record_build(
         .collect();
     let id = id.unwrap_or_else(|| BuildId(server.fresh_id()));
     let command = WorkCommand::RecordBuild { id, attempt: attempt(at), source, image, processes };
-    let Reply::Build(build) = do_work(&server, caller, command).await? else {
+    let Reply::Build(build) = do_work(&server, caller, (at.job, command)).await? else {
         return Err(unexpected());
     };
     Ok(Json(views::build(&build)))
@@ -161,7 +180,7 @@ pub(crate) async fn start_deployment(
 ) -> ApiResult<DeploymentView> {
     let id = start.id.unwrap_or_else(|| DeploymentId(server.fresh_id()));
     let command = WorkCommand::Deploy { id, attempt: attempt(start.attempt), build: start.build };
-    do_work(&server, caller, command).await?;
+    do_work(&server, caller, (start.attempt.job, command)).await?;
     deployment_view(&server, id).await
 }
 
@@ -175,7 +194,7 @@ pub(crate) async fn restart_deployment(
 ) -> ApiResult<DeploymentView> {
     let DeploymentRef { attempt: at, deployment } = it;
     let command = WorkCommand::Restart { attempt: attempt(at), deployment };
-    do_work(&server, caller, command).await?;
+    do_work(&server, caller, (at.job, command)).await?;
     deployment_view(&server, deployment).await
 }
 
@@ -231,7 +250,7 @@ pub(crate) async fn release(
 ) -> ApiResult<Released> {
     let DeploymentRef { attempt: at, deployment } = it;
     let command = WorkCommand::Release { attempt: attempt(at), deployment };
-    let reply = do_work(&server, caller, command).await?;
+    let reply = do_work(&server, caller, (at.job, command)).await?;
     released(&server, at.job, reply).await
 }
 
@@ -243,6 +262,6 @@ pub(crate) async fn destroy(
     caller: Caller,
     Body(at): Body<AttemptRef>,
 ) -> ApiResult<Released> {
-    let reply = do_work(&server, caller, WorkCommand::Destroy(attempt(at))).await?;
+    let reply = do_work(&server, caller, (at.job, WorkCommand::Destroy(attempt(at)))).await?;
     released(&server, at.job, reply).await
 }

@@ -8,7 +8,7 @@ use api::proto::{
     Assignment, Attempt, Cancel, Complete, JobKept, JobLog, RunnerDown, RunnerHello, RunnerUp,
     from_json, json,
 };
-use model::{JobId, JobState, RunnerId};
+use model::{JobId, RunnerId, TokenId};
 use state::{Command, Job, JobCommand, Reply, RowKey};
 use tokio::sync::mpsc;
 use tonic::{Status, Streaming};
@@ -40,7 +40,7 @@ struct Held {
 }
 
 pub(super) async fn session(
-    server: Server,
+    (server, token): (Server, TokenId),
     mut up: Streaming<RunnerUp>,
     down: Out,
 ) -> Result<(), Status> {
@@ -49,11 +49,15 @@ pub(super) async fn session(
     };
     let (id, welcome) = welcome(hello.hello.as_ref())?;
     let runner = RunnerId(id);
+    // Before it counts as the newest stream of that runner, which cuts off the others.
+    let now = server.now();
+    let may = server.read(move |state| state.runner_may_join(now, runner, token)).await;
+    may.and_then(|may| Ok(may?)).map_err(status)?;
     let mut events = server.subscribe();
     let number = server.runner_came(runner);
     let _newest = Newest { server: server.clone(), runner, number };
     let mut session = Session { server, runner, number, down, capacity: 0, held: BTreeMap::new() };
-    session.online(hello).await?;
+    session.online(hello, token).await?;
     let _online = Online { server: session.server.clone(), runner };
     session.check_held().await?;
     session.send(Down::Welcome(welcome)).await?;
@@ -117,6 +121,11 @@ impl Session {
         self.server.apply(Command::Job(command)).await
     }
 
+    /// Applies a report that counts only for a job of this runner.
+    async fn report(&self, report: JobCommand) -> Result<Reply, ApplyError> {
+        self.apply(JobCommand::Over { runner: self.runner, report: Box::new(report) }).await
+    }
+
     async fn send(&self, message: Down) -> Result<(), Status> {
         self.down
             .send(Ok(RunnerDown { message: Some(message) }))
@@ -124,7 +133,7 @@ impl Session {
             .map_err(|_| Status::cancelled("the runner is gone"))
     }
 
-    async fn online(&mut self, hello: RunnerHello) -> Result<(), Status> {
+    async fn online(&mut self, hello: RunnerHello, token: TokenId) -> Result<(), Status> {
         let name = component_name(hello.hello.as_ref(), "runner")?;
         let holds = hello.holds.iter().map(attempt).collect::<Result<Vec<_>, _>>()?;
         for held in &holds {
@@ -135,8 +144,8 @@ impl Session {
         }
         let RunnerHello { labels, only_own, .. } = hello;
         let labels = labels.into_iter().collect();
-        let id = self.runner;
-        self.apply(JobCommand::RunnerOnline { id, name, labels, only_own, holds })
+        let (id, token) = (self.runner, Some(token));
+        self.apply(JobCommand::RunnerOnline { id, name, labels, only_own, holds, token })
             .await
             .map_err(status)?;
         Ok(())
@@ -150,23 +159,23 @@ impl Session {
                 self.offer().await
             }
             Up::Ack(it) => {
-                let done = self.apply(JobCommand::Ack(attempt(&it)?)).await;
+                let done = self.report(JobCommand::Ack(attempt(&it)?)).await;
                 self.confirm(done, it, Down::Started).await?;
                 self.check_held().await
             }
             Up::Nack(it) => {
                 self.held.remove(&it.job_id()?);
-                let done = self.apply(JobCommand::Nack(attempt(&it)?)).await;
+                let done = self.report(JobCommand::Nack(attempt(&it)?)).await;
                 self.confirm(done, it, Down::Revoked).await
             }
-            Up::Heartbeat(it) => match self.apply(JobCommand::Heartbeat(attempt(&it)?)).await {
+            Up::Heartbeat(it) => match self.report(JobCommand::Heartbeat(attempt(&it)?)).await {
                 Ok(_) => Ok(()),
                 refused => self.confirm(refused, it, Down::Revoked).await,
             },
             Up::Log(log) => self.log(log).await,
             Up::Complete(Complete { attempt: Some(it), outcome_json }) => {
                 let outcome = from_json("outcome", &outcome_json)?;
-                let done = self.apply(JobCommand::Complete(attempt(&it)?, outcome)).await;
+                let done = self.report(JobCommand::Complete(attempt(&it)?, outcome)).await;
                 self.held.remove(&it.job_id()?);
                 self.confirm(done, it, Down::Ended).await
             }
@@ -271,10 +280,8 @@ impl Session {
             .await
             .map_err(status)?;
         for (id, epoch, row) in rows {
-            let row = row.filter(|job| {
-                let live = matches!(job.state, JobState::Waiting { .. } | JobState::Running { .. });
-                job.epoch == epoch && live
-            });
+            let own = Some(self.runner);
+            let row = row.filter(|job| job.epoch == epoch && job.state.runner() == own);
             let attempt = Attempt::of(id, epoch);
             let Some(job) = row else {
                 self.held.remove(&id);

@@ -167,6 +167,7 @@ impl Bench {
             labels: labels(pairs),
             only_own,
             holds: holds.to_vec(),
+            token: None,
         }));
     }
 

@@ -2,13 +2,13 @@
 
 use std::time::Duration;
 
-use model::{JobId, JobState, Outcome, ProjectId, RunnerId, Target};
+use model::{Digest, JobId, JobState, Outcome, ProjectId, Role, RunnerId, Target, Time, TokenId};
 use state::{
     ACK_TIMEOUT, Attempt, Command, JOB_LEASE, JobCommand, JobSpec, MAX_FINISHED_JOBS,
-    MAX_QUEUED_PER_PROJECT, MAX_TEXT, NewJob, Refusal, Runner,
+    MAX_QUEUED_PER_PROJECT, MAX_TEXT, NewJob, NewToken, Refusal, Runner,
 };
 
-use crate::bench::{Bench, REASON, failed, new_job, noop, up};
+use crate::bench::{Bench, REASON, failed, name, new_job, noop, up};
 
 fn refused(done: &Result<state::Reply, Refusal>) -> bool {
     matches!(done, Err(Refusal::Stale { .. } | Refusal::Transition(_)))
@@ -315,4 +315,74 @@ fn a_job_depends_on_jobs_of_its_project() {
     let new = new_job(bench.fresh(), spec);
     let refusal = bench.job(JobCommand::Queue(new)).expect_err("not its own");
     assert!(matches!(refusal, Refusal::NotFound { .. }), "{refusal}");
+}
+
+#[test]
+fn a_runner_belongs_to_the_token_it_joined_with() {
+    let mut bench = Bench::new();
+    for id in [1, 2] {
+        bench.ok(Command::CreateToken(NewToken {
+            id: TokenId(id),
+            role: Role::Runner,
+            project: None,
+            hash: Digest([u8::try_from(id).expect("small"); 32]),
+            label: String::new(),
+            ttl: None,
+        }));
+    }
+    let join = |id, token| {
+        let (id, name, token) = (RunnerId(id), name("runner"), Some(TokenId(token)));
+        let (labels, holds) = (std::collections::BTreeMap::new(), Vec::new());
+        JobCommand::RunnerOnline { id, name, labels, only_own: false, holds, token }
+    };
+    bench.ok(Command::Job(join(7, 1)));
+    bench.ok(Command::Job(join(7, 1)));
+    bench.ok(Command::Job(join(8, 2)));
+    let job = bench.queue(noop());
+    let at = bench.assign(7).expect("it waits");
+    bench.ack(at);
+    assert_eq!(bench.state.token_at_work(job), Some(TokenId(1)));
+    let refused = bench.job(join(7, 2)).expect_err("it is another's").to_string();
+    assert!(refused.contains("belongs to another token"), "{refused}");
+    assert_eq!(bench.is(job), "running", "the job of the first goes on");
+    let now = Time(bench.now);
+    assert!(bench.state.runner_may_join(now, RunnerId(7), TokenId(2)).is_err());
+    bench.ok(Command::RevokeToken(TokenId(1)));
+    bench.ok(Command::Job(join(7, 2)));
+    assert!(bench.job(join(7, 1)).is_err(), "it moved");
+}
+
+#[test]
+fn a_runner_reports_on_its_own_jobs_only() {
+    let mut bench = Bench::ready();
+    bench.runner(2, &[]);
+    let over =
+        |runner, report| JobCommand::Over { runner: RunnerId(runner), report: Box::new(report) };
+    let reports = |at| {
+        let done = JobCommand::Complete(at, Outcome::Succeeded);
+        [JobCommand::Ack(at), JobCommand::Nack(at), JobCommand::Heartbeat(at), done]
+    };
+    let job = bench.queue(noop());
+    let at = bench.assign(1).expect("it waits");
+    for acked in [false, true] {
+        if acked {
+            bench.job(over(1, JobCommand::Ack(at))).expect("it is its own");
+        }
+        for report in reports(at) {
+            let shown = format!("{report:?}");
+            bench.state.forget_changes();
+            let refused = bench.job(over(2, report));
+            assert!(matches!(refused, Err(Refusal::Stale { .. })), "{shown}: {refused:?}");
+            assert_eq!(bench.state.take_changes().expect("rows render").rows, [], "{shown}");
+        }
+    }
+    bench.job(over(1, JobCommand::Heartbeat(at))).expect("it is its own");
+    let cancel = JobCommand::Cancel { job, force: true, reason: "x".to_owned() };
+    let refused = bench.job(over(1, cancel));
+    assert!(matches!(refused, Err(Refusal::Invalid(_))), "that is no report");
+    for _ in 0..2 {
+        let done = JobCommand::Complete(at, Outcome::Succeeded);
+        bench.job(over(1, done)).expect("also when it did not hear the answer");
+    }
+    assert_eq!(bench.is(job), "succeeded");
 }

@@ -88,6 +88,7 @@ fn job_command(state: &State, seed: Seed, fresh: u128) -> JobCommand {
             labels: labels(&[("zone", "a")]),
             only_own: any % 4 == 0,
             holds: if any % 2 == 0 { vec![at] } else { Vec::new() },
+            token: None,
         },
     }
 }

@@ -86,7 +86,9 @@ fn it_ends_when_all_are_about_as_full() {
         // All were placed on the empty cell: bring them back to one side.
         let id = CellId(cell);
         bench.ok(Command::Cell(CellCommand::Drain { id, timeout: DRAIN_TIMEOUT }));
-        all.iter().for_each(|deployment| bench.healthy(*deployment));
+        for deployment in &all {
+            bench.healthy(*deployment);
+        }
         end_old(&mut bench, cell);
         bench.ok(Command::Cell(CellCommand::Undrain(id)));
     }
@@ -100,7 +102,9 @@ fn it_ends_when_all_are_about_as_full() {
         }
         rounds += 1;
         assert!(rounds <= 3, "it goes on and on");
-        all.iter().for_each(|deployment| bench.healthy(*deployment));
+        for deployment in &all {
+            bench.healthy(*deployment);
+        }
         (1..=2).for_each(|cell| end_old(&mut bench, cell));
     }
     assert!(rounds > 0, "nothing moved");
