@@ -143,6 +143,8 @@ pub(crate) struct VolumeIndex {
     slots: BTreeMap<Slot, BTreeMap<Name, VolumeId>>,
     places: BTreeSet<(ProjectId, Name, Name, VolumeId)>,
     cells: BTreeSet<(CellId, VolumeId)>,
+    /// Those that their cells are to delete.
+    deleting: BTreeSet<(CellId, VolumeId)>,
 }
 
 impl VolumeIndex {
@@ -150,7 +152,9 @@ impl VolumeIndex {
         let (app, workspace) = (row.app.clone(), row.workspace.clone());
         self.places.insert((row.project, app, workspace, row.id));
         self.cells.insert((row.cell, row.id));
-        if !row.is_deleting() {
+        if row.is_deleting() {
+            self.deleting.insert((row.cell, row.id));
+        } else {
             self.slots.entry(row.slot()).or_default().insert(row.name.clone(), row.id);
         }
     }
@@ -160,6 +164,7 @@ impl VolumeIndex {
         self.places.remove(&(row.project, app, workspace, row.id));
         self.cells.remove(&(row.cell, row.id));
         if row.is_deleting() {
+            self.deleting.remove(&(row.cell, row.id));
             return;
         }
         let slot = row.slot();
@@ -702,7 +707,7 @@ impl State {
 
     /// What a cell is to delete.
     pub fn volumes_to_delete(&self, cell: CellId) -> Vec<VolumeId> {
-        let rows = self.core.volumes_on(cell).filter(|row| row.is_deleting());
-        rows.map(|row| row.id).collect()
+        let range = (cell, VolumeId(0))..=(cell, VolumeId(u128::MAX));
+        self.core.indexes.volumes.deleting.range(range).map(|(_, id)| *id).collect()
     }
 }
