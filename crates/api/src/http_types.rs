@@ -194,6 +194,10 @@ pub struct InstanceView {
     /// The cell it is on.
     #[schema(value_type = Option<String>)]
     pub cell: Option<CellId>,
+    /// What that is called.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    pub cell_name: Option<Name>,
     /// Where it listens.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub address: Option<String>,

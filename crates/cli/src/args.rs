@@ -1,5 +1,7 @@
 //! The command line as people type it.
 
+mod lines;
+
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
@@ -7,6 +9,8 @@ use clap::parser::ValueSource;
 use clap::{Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 use model::{HostName, Name, Role};
 use store::blobs::MAX_BLOB_BYTES;
+
+pub(crate) use lines::{AuditArgs, LineArgs, LogsArgs};
 
 /// Code to running software, on machines you own.
 ///
@@ -100,6 +104,8 @@ pub(crate) enum Command {
     Volume(VolumeCommand),
     /// Show what changes
     Events(EventsArgs),
+    /// Show who worked in which instance, newest first
+    Audit(AuditArgs),
     /// Show what an app says
     Logs(LogsArgs),
     /// Show what an app runs
@@ -492,6 +498,16 @@ pub(crate) enum TaskCommand {
         /// Its id
         task: model::TaskId,
     },
+    /// Show what a task says
+    Logs {
+        /// Its id
+        task: model::TaskId,
+        /// Go on with lines that come later
+        #[arg(long, short)]
+        follow: bool,
+        #[command(flatten)]
+        lines: LineArgs,
+    },
     /// Write what a task left in its result file to standard output, or to a file
     Result {
         /// Its id
@@ -577,21 +593,6 @@ pub(crate) struct EventsArgs {
     /// What came after this revision
     #[arg(long, value_name = "REVISION")]
     pub(crate) after: Option<u64>,
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct LogsArgs {
-    #[command(flatten)]
-    pub(crate) app: AppArgs,
-    /// Go on with lines that come later
-    #[arg(long, short)]
-    pub(crate) follow: bool,
-    /// Only the last so many lines of each instance
-    #[arg(long, short = 'n', default_value_t = 100)]
-    pub(crate) tail: u64,
-    /// Show when each line was written
-    #[arg(long, short)]
-    pub(crate) times: bool,
 }
 
 #[derive(Debug, Args)]

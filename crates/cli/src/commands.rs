@@ -113,6 +113,7 @@ async fn plain(shell: &Shell, command: Command) -> Result<()> {
         Command::Task(command) => tasks::task(shell, command).await,
         Command::Volume(command) => volumes::volume(shell, command).await,
         Command::Events(args) => events::events(shell, args).await,
+        Command::Audit(args) => access::audit(shell, args).await,
         Command::Logs(args) => apps::logs(shell, args).await,
         Command::Status(args) => apps::status(shell, args).await,
         Command::Deploy(args) => jobs::deploy(shell, args).await,

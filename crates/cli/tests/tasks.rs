@@ -74,6 +74,9 @@ fn senseless_tasks_are_refused_with_the_fields_name() -> Result<(), Failure> {
         (with("/spec/container/egress", json!([{ "to": "10.0.0.0/99" }])), "egress"),
         (with("/spec/container/privileged", json!(true)), "privileged"),
         (with("/spec/callback", json!("gopher://example.com/")), "callback"),
+        (with("/spec/callback", json!("http://127.0.0.1:8080/done")), "--callback-allow"),
+        (with("/spec/callback", json!("http://[fd00::1]/done")), "not a public address"),
+        (with("/spec/callback", json!("https://169.254.169.254/")), "not a public address"),
         (with("/spec/result_file", json!("../../etc/passwd")), "result_file"),
         (with("/spec/retry", json!({ "attempts": 1_000_000, "pause_ms": 1 })), "retry attempts"),
         (with("/idempotency_key", json!("x".repeat(300))), "idempotency_key"),
@@ -98,6 +101,9 @@ fn senseless_tasks_are_refused_with_the_fields_name() -> Result<(), Failure> {
     let task = format!("/v1/tasks/{}", model::TaskId(7));
     assert_eq!(get(&server, &stranger, &task)?.status, 404);
     assert_eq!(get(&server, &stranger, "/v1/tasks")?.body, "[]");
+    assert_eq!(get(&server, &server.token, "/v1/tasks?project=other")?.body, "[]");
+    let of_shop = get(&server, &server.token, "/v1/tasks?project=shop")?.body;
+    assert!(of_shop.contains(&model::TaskId(7).to_string()), "{of_shop}");
     let secret = "/v1/projects/shop/callback-secret";
     let developer = server.make_token(&["--role", "developer"])?;
     assert_eq!(get(&server, &developer, secret)?.status, 403);

@@ -99,6 +99,12 @@ impl std::fmt::Debug for Ask<'_> {
 }
 
 impl Web {
+    /// Whether a URL names an address outright that is never asked. What a name leads to is looked at
+    /// when it is asked.
+    pub fn forbids(&self, url: &Url) -> bool {
+        url.address().is_some_and(|address| !self.guard.permits(address))
+    }
+
     /// Through `guard`; connections belong to `tasks`.
     pub fn new(guard: Guard, tasks: Tasks) -> Self {
         Self { guard, tasks, tls: OnceLock::new() }

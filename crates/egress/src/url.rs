@@ -64,6 +64,11 @@ impl Url {
         Ok(Self { tls, host, port, target, authorization: authorization(authority) })
     }
 
+    /// The address that it names outright, if its host is no name.
+    pub fn address(&self) -> Option<std::net::IpAddr> {
+        self.host.trim_matches(['[', ']']).parse().ok()
+    }
+
     /// What the `Host` header says.
     pub fn host_header(&self) -> String {
         let usual = if self.tls { 443 } else { 80 };

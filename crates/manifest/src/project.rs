@@ -283,6 +283,7 @@ app "web" {
             "app \"a\" {\n  deploy {\n    process \"w\" { command = \"run it\" }\n  }\n}",
             "app \"a\" {\n  deploy {\n    cpu = 0\n  }\n}",
             "app \"a\" {\n  deploy {\n    user = \"root\"\n  }\n}",
+            "app \"a\" {\n  deploy {\n    driver = \"podman\"\n  }\n}",
             "app \"a\" {\n  deploy {\n    read_only = \"yes\"\n  }\n}",
             "app \"a\" {\n  deploy {\n    stop_signal = \"KILL\"\n  }\n}",
             "app \"a\" {\n  deploy {\n    pre_stop = []\n  }\n}",

@@ -148,7 +148,12 @@ impl RunFile {
             "pids" => self.pids = Some(source.number(it, 1..=MAX_PIDS)?),
             "files" => self.files = Some(source.number(it, 1..=MAX_FILES)?),
             "log_rate" => self.log_bytes = Some(source.number(it, 1..=1 << 20)? << 10),
-            "driver" => self.driver = Some(source.name(it)?),
+            "driver" => {
+                let driver = source.name(it)?;
+                let set = |spec: &mut ProcessSpec| spec.container.driver = Some(driver.clone());
+                source.holds(it.value.span(), set)?;
+                self.driver = Some(driver);
+            }
             "tags" => self.tags = source.names(it)?.into_iter().collect(),
             "user" => {
                 let user = source.text(it)?;

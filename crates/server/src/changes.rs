@@ -132,7 +132,7 @@ fn body(state: &State, row: &AnyRow) -> Option<serde_json::Value> {
 
 fn instance(state: &State, row: &Instance) -> InstanceChange {
     InstanceChange {
-        instance: views::instance(row),
+        instance: views::instance(state, row),
         deployment: row.deployment,
         process: state.get::<Process>(row.process).map(|process| process.name.clone()),
     }

@@ -320,6 +320,11 @@ impl Server {
         &self.inner.web
     }
 
+    /// Whether a callback would never be told, because it names an address that is not public.
+    pub fn forbids_callback(&self, url: &str) -> bool {
+        Url::parse(url).is_ok_and(|url| self.inner.web.forbids(&url))
+    }
+
     /// What signs the messages of a project; made when there is none, or anew.
     pub async fn signing(
         &self,

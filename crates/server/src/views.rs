@@ -93,13 +93,15 @@ fn process(state: &State, row: &Process) -> ProcessView {
     ProcessView {
         name: row.name.clone(),
         wanted: row.instances,
-        instances: state.instances_of(row).map(|row| instance(row)).collect(),
+        instances: state.instances_of(row).map(|row| instance(state, row)).collect(),
         volumes: row.spec.container.volumes.keys().cloned().collect(),
     }
 }
 
 /// An instance.
-pub(crate) fn instance(row: &Instance) -> InstanceView {
+pub(crate) fn instance(state: &State, row: &Instance) -> InstanceView {
+    let cell = row.state.cell();
+    let cell_name = cell.and_then(|id| Some(state.get::<Cell>(id)?.spec.name.clone()));
     let (reason, address) = match &row.state {
         InstanceState::Unclaimed { reason } => (reason.clone(), None),
         InstanceState::Crashed { reason, .. } => (Some(reason.clone()), None),
@@ -114,7 +116,8 @@ pub(crate) fn instance(row: &Instance) -> InstanceView {
         state: row.state.name().to_owned(),
         ready: row.state.ready_address().is_some(),
         reason,
-        cell: row.state.cell(),
+        cell,
+        cell_name,
         address,
         crashes: row.crashes,
         last_crash: row.last_crash.as_deref().map(crash),

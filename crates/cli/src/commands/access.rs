@@ -1,13 +1,45 @@
 //! `shore project`, `shore key`, `shore token`.
 
-use api::http_types::{AddKey, Create, CreateToken, KeyView, ProjectView, TokenCreated, TokenView};
-use model::Time;
+use api::http_types::{
+    AddKey, AuditView, Create, CreateToken, KeyView, ProjectView, TokenCreated, TokenView,
+};
+use model::{ExitStatus, Time};
 use runtime::{Clock as _, SystemClock};
 
 use super::Shell;
-use crate::args::{KeyCommand, ProjectCommand, TokenCommand};
+use crate::args::{AuditArgs, KeyCommand, ProjectCommand, TokenCommand};
 use crate::error::{CliError, Result};
 use crate::output::{ago, until};
+
+pub(super) async fn audit(shell: &Shell, args: AuditArgs) -> Result<()> {
+    let before = args.before.map_or_else(String::new, |line| format!("&before={line}"));
+    let path = format!("/v1/audit?limit={}{before}", args.limit);
+    let list: Vec<AuditView> = shell.client()?.get(&path).await?;
+    let header = ["line", "when", "who", "where", "instance", "what"];
+    shell.output.table(&list, &header, "the audit log is empty", audited);
+    Ok(())
+}
+
+/// A line of the audit log. What somebody typed is last, so that it is cut first.
+fn audited(line: &AuditView) -> Vec<String> {
+    let who = if line.label.is_empty() { line.token.to_string() } else { line.label.clone() };
+    let place = format!("{}/{}", line.project, line.app);
+    let production = line.workspace.as_str() == "production";
+    let place = if production { place } else { format!("{place} in {}", line.workspace) };
+    let what = match &line.action {
+        Some(action) => format!("{action} {}", line.words.join(" ")),
+        None => match (&line.exit, &line.reason) {
+            (_, Some(reason)) => format!("ended: {reason}"),
+            (Some(ExitStatus::Code(code)), None) => format!("ended with {code}"),
+            (Some(ExitStatus::Signal(signal)), None) => format!("ended by signal {signal}"),
+            (Some(ExitStatus::OutOfMemory), None) => "ended: out of memory".to_owned(),
+            (Some(ExitStatus::Lost) | None, None) => "ended".to_owned(),
+        },
+    };
+    let at = ago(now(), line.at);
+    let who = format!("{who} ({})", line.role.name());
+    vec![line.line.to_string(), at, who, place, line.instance.clone(), what.trim_end().to_owned()]
+}
 
 /// Wall time, for tables.
 pub(super) fn now() -> Time {

@@ -20,8 +20,10 @@ use model::{DEFAULT_APP, ExitStatus, Name, Operation};
 
 use super::Shell;
 use super::access::now;
-use super::jobs::queue_and_follow;
-use crate::args::{AppArgs, AppCommand, ConfigCommand, LogsArgs, RunArgs, ScaleArgs, StatusArgs};
+use super::jobs::{GoesOn, queue_and_follow};
+use crate::args::{
+    AppArgs, AppCommand, ConfigCommand, LineArgs, LogsArgs, RunArgs, ScaleArgs, StatusArgs,
+};
 use crate::error::{CliError, ErrorKind, Result};
 use crate::output::ago;
 
@@ -164,7 +166,7 @@ pub(super) async fn status(shell: &Shell, args: StatusArgs) -> Result<()> {
     for deployment in status.deployments.iter().filter(shown) {
         rows.extend(rows_of(deployment));
     }
-    let header = ["deployment", "state", "instance", "is", "since", "why"];
+    let header = ["deployment", "state", "instance", "is", "cell", "crashes", "since", "why"];
     shell.output.table(&rows, &header, "nothing runs", Clone::clone);
     for job in &status.jobs {
         let why = job.why_queued.as_deref().unwrap_or("");
@@ -196,6 +198,8 @@ fn rows_of(deployment: &DeploymentView) -> Vec<Vec<String>> {
                 deployment.state.clone(),
                 format!("{}.{}", process.name, it.index),
                 is,
+                it.cell_name.as_ref().map_or_else(String::new, ToString::to_string),
+                if it.crashes > 0 { it.crashes.to_string() } else { String::new() },
                 ago(now(), it.since),
                 it.reason.clone().or_else(|| restarted(it)).unwrap_or_default(),
             ]);
@@ -204,7 +208,8 @@ fn rows_of(deployment: &DeploymentView) -> Vec<Vec<String>> {
     if rows.is_empty() {
         let reason = deployment.reason.clone().unwrap_or_default();
         let made = ago(now(), deployment.created_at);
-        rows.push(vec![number, deployment.state.clone(), "-".into(), "-".into(), made, reason]);
+        let (state, none) = (deployment.state.clone(), String::new);
+        rows.push(vec![number, state, "-".into(), "-".into(), none(), none(), made, reason]);
     }
     rows
 }
@@ -212,9 +217,45 @@ fn rows_of(deployment: &DeploymentView) -> Vec<Vec<String>> {
 pub(super) async fn logs(shell: &Shell, args: LogsArgs) -> Result<()> {
     let which = Which::find(&args.app, None)?;
     let client = shell.client()?;
-    let rest = format!("logs?follow={}&tail={}&", args.follow, args.tail);
+    let only = only(&args)?;
+    let rest = format!("logs?follow={}&{}{only}", args.follow, lines_of(args.lines));
     let path = which.path(&rest, &args.app.workspace);
-    show_logs(shell, &client, &path, |line| shell.output.app_line(line, args.times)).await
+    show_logs(shell, &client, &path, |line| shell.output.app_line(line, args.lines.times)).await
+}
+
+/// How many lines are shown unless somebody says otherwise.
+const TAIL: u64 = 100;
+
+/// Which lines, as the server wants it said.
+pub(super) fn lines_of(args: LineArgs) -> String {
+    let tail = args.tail.or_else(|| args.since.is_none().then_some(TAIL));
+    let since =
+        args.since.map(|since| now().0.saturating_sub(since.as_secs().saturating_mul(1_000)));
+    let said = |name: &str, value: Option<u64>| value.map(|value| format!("{name}={value}&"));
+    [said("tail", tail), said("since", since)].into_iter().flatten().collect()
+}
+
+/// Which instances, as the server wants it said.
+fn only(args: &LogsArgs) -> Result<String> {
+    let instance = args.instance.as_deref().unwrap_or_default();
+    let (process, index) = match instance.rsplit_once('.') {
+        Some((process, index)) => (Some(process), index),
+        None => (None, instance),
+    };
+    let wrong =
+        || CliError::invalid(format!("`{instance}` is no instance, as `web.0` and `0` are"));
+    let own = process.map(|it| Name::parse("process", it)).transpose().map_err(|_| wrong())?;
+    let index = Some(index).filter(|it| !it.is_empty());
+    let index = index.map(str::parse::<u32>).transpose().map_err(|_| wrong())?;
+    if instance.is_empty() != index.is_none() {
+        return Err(wrong());
+    }
+    if args.process.is_some() && own.is_some() && args.process != own {
+        return Err(CliError::invalid(format!("instance {instance} is of another process")));
+    }
+    let process = own.as_ref().or(args.process.as_ref()).map(|it| format!("process={it}&"));
+    let index = index.map(|it| format!("index={it}&"));
+    Ok([process, index].into_iter().flatten().collect())
 }
 
 /// Shows the lines of a log until they end.
@@ -386,5 +427,6 @@ async fn set(
     }
     // What is released with the new variables: not a newer build that was rolled back or refused.
     let operation = Operation::Restart;
-    queue_and_follow(shell, &client, (&which, &args.workspace), operation).await
+    let place = (&which, &args.workspace);
+    queue_and_follow(shell, &client, place, operation, GoesOn::Yes).await
 }

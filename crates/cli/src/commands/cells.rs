@@ -60,11 +60,12 @@ fn words<'a>(names: impl IntoIterator<Item = &'a Name>) -> String {
 
 fn state(cell: &CellView) -> String {
     match &cell.drain {
-        _ if !cell.online => "away".to_owned(),
+        Some(_) if !cell.online => "away, takes nothing new when back".to_owned(),
+        None if !cell.online => "away: not heard of".to_owned(),
         None if !cell.spec.has_driver() => "no driver works".to_owned(),
         None => "ready".to_owned(),
-        Some(drain) if drain.leaving => "leaving".to_owned(),
-        Some(drain) if drain.finished => "drained".to_owned(),
+        Some(drain) if drain.leaving => "shutting down".to_owned(),
+        Some(drain) if drain.finished => "drained, takes nothing new".to_owned(),
         Some(drain) => format!("draining, {} left", drain.moving),
     }
 }

@@ -141,6 +141,7 @@ pub(crate) async fn queue_and_follow(
     client: &Client,
     (which, workspace): (&Which, &Name),
     operation: Operation,
+    goes_on: GoesOn,
 ) -> Result<()> {
     let supersede = matches!(operation, Operation::Up { .. });
     let queue = QueueJob {
@@ -157,14 +158,40 @@ pub(crate) async fn queue_and_follow(
         origin: Some("shore".to_owned()),
     };
     let job: JobView = client.post("/v1/jobs", &queue).await?;
-    let ended = follow(client, shell.output, job.id).await?;
+    let followed = follow(client, shell.output, job.id);
+    let ended = match goes_on {
+        GoesOn::No => followed.await?,
+        GoesOn::Yes => tokio::select! {
+            ended = followed => ended?,
+            () = crate::roles::interrupted() => return Err(left(&job)),
+        },
+    };
     finish(&ended)
+}
+
+/// Whether a job goes on when the one who follows it does not.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum GoesOn {
+    /// The server goes on, too.
+    Yes,
+    /// The server ends with this program.
+    No,
+}
+
+/// Somebody has seen enough of a job.
+fn left(job: &JobView) -> CliError {
+    let id = job.id;
+    let message = format!("job {id} ({}) goes on on the server", job.operation.name());
+    let hint =
+        format!("follow it with `shore job attach {id}`, end it with `shore job cancel {id}`");
+    CliError::new(ErrorKind::Interrupted, message).hint(hint)
 }
 
 async fn change(shell: &Shell, args: &AppArgs, operation: Operation) -> Result<()> {
     let client = shell.client()?;
     let which = Which::find(args, None)?;
-    queue_and_follow(shell, &client, (&which, &args.workspace), operation).await
+    let place = (&which, &args.workspace);
+    queue_and_follow(shell, &client, place, operation, GoesOn::Yes).await
 }
 
 pub(super) async fn deploy(shell: &Shell, args: DeployArgs) -> Result<()> {
@@ -248,7 +275,8 @@ pub(super) async fn destroy(shell: &Shell, args: StopArgs) -> Result<()> {
         return Err(unconfirmed(message));
     }
     let (client, workspace) = (shell.client()?, &args.app.workspace);
-    queue_and_follow(shell, &client, (&which, workspace), Operation::Destroy).await?;
+    let place = (&which, workspace);
+    queue_and_follow(shell, &client, place, Operation::Destroy, GoesOn::Yes).await?;
     if no_wait {
         return Ok(());
     }

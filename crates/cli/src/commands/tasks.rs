@@ -13,7 +13,7 @@ use tokio_util::io::StreamReader;
 
 use super::Shell;
 use super::access::now;
-use super::apps::show_logs;
+use super::apps::{lines_of, show_logs};
 use crate::args::{TaskCommand, TaskRunArgs};
 use crate::error::{CliError, ErrorKind, Result};
 use crate::output::{Output, ago};
@@ -37,6 +37,11 @@ pub(super) async fn task(shell: &Shell, command: TaskCommand) -> Result<()> {
             let view: TaskView = shell.client()?.get(&format!("/v1/tasks/{task}")).await?;
             shell.output.value(&view, || text(&view));
             Ok(())
+        }
+        TaskCommand::Logs { task, follow, lines } => {
+            let path = format!("/v1/tasks/{task}/events?follow={follow}&{}", lines_of(lines));
+            let show = |line: &LogLine| shell.output.app_line(line, lines.times);
+            show_logs(shell, &shell.client()?, path.trim_end_matches('&'), show).await
         }
         TaskCommand::Result { task, output } => {
             let bytes = shell.client()?.get_bytes(&format!("/v1/tasks/{task}/result")).await?;

@@ -9,7 +9,7 @@ use model::{Digest, Operation};
 use tokio_util::io::ReaderStream;
 
 use super::apps::{NO_ROUTER, Which, log_path, show_logs};
-use super::jobs::queue_and_follow;
+use super::jobs::{GoesOn, queue_and_follow};
 use super::{Shell, ensure_project};
 use crate::args::UpArgs;
 use crate::context::LOCAL;
@@ -21,12 +21,13 @@ pub(super) async fn up(shell: &Shell, args: UpArgs) -> Result<()> {
     let which = Which::find(&args.app, Some(&args.dir))?;
     let packed = pack(&args.dir).await?;
     if let Some(client) = reachable(shell).await? {
-        return deploy(shell, &client, &args, &which, &packed).await;
+        return deploy(shell, &client, &args, (&which, &packed), GoesOn::Yes).await;
     }
     shell.output.say("no server is configured: starting one in this process");
     let running = AllInOne::start(&args.ports, shell.output).await?;
     let client = running.client()?;
-    let done = running.or_stopped(deploy(shell, &client, &args, &which, &packed)).await;
+    let done =
+        running.or_stopped(deploy(shell, &client, &args, (&which, &packed), GoesOn::No)).await;
     let done = match done {
         Ok(Some(Ok(()))) => {
             shell.output.say("following the logs; Ctrl-C stops everything");
@@ -98,15 +99,15 @@ async fn deploy(
     shell: &Shell,
     client: &Client,
     args: &UpArgs,
-    which: &Which,
-    packed: &Packed,
+    (which, packed): (&Which, &Packed),
+    goes_on: GoesOn,
 ) -> Result<()> {
     // What cannot be sent leaves no project behind.
     upload(client, packed).await?;
     ensure_project(client, &which.project).await?;
     let operation = Operation::Up { source: packed.digest };
     let workspace = &args.app.workspace;
-    queue_and_follow(shell, client, (which, workspace), operation).await?;
+    queue_and_follow(shell, client, (which, workspace), operation, goes_on).await?;
     let path =
         format!("/v1/projects/{}/apps/{}/status?workspace={workspace}", which.project, which.app);
     let status: AppStatus = client.get(&path).await?;

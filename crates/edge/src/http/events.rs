@@ -43,11 +43,33 @@ pub(crate) struct LogQuery {
     follow: Option<bool>,
     /// Only the last so many lines of what is there; all when absent.
     tail: Option<u64>,
+    /// Only lines since this time, in milliseconds since 1970.
+    since: Option<u64>,
     /// The workspace; `production` when absent.
     workspace: Option<String>,
 }
 
+/// Which instances.
+#[derive(Debug, Clone, Default, Deserialize, utoipa::IntoParams)]
+pub(crate) struct Only {
+    /// Only those of this process.
+    process: Option<String>,
+    /// Only the one with this index of each process.
+    index: Option<u32>,
+}
+
+impl Only {
+    fn takes(&self, process: &Name, index: u32) -> bool {
+        self.process.as_deref().is_none_or(|wanted| wanted == process.as_str())
+            && self.index.is_none_or(|wanted| wanted == index)
+    }
+}
+
 impl LogQuery {
+    fn takes(&self, entry: EntryRef<'_>) -> bool {
+        self.since.is_none_or(|since| entry.time_ms >= since)
+    }
+
     fn follow(&self) -> bool {
         self.follow.unwrap_or(true)
     }
@@ -88,8 +110,8 @@ impl Sink {
         self.0.send(Ok(event)).await.map_err(|_| Gone)
     }
 
-    async fn batch(&self, batch: &Batch) -> Result<(), Gone> {
-        for entry in batch.iter() {
+    async fn batch(&self, batch: &Batch, query: &LogQuery) -> Result<(), Gone> {
+        for entry in batch.iter().filter(|entry| query.takes(*entry)) {
             self.send("log", Some((entry.seq + 1).to_string()), &line(entry, None)).await?;
         }
         Ok(())
@@ -175,7 +197,7 @@ async fn follow_log(
             reader.batch_now(BATCH).await
         };
         match read {
-            Ok(Some(Read::Batch(batch))) => sink.batch(&batch).await?,
+            Ok(Some(Read::Batch(batch))) => sink.batch(&batch, &query).await?,
             Ok(Some(Read::Skipped { from, count })) => sink.skipped(from, count).await?,
             Ok(Some(Read::Ended) | None) => return Ok(()),
             Err(error) => {
@@ -312,13 +334,13 @@ pub(crate) async fn deployment_logs(
 }
 
 /// The lines of everything an app runs in a workspace, merged by time.
-#[utoipa::path(get, path = "/v1/projects/{project}/apps/{app}/logs", params(LogQuery),
+#[utoipa::path(get, path = "/v1/projects/{project}/apps/{app}/logs", params(LogQuery, Only),
     responses((status = 200, content_type = "text/event-stream", body = LogLine)))]
 pub(crate) async fn app_logs(
     server: State<Server>,
     caller: Caller,
     path: Path<(String, String)>,
-    Query(query): Query<LogQuery>,
+    (Query(query), Query(only)): (Query<LogQuery>, Query<Only>),
     headers: HeaderMap,
 ) -> Result<Events, ApiError> {
     let row = app!(server, caller, Action::Read, path);
@@ -326,6 +348,7 @@ pub(crate) async fn app_logs(
     let bearer = counted(&server, caller)?;
     let from = last_event_id(&headers).map(positions).unwrap_or_default();
     let follower = AppFollower::new(&server, (row.id, place, None), query, from);
+    let follower = AppFollower { only, ..follower };
     Ok(events(&server, bearer, move |sink| follower.run(sink)))
 }
 
@@ -345,6 +368,8 @@ struct AppFollower {
     workspace: Name,
     /// Only this deployment; else those that run, and the newest.
     deployment: Option<DeploymentId>,
+    /// Only these instances.
+    only: Only,
     query: LogQuery,
     merge: Merge<InstanceId>,
     names: BTreeMap<InstanceId, String>,
@@ -360,7 +385,8 @@ impl AppFollower {
     ) -> Self {
         let server = server.clone();
         let (merge, names) = (Merge::new(), BTreeMap::new());
-        Self { server, app, workspace, deployment, query, merge, names, at }
+        let only = Only::default();
+        Self { server, app, workspace, deployment, only, query, merge, names, at }
     }
 
     async fn run(mut self, sink: Sink) -> Result<(), Gone> {
@@ -398,6 +424,9 @@ impl AppFollower {
                 for entry in &entries {
                     let entry = entry.get();
                     self.at.insert(key, entry.seq + 1);
+                    if !self.query.takes(entry) {
+                        continue;
+                    }
                     let name = self.names.get(&key).cloned();
                     sink.send("log", Some(self.id()), &line(entry, name)).await?;
                 }
@@ -418,8 +447,10 @@ impl AppFollower {
 
     /// Follows instances that came since the last look.
     async fn look(&mut self) {
-        let (app, place, only) = (self.app, self.workspace.clone(), self.deployment);
-        let found = self.server.read(move |state| instances(state, app, &place, only)).await;
+        let (app, place, of) = (self.app, self.workspace.clone(), self.deployment);
+        let only = self.only.clone();
+        let look = move |state: &Control| instances(state, (app, &place), of, &only);
+        let found = self.server.read(look).await;
         for (id, name) in found.unwrap_or_default() {
             if self.names.contains_key(&id) {
                 continue;
@@ -437,14 +468,14 @@ impl AppFollower {
 /// people know them by.
 fn instances(
     state: &Control,
-    app: AppId,
-    place: &Name,
-    only: Option<DeploymentId>,
+    (app, place): (AppId, &Name),
+    of: Option<DeploymentId>,
+    only: &Only,
 ) -> Vec<(InstanceId, String)> {
     let here = || state.deployments_of(app).filter(|row| row.workspace == *place);
     let newest = here().last().map(|row| row.id);
-    let chosen = here().filter(|row| match only {
-        Some(only) => row.id == only,
+    let chosen = here().filter(|row| match of {
+        Some(of) => row.id == of,
         None => row.state.wants_instances() || Some(row.id) == newest,
     });
     let processes =
@@ -452,7 +483,8 @@ fn instances(
     let named = processes.flat_map(|process| {
         let name =
             |index| (state::instance_id(process.id, index), format!("{}.{index}", process.name));
-        (0..process.instances).map(name).collect::<Vec<_>>()
+        let wanted = (0..process.instances).filter(|index| only.takes(&process.name, *index));
+        wanted.map(name).collect::<Vec<_>>()
     });
     named.collect()
 }

@@ -54,6 +54,12 @@ pub(crate) async fn new_task(
         let message = "container.egress is not allowed: only administrators open networks";
         return Err(ApiError::invalid(message));
     }
+    if let Some(url) = spec.callback.as_deref().filter(|url| server.forbids_callback(url)) {
+        let message = format!("callback: {url} is not a public address, so it would never be told");
+        let hint = "name a public address, or let an administrator allow the network: `shore server \
+                    --callback-allow NETWORK`";
+        return Err(ApiError::new(StatusCode::UNPROCESSABLE_ENTITY, "invalid", message, hint));
+    }
     if let Some(image) = spec.container.image
         && !server.blobs().exists(image.0).await?
     {
