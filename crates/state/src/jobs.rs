@@ -154,6 +154,11 @@ impl Core {
         let Some(at) = report.reported() else {
             return Err(Refusal::Invalid("a runner reports on attempts only".to_owned()));
         };
+        // Planted: reports of old epochs count, whoever makes them.
+        #[cfg(feature = "planted")]
+        if crate::planted::is("M1") || crate::planted::is("M2") {
+            return Ok(());
+        }
         match self.job(at.job)?.state.runner() {
             Some(holder) if holder != runner => Err(Refusal::stale("job", at.job)),
             Some(_) | None => Ok(()),
