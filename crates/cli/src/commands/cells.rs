@@ -58,7 +58,8 @@ fn words<'a>(names: impl IntoIterator<Item = &'a Name>) -> String {
     names.into_iter().map(Name::as_str).collect::<Vec<_>>().join(", ")
 }
 
-fn state(cell: &CellView) -> String {
+/// How a cell is.
+pub(super) fn state(cell: &CellView) -> String {
     match &cell.drain {
         Some(_) if !cell.online => "away, takes nothing new when back".to_owned(),
         None if !cell.online => "away: not heard of".to_owned(),

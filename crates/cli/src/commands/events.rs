@@ -7,7 +7,7 @@ use api::{Client, ClientError};
 use futures_util::StreamExt as _;
 use runtime::{Backoff, Random};
 
-use super::Shell;
+use super::{Shell, cells};
 use crate::args::EventsArgs;
 use crate::error::{CliError, Result};
 
@@ -77,18 +77,82 @@ async fn once(
 
 /// What a change is, in one line.
 fn text(change: &Change) -> String {
-    let word = |key: &str| change.body.as_ref()?.get(key)?.as_str().map(str::to_owned);
+    let body = change.body.clone().unwrap_or_default();
+    let word = |at: &str| body.pointer(at)?.as_str().map(str::to_owned);
     let place = [&change.project, &change.app].map(|name| name.as_ref().map(ToString::to_string));
     let place: Vec<String> = place.into_iter().flatten().collect();
-    let state = word("state").unwrap_or_else(|| change.op.clone());
+    let index = body.get("index").and_then(serde_json::Value::as_u64);
+    let name = match (change.kind.as_str(), word("/process"), index) {
+        ("instance", Some(process), Some(index)) => Some(format!("{process}.{index}")),
+        ("cell", ..) => word("/spec/name"),
+        _ => word("/name"),
+    };
+    let state = match change.kind.as_str() {
+        _ if change.op == "delete" => "gone".to_owned(),
+        "cell" => serde_json::from_value(body.clone())
+            .map_or_else(|_| "changed".to_owned(), |cell| cells::state(&cell)),
+        "instance" => instance(&body),
+        _ => word("/state").unwrap_or_else(|| "changed".to_owned()),
+    };
     let parts = [
         Some(change.revision.to_string()),
         Some(change.kind.clone()),
-        Some(change.id.clone()),
         (!place.is_empty()).then(|| place.join("/")),
-        word("name"),
+        Some(name.unwrap_or_else(|| change.id.clone())),
         Some(state),
-        word("reason"),
+        word("/reason"),
     ];
     parts.into_iter().flatten().collect::<Vec<_>>().join("  ")
+}
+
+/// What an instance does, and where.
+fn instance(body: &serde_json::Value) -> String {
+    let text = |key: &str| body.get(key).and_then(serde_json::Value::as_str);
+    let ready = body.get("ready").and_then(serde_json::Value::as_bool).unwrap_or_default();
+    let mut said = text("state").unwrap_or("changed").to_owned();
+    if said == "running" {
+        said += if ready { ", takes requests" } else { ", not ready" };
+    }
+    if let Some(cell) = text("cell_name") {
+        said += &format!("  on {cell}");
+    }
+    said
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn lines_are_for_people() {
+        let change = |kind: &str, op: &str, body| {
+            let (project, app) = ("shop".parse().ok(), "web".parse().ok());
+            let (kind, op) = (kind.to_owned(), op.to_owned());
+            text(&Change { revision: 7, kind, id: "x_1".to_owned(), op, project, app, body })
+        };
+        let ready = |ready: bool| {
+            json!({
+                "process": "web", "index": 0, "state": "running", "ready": ready, "cell_name": "a",
+            })
+        };
+        let lines = [
+            change("instance", "put", Some(ready(false))),
+            change("instance", "put", Some(ready(true))),
+            change("instance", "delete", None),
+            change("job", "put", Some(json!({ "state": "failed", "reason": "no room" }))),
+            change("app", "put", Some(json!({ "name": "web" }))),
+        ];
+        assert_eq!(
+            lines,
+            [
+                "7  instance  shop/web  web.0  running, not ready  on a",
+                "7  instance  shop/web  web.0  running, takes requests  on a",
+                "7  instance  shop/web  x_1  gone",
+                "7  job  shop/web  x_1  failed  no room",
+                "7  app  shop/web  web  changed",
+            ]
+        );
+    }
 }
