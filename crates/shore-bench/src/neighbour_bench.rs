@@ -147,5 +147,5 @@ async fn ask(address: SocketAddr) -> std::io::Result<()> {
     connection.write_all(REQUEST).await?;
     let mut answer = Vec::new();
     connection.read_to_end(&mut answer).await?;
-    if answer.starts_with(b"HTTP/1.0 200") { Ok(()) } else { Err(std::io::Error::other("refused")) }
+    if answer.get(8..13) == Some(b" 200 ") { Ok(()) } else { Err(std::io::Error::other("refused")) }
 }
