@@ -30,6 +30,10 @@ pub const SSH_PORT: u16 = 7422;
 pub const MAX_JSON_BODY: usize = 4 * 1024 * 1024;
 /// Most bytes of one component message.
 pub const MAX_MESSAGE: usize = 16 * 1024 * 1024;
+/// Most bytes of what a cell is to run in one message, but for a single spec that is larger; more is
+/// sent in parts. The last part names everything: the 100,000 containers a cell may have take some
+/// 4 MiB without their specs, which leaves room in [`MAX_MESSAGE`] for a spec.
+pub const MAX_DESIRED_PART: usize = 4 * 1024 * 1024;
 /// Most bytes of a route table in one message; a larger one is sent in parts.
 pub const MAX_TABLE_PART: usize = 4 * 1024 * 1024;
 /// Most bytes of a route table as it is sent, some four million routes; a router refuses more.

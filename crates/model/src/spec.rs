@@ -313,6 +313,12 @@ pub enum SpecError {
         /// What is allowed.
         allowed: &'static str,
     },
+    /// Too large as a whole.
+    #[error(
+        "the spec is too large: it takes {0} bytes as JSON, at most {MAX_SPEC_BYTES} are allowed; \
+         put large contents into the image, or into a blob that a download brings"
+    )]
+    Size(usize),
     /// A path that belongs to the system of the container.
     #[error(
         "{what} cannot be at {path}: that would hide or change the container's own system. Use a \
@@ -346,6 +352,34 @@ pub enum SpecError {
         /// What is wrong.
         reason: &'static str,
     },
+}
+
+/// Most bytes of a task's or a process's spec as JSON. The server keeps specs in memory, and many of
+/// them go to a cell at once.
+pub const MAX_SPEC_BYTES: usize = 1 << 20;
+
+/// Counts what is written.
+struct Counter(usize);
+
+impl std::io::Write for Counter {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0 += bytes.len();
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+/// How many bytes something takes as JSON; as many as there are when it cannot be rendered.
+pub(crate) fn json_bytes(value: &impl Serialize) -> usize {
+    let mut counter = Counter(0);
+    serde_json::to_writer(&mut counter, value).map_or(usize::MAX, |()| counter.0)
+}
+
+fn validate_size(bytes: usize) -> Result<(), SpecError> {
+    if bytes <= MAX_SPEC_BYTES { Ok(()) } else { Err(SpecError::Size(bytes)) }
 }
 
 /// Longest name of a cache: room for the names of a project, an app and a workspace.
@@ -538,8 +572,14 @@ pub(crate) fn validate_argv(field: &'static str, argv: &[String]) -> Result<(), 
 pub(crate) const DAY_MS: u64 = 86_400_000;
 
 impl TaskSpec {
+    /// How many bytes it takes as JSON.
+    pub fn bytes(&self) -> usize {
+        json_bytes(self)
+    }
+
     /// Checks every field.
     pub fn validate(&self) -> Result<(), SpecError> {
+        validate_size(self.bytes())?;
         self.container.validate()?;
         self.action.validate()?;
         range("timeout_ms", self.timeout_ms, 1..=DAY_MS, "1 ms to 24 h")?;
@@ -572,6 +612,7 @@ impl TaskSpec {
 impl ProcessSpec {
     /// Checks every field.
     pub fn validate(&self) -> Result<(), SpecError> {
+        validate_size(json_bytes(self))?;
         self.container.validate()?;
         validate_argv("argv", &self.argv)?;
         if let Some(hook) = &self.pre_stop {
@@ -597,6 +638,20 @@ mod tests {
     #[test]
     fn a_plain_process_is_fine() {
         assert_eq!(process().validate(), Ok(()));
+    }
+
+    #[test]
+    fn a_spec_that_is_too_large_is_refused_with_its_size() {
+        let word = "x".repeat(crate::MAX_RUN_BYTES - 1);
+        let actions = |count| vec![Action::run([word.clone()]); count];
+        let task = |count| TaskSpec::new(Action::Serial { actions: actions(count) }, 1);
+        assert_eq!(task(7).validate(), Ok(()));
+        let bytes = serde_json::to_vec(&task(8)).expect("renders").len();
+        assert!(bytes > MAX_SPEC_BYTES);
+        assert_eq!(task(8).validate(), Err(SpecError::Size(bytes)));
+        let mut spec = process();
+        spec.container.user = Some("1".repeat(MAX_SPEC_BYTES));
+        assert!(matches!(spec.validate(), Err(SpecError::Size(_))));
     }
 
     #[test]

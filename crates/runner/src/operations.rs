@@ -359,7 +359,9 @@ async fn wait_healthy(
         let apart = deployment.processes.iter().find(|it| it.wanted > 1 && !it.volumes.is_empty());
         if let Some(process) = apart {
             let (name, wanted) = (&process.name, process.wanted);
-            context.say(format!("each of the {wanted} instances of {name} has data of its own")).await;
+            context
+                .say(format!("each of the {wanted} instances of {name} has data of its own"))
+                .await;
         }
         let detail = format!("deployment {}: {count} {plural} healthy", deployment.number);
         return Ok((deployment, detail));

@@ -1,6 +1,7 @@
 //! The component streams: everything that dials the server.
 
 mod cell;
+mod desired;
 mod router;
 mod runner;
 

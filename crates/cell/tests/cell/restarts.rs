@@ -4,12 +4,12 @@ use std::collections::BTreeSet;
 use std::io::Write as _;
 use std::path::Path;
 
-use api::proto::Drivers;
 use api::proto::cell_down::Message as Down;
 use api::proto::cell_up::Message as Up;
+use api::proto::{DesiredWork, Drivers};
 use drivers::Driver as _;
 use drivers::docker::DockerDriver;
-use model::{CellDrivers, CellSpec};
+use model::{CellDrivers, CellSpec, InstanceId};
 
 use crate::bench::{
     Bench, http_check, instance, instance_work, process, sh, task, task_spec, task_work, until, web,
@@ -97,6 +97,35 @@ async fn leftovers_are_removed() {
     let mut stream = server.accept().await;
     assert_eq!(stream.hello.holds, [instance_work(2, 1)], "a task cannot be resumed");
     assert_eq!(bench.containers().len(), 1, "nothing else is left before the server is asked");
+    stream.desire(true, Vec::new()).await;
+    stream.meanwhile(bench.until_empty()).await;
+    agent.stop().await;
+}
+
+#[tokio::test]
+async fn what_comes_in_parts_ends_nothing_before_the_last_and_all_of_it_runs() {
+    let (bench, mut server) = (Bench::new(), Server::start().await);
+    let agent = bench.start(&server);
+    let mut stream = server.accept().await;
+    let old = instance(9, &web(Some(http_check())));
+    stream.desire(true, vec![old]).await;
+    ready(&mut stream).await;
+    agent.stop().await;
+    // Another agent, told everything in parts.
+    let agent = bench.start(&server);
+    let mut stream = server.accept().await;
+    let all: Vec<_> = (1..=2).map(|id| instance(id, &web(Some(http_check())))).collect();
+    for one in &all {
+        stream.desire(false, vec![one.clone()]).await;
+        ready(&mut stream).await;
+    }
+    assert_eq!(bench.containers().len(), 3, "nothing says yet that the old one is not wanted");
+    let named =
+        |one: &DesiredWork| DesiredWork { work: one.work.clone(), ..DesiredWork::default() };
+    stream.desire(true, all.iter().map(named).collect()).await;
+    stream.meanwhile(until("the old one is gone", || bench.containers().len() == 2)).await;
+    let old = InstanceId(9).to_string();
+    assert!(bench.containers().iter().all(|name| !name.contains(&old)), "{old} is gone");
     stream.desire(true, Vec::new()).await;
     stream.meanwhile(bench.until_empty()).await;
     agent.stop().await;

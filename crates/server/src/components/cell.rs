@@ -7,8 +7,8 @@ use api::proto::cell_down::Message as Down;
 use api::proto::cell_up::Message as Up;
 use api::proto::work::Kind;
 use api::proto::{
-    CellDown, CellHello, CellLog, CellUp, Desired, DesiredWork, Drained, Drivers, Identify,
-    LogKept, Report, VolumeGone, Work, from_json, id_bytes, id_from, json,
+    CellDown, CellHello, CellLog, CellUp, Drained, Drivers, Identify, LogKept, Report, VolumeGone,
+    Work, from_json, id_bytes, id_from,
 };
 use bytes::Bytes;
 use model::{
@@ -21,6 +21,7 @@ use state::{
 use tokio::sync::mpsc;
 use tonic::{Status, Streaming};
 
+use super::desired::{Item, Orders, Parts, Spec};
 use super::{first, identity, status, welcome};
 use crate::apply::ApplyError;
 use crate::identity::Subject;
@@ -355,7 +356,6 @@ impl Session {
             (wanted(state, cell, &known, &routed), is_drained(state, cell), deleting)
         };
         let (wanted, is_drained, deleting) = self.server.read(look).await.map_err(status)?;
-        let wanted = wanted?;
         for (key, order) in wanted.now {
             match order {
                 Some(order) => self.told.insert(key, order),
@@ -373,8 +373,10 @@ impl Session {
         self.drained = wanted.drained.map(|at| runtime::mono_now() + at.since(now));
         let Wanted { news, gone, .. } = wanted;
         if full || !news.is_empty() || !gone.is_empty() || !delete_volumes.is_empty() {
-            let desired = Desired { full, work: news, gone, delete_volumes };
-            self.send(Down::Desired(desired)).await?;
+            let mut parts = Parts::of(Orders { full, work: news, gone, delete_volumes });
+            while let Some(part) = parts.next()? {
+                self.send(Down::Desired(part)).await?;
+            }
         }
         if is_drained && self.leaving == Some(Leaving::Draining) {
             self.leaving = Some(Leaving::Drained);
@@ -400,7 +402,7 @@ struct Routed {
 struct Wanted {
     /// What the cell is told now, of all that was looked at.
     now: BTreeMap<WorkKey, Option<Order>>,
-    news: Vec<DesiredWork>,
+    news: Vec<Item>,
     gone: Vec<Work>,
     withdrawn: BTreeMap<WorkKey, u64>,
     drained: Option<Time>,
@@ -436,7 +438,7 @@ fn wanted(
     cell: CellId,
     known: &BTreeMap<WorkKey, Option<Order>>,
     routed: &Routed,
-) -> Result<Wanted, Status> {
+) -> Wanted {
     let mut wanted = Wanted::default();
     for (&key, &before) in known {
         let Some(unit) = state.cell_unit(cell, key) else {
@@ -457,28 +459,23 @@ fn wanted(
         wanted.now.insert(key, Some(order));
         if before != Some(order) {
             let is_known = before.is_some_and(|before| before.epoch == order.epoch);
-            wanted.news.push(desired(state, &unit, (key, order), is_known)?);
+            wanted.news.push(item(state, &unit, (key, order), is_known));
         }
     }
-    Ok(wanted)
+    wanted
 }
 
-/// One thing to do; what the cell knows of it already is left out.
-fn desired(
-    state: &State,
-    unit: &CellUnit,
-    (key, order): (WorkKey, Order),
-    is_known: bool,
-) -> Result<DesiredWork, Status> {
+/// One thing to do; what the cell knows of it already, or has no use for, is left out.
+fn item(state: &State, unit: &CellUnit, (key, order): (WorkKey, Order), is_known: bool) -> Item {
     let (spec, labels, volumes) = match unit {
-        CellUnit::Task(task) => (json(&*task.spec)?, HashMap::new(), HashMap::new()),
+        CellUnit::Task(task) => (Spec::Task(task.spec.clone()), HashMap::new(), HashMap::new()),
         CellUnit::Instance(it) => {
             let labels = labels(state, &it.process, it.row.index);
-            (json(&*it.process.spec)?, labels, volumes(state, &it.row))
+            (Spec::Process(it.process.spec.clone()), labels, volumes(state, &it.row))
         }
     };
-    let (work, spec_json) = (Some(work_of(key, order.epoch)), (!is_known).then_some(spec));
-    Ok(DesiredWork { work, spec_json, stop: order.stop, labels, volumes })
+    let spec = (!is_known && !order.stop).then_some(spec);
+    Item { work: work_of(key, order.epoch), spec, stop: order.stop, labels, volumes }
 }
 
 fn volumes(state: &State, row: &Instance) -> HashMap<String, Bytes> {
