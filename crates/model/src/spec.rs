@@ -577,6 +577,11 @@ impl TaskSpec {
         json_bytes(self)
     }
 
+    /// What its JSON hashes to; none when it cannot be rendered.
+    pub fn digest(&self) -> Option<Digest> {
+        serde_json::to_vec(self).ok().map(|json| Digest::of(&json))
+    }
+
     /// Checks every field.
     pub fn validate(&self) -> Result<(), SpecError> {
         validate_size(self.bytes())?;

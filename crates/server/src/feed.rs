@@ -66,14 +66,7 @@ pub struct Feed {
 /// Roughly how much memory a change holds that its table may not.
 fn bytes(news: &News) -> usize {
     let texts = match &news.row {
-        Some(AnyRow::Task(task)) => match &task.state {
-            model::TaskState::Succeeded { result, .. } => result.as_ref().map_or(0, String::len),
-            model::TaskState::Failed { reason, .. } => reason.len() + model::MAX_TAIL_BYTES,
-            model::TaskState::Pending { .. }
-            | model::TaskState::Offered { .. }
-            | model::TaskState::Running { .. }
-            | model::TaskState::Cancelled { .. } => 0,
-        },
+        Some(AnyRow::Task(task)) => task.bytes(),
         Some(AnyRow::App(app)) => {
             app.config.values().flatten().map(|(name, value)| name.len() + value.len()).sum()
         }
@@ -206,6 +199,17 @@ mod tests {
             let mut row = task();
             let result = Some("x".repeat(model::MAX_TASK_RESULT));
             row.state = model::TaskState::Succeeded { result, artifact: None };
+            News { row: Some(AnyRow::Task(Arc::new(row))), ..news(revision) }
+        };
+        feed.push((1..=100).map(large).collect());
+        assert!(feed.dropped() >= 100 - 64, "{}", feed.dropped());
+    }
+
+    #[test]
+    fn the_spec_of_a_task_takes_room() {
+        let feed = Feed::new(0);
+        let large = |revision| {
+            let row = state::Task { spec_bytes: model::MAX_SPEC_BYTES, ..task() };
             News { row: Some(AnyRow::Task(Arc::new(row))), ..news(revision) }
         };
         feed.push((1..=100).map(large).collect());

@@ -14,6 +14,7 @@ use crate::records::{
     App, Build, Cell, Delivery, Deployment, Instance, Job, Key, Process, Project, Task,
 };
 use crate::tables::RowKey;
+use crate::tasks::KeptTasks;
 use crate::view::{Order, WorkKey};
 use crate::volumes::{Volume, VolumeIndex};
 
@@ -32,6 +33,9 @@ pub struct Indexes {
     pub(crate) task_keys: BTreeMap<(ProjectId, String), TaskId>,
     /// How many tasks of a project have not ended.
     pub(crate) open_tasks: BTreeMap<ProjectId, usize>,
+    /// What is kept of tasks, of each project and in all.
+    kept_tasks: BTreeMap<ProjectId, KeptTasks>,
+    all_kept_tasks: KeptTasks,
     /// Messages of each project by when they are tried next.
     pub(crate) deliveries: BTreeMap<ProjectId, BTreeSet<(Time, DeliveryId)>>,
     pub(crate) builds: BTreeSet<(AppId, u64, BuildId)>,
@@ -120,6 +124,10 @@ impl Indexes {
         if let (Some(project), Some(key)) = (row.project, &row.key) {
             self.task_keys.insert((project, key.clone()), row.id);
         }
+        self.all_kept_tasks.add(row);
+        if let Some(project) = row.project {
+            self.kept_tasks.entry(project).or_default().add(row);
+        }
         if row.state.is_terminal() {
             return;
         }
@@ -143,6 +151,15 @@ impl Indexes {
         if let (Some(project), Some(key)) = (row.project, &row.key) {
             self.task_keys.remove(&(project, key.clone()));
         }
+        self.all_kept_tasks.remove(row);
+        if let Some(project) = row.project
+            && let Some(kept) = self.kept_tasks.get_mut(&project)
+        {
+            kept.remove(row);
+            if kept.tasks == 0 {
+                self.kept_tasks.remove(&project);
+            }
+        }
         if let Some(project) = row.project.filter(|_| !row.state.is_terminal())
             && let Some(open) = self.open_tasks.get_mut(&project)
         {
@@ -162,6 +179,12 @@ impl Indexes {
             let key = (cell, WorkKey::Task(row.id));
             self.dirty_work.entry(key).or_insert_with(|| row.order_on(cell));
         }
+    }
+
+    /// What is kept of the tasks of a project, and of all.
+    pub(crate) fn kept_tasks(&self, project: ProjectId) -> (KeptTasks, KeptTasks) {
+        let own = self.kept_tasks.get(&project).copied().unwrap_or_default();
+        (own, self.all_kept_tasks)
     }
 
     pub(crate) fn add_delivery(&mut self, row: &Delivery) {

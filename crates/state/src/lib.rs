@@ -66,7 +66,9 @@ pub use routes::{KEPT_CHANGES, PRODUCTION, RouteChange};
 pub use sweep::{CLAIM_LIMIT, SUSPECT_LIMIT, SWEEP, SWEEP_SLICE};
 pub use tables::{AnyRow, Row, RowKey, Tables};
 pub use tasks::{
-    CANCEL_FORCE, MAX_OPEN_TASKS, MAX_OPEN_TASKS_PER_PROJECT, MAX_TASK_KEY, TASK_KEPT,
+    CANCEL_FORCE, KeptTasks, MAX_ENDED_SPEC, MAX_KEPT_TASKS, MAX_KEPT_TASKS_PER_PROJECT,
+    MAX_OPEN_TASKS, MAX_OPEN_TASKS_PER_PROJECT, MAX_TASK_BYTES, MAX_TASK_BYTES_PER_PROJECT,
+    MAX_TASK_KEY, TASK_KEPT,
 };
 pub use view::{CellInstance, CellLoad, CellUnit, CellWork, Order, WorkKey};
 pub use volumes::{MAX_VOLUMES, VOLUME_GRACE, Volume, VolumeState};

@@ -181,8 +181,14 @@ pub struct Task {
     /// The project it belongs to.
     #[serde(default)]
     pub project: Option<ProjectId>,
-    /// What runs where.
+    /// What runs where; of a task that ended only what is still looked at, if it is large.
     pub spec: Arc<TaskSpec>,
+    /// How many bytes `spec` takes as JSON.
+    #[serde(default)]
+    pub spec_bytes: usize,
+    /// Of what it ran, when `spec` has only a part of that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ran: Option<Digest>,
     /// Where it stands.
     #[serde(flatten)]
     pub state: TaskState,

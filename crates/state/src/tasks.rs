@@ -3,7 +3,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use model::{JobId, ProjectId, TASK_START_MS, TaskEvent, TaskId, TaskSpec, TaskState, Time};
+use model::{
+    Action, JobId, ProjectId, TASK_START_MS, TaskEvent, TaskId, TaskSpec, TaskState, Time,
+};
 
 use crate::command::{Refusal, Reply, earliest};
 use crate::records::{Callback, Cell, Project, Task};
@@ -19,8 +21,23 @@ pub const CANCEL_FORCE: Duration = Duration::from_mins(1);
 pub const MAX_OPEN_TASKS: usize = 100_000;
 /// Most tasks of one project that have not ended.
 pub const MAX_OPEN_TASKS_PER_PROJECT: usize = 10_000;
+/// Most tasks of one project that are kept, ended ones too: some eighty a second for as long as they
+/// are kept.
+pub const MAX_KEPT_TASKS_PER_PROJECT: usize = 50_000;
+/// Most tasks that are kept, ended ones too; each takes some 2 KiB of memory.
+pub const MAX_KEPT_TASKS: usize = 200_000;
+/// Most bytes of the specs and results of one project's tasks that are kept.
+pub const MAX_TASK_BYTES_PER_PROJECT: usize = 64 << 20;
+/// Most bytes of the specs and results of all tasks that are kept: what a server of 1 GiB can hold.
+pub const MAX_TASK_BYTES: usize = 512 << 20;
+/// Most bytes of a spec that is kept whole when its task has ended.
+pub const MAX_ENDED_SPEC: usize = 4 << 10;
 /// Most bytes of the words that name a task a second time.
 pub const MAX_TASK_KEY: usize = 200;
+
+/// When there is room again.
+const FORGOTTEN: &str = "those that ended are forgotten ten minutes after their end, or after their \
+                         callback was answered or given up: see to it that callbacks answer";
 
 /// Who a task belongs to.
 #[derive(Debug, Default)]
@@ -30,7 +47,77 @@ pub(crate) struct Maker {
     pub(crate) key: Option<String>,
 }
 
+/// How much is kept of tasks.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct KeptTasks {
+    /// How many, ended ones too.
+    pub tasks: usize,
+    /// Bytes of their specs and results.
+    pub bytes: usize,
+}
+
+impl KeptTasks {
+    pub(crate) fn add(&mut self, row: &Task) {
+        self.tasks += 1;
+        self.bytes += row.bytes();
+    }
+
+    pub(crate) fn remove(&mut self, row: &Task) {
+        self.tasks = self.tasks.saturating_sub(1);
+        self.bytes = self.bytes.saturating_sub(row.bytes());
+    }
+}
+
+/// What is still looked at of the spec of a task that ended: who is told, what else it says, and how
+/// often it was tried.
+fn remains(spec: &TaskSpec) -> TaskSpec {
+    let nothing = Action::Serial { actions: Vec::new() };
+    let mut remains = TaskSpec::new(nothing, spec.timeout_ms);
+    remains.container.driver.clone_from(&spec.container.driver);
+    remains.callback.clone_from(&spec.callback);
+    remains.annotation.clone_from(&spec.annotation);
+    remains.retry = spec.retry;
+    remains.start_timeout_ms = spec.start_timeout_ms;
+    remains
+}
+
 impl Task {
+    /// Bytes of its spec and of how it ended.
+    pub fn bytes(&self) -> usize {
+        let end = match &self.state {
+            TaskState::Succeeded { result, .. } => result.as_ref().map_or(0, String::len),
+            TaskState::Failed { reason, detail } => {
+                let tail = detail.iter().flat_map(|detail| &detail.tail);
+                reason.len() + tail.map(String::len).sum::<usize>()
+            }
+            TaskState::Pending { .. }
+            | TaskState::Offered { .. }
+            | TaskState::Running { .. }
+            | TaskState::Cancelled { .. } => 0,
+        };
+        self.spec_bytes + end
+    }
+
+    /// Whether it runs or ran this.
+    fn does(&self, spec: &TaskSpec) -> bool {
+        match self.ran {
+            Some(ran) => spec.digest() == Some(ran),
+            None => *self.spec == *spec,
+        }
+    }
+
+    /// Forgets what nobody looks at any more: it runs no more.
+    fn shrink(&mut self) {
+        if self.spec_bytes <= MAX_ENDED_SPEC {
+            return;
+        }
+        let Some(ran) = self.spec.digest() else { return };
+        let remains = remains(&self.spec);
+        self.spec_bytes = remains.bytes();
+        self.spec = Arc::new(remains);
+        self.ran = Some(ran);
+    }
+
     /// When something has to happen to it.
     pub(crate) fn next_deadline(&self) -> Option<Time> {
         match &self.state {
@@ -115,7 +202,9 @@ impl Core {
             job: maker.job,
             project: maker.project,
             start_by: Some(start_by(now, &spec)),
+            spec_bytes: spec.bytes(),
             spec,
+            ran: None,
             state: TaskState::Pending { reason: None },
             epoch: 0,
             created_at: now,
@@ -154,27 +243,62 @@ impl Core {
             && let Some(known) = self.indexes.task_keys.get(&(project, key.clone()))
         {
             let known = self.task(*known)?;
-            if known.spec == spec {
+            if known.does(&spec) {
                 return Ok(Reply::Task(known));
             }
             let message = format!("idempotency_key names task {}, which is another one", known.id);
             return Err(Refusal::Conflict(message));
         }
         if let Some(known) = self.get::<Task>(id).cloned() {
-            let is = known.project == Some(project) && known.spec == spec && known.key == key;
+            let is = known.project == Some(project) && known.does(&spec) && known.key == key;
             return same(is, Reply::Task(known));
         }
-        self.has_room_for_task(project)?;
+        spec.validate().map_err(|error| Refusal::Invalid(error.to_string()))?;
+        self.has_room_for_task(project, &spec)?;
         self.create_task(now, id, Maker { job: None, project: Some(project), key }, spec)
     }
 
-    fn has_room_for_task(&self, project: ProjectId) -> Result<(), Refusal> {
+    /// Makes a task beside an app.
+    pub(crate) fn run_once(
+        &mut self,
+        now: Time,
+        id: TaskId,
+        project: ProjectId,
+        spec: Arc<TaskSpec>,
+    ) -> Result<Reply, Refusal> {
+        spec.validate().map_err(|error| Refusal::Invalid(error.to_string()))?;
+        self.has_room_for_task(project, &spec)?;
+        self.create_task(now, id, Maker { project: Some(project), ..Maker::default() }, spec)
+    }
+
+    fn has_room_for_task(&self, project: ProjectId, spec: &TaskSpec) -> Result<(), Refusal> {
         let all: usize = self.indexes.open_tasks.values().sum();
         let own = self.indexes.open_tasks.get(&project).copied().unwrap_or(0);
         if own >= MAX_OPEN_TASKS_PER_PROJECT || all >= MAX_OPEN_TASKS {
             let message = format!(
                 "{own} tasks of this project and {all} in all have not ended, at most \
                  {MAX_OPEN_TASKS_PER_PROJECT} and {MAX_OPEN_TASKS} may wait: try again later"
+            );
+            return Err(Refusal::Conflict(message));
+        }
+        let (own, all) = self.indexes.kept_tasks(project);
+        if own.tasks >= MAX_KEPT_TASKS_PER_PROJECT || all.tasks >= MAX_KEPT_TASKS {
+            let message = format!(
+                "{} tasks of this project and {} in all are kept, at most \
+                 {MAX_KEPT_TASKS_PER_PROJECT} and {MAX_KEPT_TASKS} may be: {FORGOTTEN}",
+                own.tasks, all.tasks
+            );
+            return Err(Refusal::Conflict(message));
+        }
+        let bytes = spec.bytes();
+        let fits = |kept: KeptTasks, most: usize| kept.bytes.saturating_add(bytes) <= most;
+        if !fits(own, MAX_TASK_BYTES_PER_PROJECT) || !fits(all, MAX_TASK_BYTES) {
+            let message = format!(
+                "a spec of {bytes} bytes does not fit beside the tasks that are kept, which take {} \
+                 bytes for this project and {} in all of {MAX_TASK_BYTES_PER_PROJECT} and \
+                 {MAX_TASK_BYTES}: make it smaller, cancel tasks that wait, or try again later; \
+                 {FORGOTTEN}",
+                own.bytes, all.bytes
             );
             return Err(Refusal::Conflict(message));
         }
@@ -231,6 +355,7 @@ impl Core {
         } else {
             self.call_back(now, &mut row);
         }
+        row.shrink();
         self.put(row);
     }
 
@@ -367,7 +492,7 @@ mod tests {
     fn a_cache_of_a_task_is_its_projects() {
         let name = "shop".parse().expect("a name");
         let project = Project { id: ProjectId(1), name, created_at: Time(0) };
-        let mut spec = TaskSpec::new(model::Action::run(["true"]), 1);
+        let mut spec = TaskSpec::new(Action::run(["true"]), 1);
         spec.container.caches = BTreeMap::from([("other_web_production".into(), "/c".into())]);
         let owned = owned(&project, &spec);
         let keys: Vec<_> = owned.container.caches.keys().collect();

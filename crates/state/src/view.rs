@@ -18,6 +18,7 @@ use crate::records::{
 };
 use crate::routes::RouteChange;
 use crate::tables::{Core, Row};
+use crate::tasks::KeptTasks;
 use crate::work::DRAIN;
 use crate::{CELL_LEASE, Cell, State, routes};
 
@@ -137,6 +138,11 @@ impl State {
     /// Every row of a kind, by id.
     pub fn all<R: Row>(&self) -> impl DoubleEndedIterator<Item = &Arc<R>> + use<'_, R> {
         R::table(&self.core.tables).values()
+    }
+
+    /// What is kept of the tasks of a project, and of all.
+    pub fn kept_tasks(&self, project: ProjectId) -> (KeptTasks, KeptTasks) {
+        self.core.indexes.kept_tasks(project)
     }
 
     /// When a cell may begin to end an instance that is not wanted any more. One that answered

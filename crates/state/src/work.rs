@@ -57,8 +57,8 @@ impl Core {
                 self.create_task(now, id, Maker { job, project, key: None }, spec)
             }
             WorkCommand::RunOnce { id, app, spec } => {
-                let project = Some(self.app(app)?.project);
-                self.create_task(now, id, Maker { project, ..Maker::default() }, spec)
+                let project = self.app(app)?.project;
+                self.run_once(now, id, project, spec)
             }
             WorkCommand::NewTask { id, project, key, spec } => {
                 self.new_task(now, id, (project, key), &spec)

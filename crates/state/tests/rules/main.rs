@@ -15,5 +15,6 @@ mod queue;
 mod rebalance;
 mod routes;
 mod task_ends;
+mod task_limits;
 mod tasks;
 mod volumes;
