@@ -10,4 +10,6 @@ mod serve;
 pub mod ssh;
 
 pub use http::{openapi, router};
-pub use serve::{MAX_CONNECTIONS, serve};
+pub use serve::{
+    MAX_COMPONENT_CONNECTIONS, MAX_CONNECTIONS, MAX_PEER_CONNECTIONS, MAX_TOKEN_REQUESTS, serve,
+};

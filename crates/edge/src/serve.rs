@@ -1,28 +1,44 @@
 //! Serving HTTP/1.1 and HTTP/2 on one port: the API and the component streams together.
 
 use std::convert::Infallible;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use api::http_types::ErrorBody;
+use api::proto::COMPONENTS_PATH;
 use axum::Router;
 use axum::body::Body;
+use axum::response::{IntoResponse as _, Response};
 use bytes::Bytes;
+use http::header::{AUTHORIZATION, CONNECTION};
+use http::{HeaderValue, Request, StatusCode, Version};
 use http_body::{Frame, SizeHint};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
-use runtime::{Tasks, mono_now};
+use model::Digest;
+use runtime::{Share, Shares, Tasks, mono_now};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_rustls::TlsAcceptor;
 use tower::ServiceExt as _;
 
-/// Connections served at once; one more waits to be accepted.
+use crate::http::ApiError;
+
+/// Connections served at once; beyond them only components get one.
 pub const MAX_CONNECTIONS: usize = 4_096;
+/// Further connections, for the streams of components: cells lose their lease when they cannot connect,
+/// whatever else goes on. One more waits to be accepted.
+pub const MAX_COMPONENT_CONNECTIONS: usize = 1_024;
+/// Most connections from one address: a quarter of all. Programs of this machine, such as a proxy,
+/// may speak for many and have no such limit.
+pub const MAX_PEER_CONNECTIONS: usize = 1_024;
+/// Most requests of one token that are not answered to the end, however slowly it sends or reads:
+/// as many as connections of one address. Streams of components do not count.
+pub const MAX_TOKEN_REQUESTS: usize = 1_024;
 /// How long a client may take to send its request's head; one that sends none at all is cut off.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long an HTTP/2 connection may be without a request.
@@ -40,6 +56,68 @@ const PLAIN_LINGER: Duration = Duration::from_secs(1);
 /// Pause after an accept that failed, as when no file descriptor is left.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
+/// How much room there is.
+#[derive(Debug, Clone, Copy)]
+struct Limits {
+    connections: usize,
+    component_connections: usize,
+    peer_connections: usize,
+    token_requests: usize,
+}
+
+const LIMITS: Limits = Limits {
+    connections: MAX_CONNECTIONS,
+    component_connections: MAX_COMPONENT_CONNECTIONS,
+    peer_connections: MAX_PEER_CONNECTIONS,
+    token_requests: MAX_TOKEN_REQUESTS,
+};
+
+/// The room for connections.
+#[derive(Debug)]
+struct Room {
+    all: Arc<Semaphore>,
+    components: Arc<Semaphore>,
+    peers: Shares<IpAddr>,
+}
+
+impl Room {
+    fn of(limits: Limits) -> Self {
+        Self {
+            all: Arc::new(Semaphore::new(limits.connections)),
+            components: Arc::new(Semaphore::new(limits.component_connections)),
+            peers: Shares::of(limits.peer_connections),
+        }
+    }
+
+    /// A place for a connection, and whether it is only for components.
+    async fn place(&self) -> Option<(OwnedSemaphorePermit, bool)> {
+        tokio::select! {
+            biased;
+            slot = Arc::clone(&self.all).acquire_owned() => Some((slot.ok()?, false)),
+            slot = Arc::clone(&self.components).acquire_owned() => Some((slot.ok()?, true)),
+        }
+    }
+
+    /// The share of whoever connects; `Err` when that is taken.
+    fn share(&self, peer: IpAddr) -> Result<Option<Share<IpAddr>>, ()> {
+        if peer.to_canonical().is_loopback() {
+            return Ok(None);
+        }
+        self.peers.take(network(peer)).map(Some).ok_or(())
+    }
+}
+
+/// Whom an address stands for: whoever has one of IPv6 has 2^64 of them.
+fn network(peer: IpAddr) -> IpAddr {
+    match peer.to_canonical() {
+        IpAddr::V6(address) => {
+            let bits = address.to_bits() & !u128::from(u64::MAX);
+            IpAddr::V6(Ipv6Addr::from_bits(bits))
+        }
+        v4 @ IpAddr::V4(_) => v4,
+    }
+}
+
 /// Accepts connections until a stop is asked for.
 pub async fn serve(
     listener: TcpListener,
@@ -47,11 +125,21 @@ pub async fn serve(
     tls: Option<Arc<rustls::ServerConfig>>,
     tasks: Tasks,
 ) {
-    let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    serve_within(listener, app, (tls, LIMITS), tasks).await;
+}
+
+async fn serve_within(
+    listener: TcpListener,
+    app: Router,
+    (tls, limits): (Option<Arc<rustls::ServerConfig>>, Limits),
+    tasks: Tasks,
+) {
+    let room = Room::of(limits);
+    let callers = Shares::of(limits.token_requests);
     let tls = tls.map(TlsAcceptor::from);
     let stop = tasks.stop().clone();
     loop {
-        let Ok(slot) = Arc::clone(&slots).acquire_owned().await else { return };
+        let Some((slot, for_components)) = room.place().await else { return };
         let Some(accepted) = stop.or_stop(listener.accept()).await else { return };
         let (stream, peer) = match accepted {
             Ok(accepted) => accepted,
@@ -61,24 +149,76 @@ pub async fn serve(
                 continue;
             }
         };
+        // There may be room for anybody by now.
+        let freed =
+            for_components.then(|| Arc::clone(&room.all).try_acquire_owned().ok()).flatten();
+        let (slot, for_components) = freed.map_or((slot, for_components), |slot| (slot, false));
+        let Ok(share) = room.share(peer.ip()) else {
+            tracing::debug!(%peer, "an address has as many connections as it may");
+            continue;
+        };
         if let Err(error) = stream.set_nodelay(true) {
             tracing::debug!(%error, "a connection is gone already");
             continue;
         }
         let (app, tls, stop) = (app.clone(), tls.clone(), stop.clone());
+        let door = Door { for_components, callers: callers.clone() };
         tasks.spawn_ok("http-connection", async move {
             match tls {
-                None => connection(stream, app, &stop).await,
+                None => connection(stream, (app, door), &stop).await,
                 Some(_) if speaks_plainly(&stream).await => not_without_tls(stream).await,
                 Some(tls) => match runtime::timeout(TLS_TIMEOUT, tls.accept(stream)).await {
-                    Some(Ok(stream)) => connection(stream, app, &stop).await,
+                    Some(Ok(stream)) => connection(stream, (app, door), &stop).await,
                     Some(Err(error)) => refused(peer, &error),
                     None => tracing::debug!(%peer, "a TLS handshake took too long"),
                 },
             }
-            drop(slot);
+            drop((slot, share));
         });
     }
+}
+
+/// Decides which requests of a connection are looked at.
+#[derive(Debug, Clone)]
+struct Door {
+    /// Whether the connection is there for the streams of components only.
+    for_components: bool,
+    /// What tokens take, by what is sent of them.
+    callers: Shares<Digest>,
+}
+
+impl Door {
+    /// The share of the caller's token that a request takes, or the answer to one that is not looked
+    /// at. Who the caller is has not been asked by then: whoever sends the whole token is its bearer
+    /// or takes a share of nobody's.
+    fn admit<B>(&self, request: &Request<B>) -> Result<Option<Share<Digest>>, Box<Response>> {
+        let components = COMPONENTS_PATH.trim_end_matches("{method}");
+        if request.uri().path().starts_with(components) {
+            return Ok(None);
+        }
+        if self.for_components {
+            let message = format!("{MAX_CONNECTIONS} connections are open, which is the limit");
+            let hint = "try again in a moment";
+            return Err(Box::new(full(StatusCode::SERVICE_UNAVAILABLE, message, hint, request)));
+        }
+        let Some(bearer) = request.headers().get(AUTHORIZATION) else { return Ok(None) };
+        let share = self.callers.take(Digest::of(bearer.as_bytes()));
+        share.map(Some).ok_or_else(|| {
+            let most = self.callers.most();
+            let message = format!("this token has {most} requests under way, which is the limit");
+            let hint = "wait for some of them, or use another token: `shore token create`";
+            Box::new(full(StatusCode::TOO_MANY_REQUESTS, message, hint, request))
+        })
+    }
+}
+
+fn full<B>(status: StatusCode, message: String, hint: &str, of: &Request<B>) -> Response {
+    let mut response = ApiError::new(status, "unavailable", message, hint).into_response();
+    // Its body is not read, and its place is needed.
+    if of.version() < Version::HTTP_2 {
+        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+    }
+    response
 }
 
 /// Whether a client begins with something else than a TLS handshake.
@@ -114,7 +254,7 @@ fn refused(peer: SocketAddr, error: &std::io::Error) {
     tracing::debug!(%peer, %error, "a TLS handshake failed");
 }
 
-async fn connection<S>(stream: S, app: Router, stop: &runtime::Stop)
+async fn connection<S>(stream: S, (app, door): (Router, Door), stop: &runtime::Stop)
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
@@ -128,9 +268,13 @@ where
         let requests = requests.clone();
         hyper::service::service_fn(move |request| {
             let (app, under_way) = (app.clone(), requests.begin());
+            let admitted = door.admit(&request);
             async move {
-                let response = app.oneshot(request).await?;
-                let body = |body| Body::new(Watched { body, _under_way: under_way });
+                let (response, share) = match admitted {
+                    Ok(share) => (app.oneshot(request).await?, share),
+                    Err(response) => (*response, None),
+                };
+                let body = |body| Body::new(Watched { body, _under_way: (under_way, share) });
                 Ok::<_, Infallible>(response.map(body))
             }
         })
@@ -215,7 +359,7 @@ impl Drop for UnderWay {
 #[derive(Debug)]
 struct Watched {
     body: Body,
-    _under_way: UnderWay,
+    _under_way: (UnderWay, Option<Share<Digest>>),
 }
 
 impl http_body::Body for Watched {
@@ -240,7 +384,115 @@ impl http_body::Body for Watched {
 
 #[cfg(test)]
 mod tests {
+    use axum::routing::{get, post};
+    use runtime::Stop;
+    use tokio::io::AsyncReadExt as _;
+
     use super::*;
+
+    const ROOM: Limits = Limits {
+        connections: 64,
+        component_connections: 1,
+        peer_connections: 2,
+        token_requests: 2,
+    };
+    const SLOW: &str = "POST /slow HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer one\r\n\
+                        Content-Length: 100\r\n\r\nx";
+
+    /// A server that ends with the test.
+    struct Served(SocketAddr, Tasks);
+
+    impl Drop for Served {
+        fn drop(&mut self) {
+            self.1.stop().stop();
+        }
+    }
+
+    impl Served {
+        async fn start(limits: Limits) -> Self {
+            let listener = TcpListener::bind("127.0.0.1:0").await.expect("binds");
+            let address = listener.local_addr().expect("has an address");
+            let app = Router::new()
+                .route("/fast", get(async || "fast"))
+                .route(COMPONENTS_PATH, get(async || "stream"))
+                .route("/slow", post(async |_: Bytes| "slow"));
+            let tasks = Tasks::new(Stop::new());
+            tasks.spawn_ok("server", serve_within(listener, app, (None, limits), tasks.clone()));
+            Self(address, tasks)
+        }
+
+        /// A connection on which this was sent.
+        async fn send(&self, text: &str) -> TcpStream {
+            let mut stream = TcpStream::connect(self.0).await.expect("connects");
+            stream.write_all(text.as_bytes()).await.expect("writes");
+            stream
+        }
+
+        /// The status and the head of the answer to a request that asks for a close.
+        async fn get(&self, path: &str, token: &str) -> String {
+            let head = format!(
+                "GET {path} HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {token}\r\n\
+                 Connection: close\r\n\r\n"
+            );
+            let (mut stream, mut answer) = (self.send(&head).await, String::new());
+            stream.read_to_string(&mut answer).await.expect("an answer");
+            answer
+        }
+
+        async fn until(&self, path: &str, token: &str, status: &str) -> String {
+            let begin = format!("HTTP/1.1 {status} ");
+            let wait = async {
+                loop {
+                    let answer = self.get(path, token).await;
+                    if answer.starts_with(&begin) {
+                        return answer;
+                    }
+                }
+            };
+            runtime::timeout(Duration::from_secs(20), wait).await.expect("in time")
+        }
+    }
+
+    #[tokio::test]
+    async fn slow_bodies_of_one_token_leave_room_for_others() {
+        let server = Served::start(ROOM).await;
+        let slow = [server.send(SLOW).await, server.send(SLOW).await];
+        let refusal = server.until("/fast", "one", "429").await;
+        assert!(refusal.contains("this token has 2 requests under way"), "{refusal}");
+        assert!(refusal.contains("connection: close"), "its body is not read: {refusal}");
+        assert!(server.get("/fast", "other").await.starts_with("HTTP/1.1 200 "));
+        drop(slow);
+        server.until("/fast", "one", "200").await;
+    }
+
+    #[tokio::test]
+    async fn components_connect_when_all_places_are_taken() {
+        let server = Served::start(Limits { connections: 1, ..ROOM }).await;
+        let slow = server.send(SLOW).await;
+        server.until("/fast", "other", "503").await;
+        let stream = COMPONENTS_PATH.replace("{method}", "Cell");
+        server.until(&stream, "other", "200").await;
+        server.until("/fast", "other", "503").await;
+        drop(slow);
+        server.until("/fast", "other", "200").await;
+    }
+
+    #[test]
+    fn an_address_has_its_share_of_connections() {
+        let room = Room::of(ROOM);
+        let share = |text: &str| room.share(text.parse().expect("an address"));
+        let one = [share("192.0.2.1").expect("room"), share("192.0.2.1").expect("room")];
+        assert!(share("192.0.2.1").is_err());
+        assert!(share("::ffff:192.0.2.1").is_err(), "the same address in other words");
+        assert!(share("192.0.2.2").is_ok());
+        let many = [share("2001:db8::1").expect("room"), share("2001:db8::2").expect("room")];
+        assert!(share("2001:db8::3").is_err(), "one network");
+        assert!(share("2001:db8:0:1::3").is_ok());
+        let local: Vec<_> = (0..9).map(|_| share("127.0.0.1").expect("any number")).collect();
+        assert!(local.iter().all(Option::is_none));
+        drop((one, many));
+        assert!(share("192.0.2.1").is_ok());
+    }
 
     #[tokio::test]
     async fn a_connection_without_requests_ends_and_one_with_a_request_goes_on() {

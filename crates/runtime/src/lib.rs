@@ -12,6 +12,7 @@ mod backoff;
 mod clock;
 mod ids;
 pub mod metrics;
+mod shares;
 mod tasks;
 
 pub use backoff::Backoff;
@@ -19,4 +20,5 @@ pub use clock::{
     Clock, ManualClock, SteadyClock, SystemClock, mono_now, sleep, sleep_until, timeout,
 };
 pub use ids::{Ids, Random};
+pub use shares::{Share, Shares};
 pub use tasks::{Kind, Stop, Tasks, blocking, pause_thread, spawn_thread};

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use egress::{Guard, Network, Url, Web};
 use logbuf::{LogError, LogStore, StoreLimits};
 use model::{Digest, JobId, JoinToken, ProjectId, Role, RunnerId, Time, TokenId};
-use runtime::{Clock, Ids, Kind, Tasks};
+use runtime::{Clock, Ids, Kind, Shares, Tasks};
 use state::{
     Command, Job, NewToken, Refusal, Reply, RowKey, Secret, Signing, State, Token, WorkCommand,
 };
@@ -18,7 +18,7 @@ use tokio::sync::{broadcast, watch};
 
 use crate::apply::{ApplyError, Loop, Published};
 use crate::auth::{self, Principal, TokenFault};
-use crate::followers::{Followers, Following};
+use crate::followers::{Following, MAX_FOLLOWED};
 use crate::identity::{IdentityAuthority, Issued, Subject};
 use crate::metrics::Meters;
 use crate::sessions;
@@ -154,7 +154,7 @@ struct Inner {
     domain: String,
     authority: Option<Digest>,
     logs: LogStore,
-    followers: Followers,
+    followers: Shares<TokenId>,
     sessions: sessions::Table,
     blobs: Blobs,
     /// Where jobs that ended long ago are read.
@@ -189,7 +189,7 @@ impl Server {
             domain: parts.domain,
             authority: parts.authority,
             logs,
-            followers: Followers::default(),
+            followers: Shares::of(MAX_FOLLOWED),
             sessions: sessions::Table::default(),
             blobs,
             store,
@@ -302,7 +302,7 @@ impl Server {
 
     /// Counts a stream that a token follows; `None` when it follows as many as it may.
     pub fn following(&self, token: TokenId) -> Option<Following> {
-        self.inner.followers.follow(token)
+        self.inner.followers.take(token)
     }
 
     /// Who works in which container.

@@ -7,6 +7,7 @@ use axum::Json;
 use axum::body::{Body, BodyDataStream};
 use axum::extract::State;
 use axum::response::{IntoResponse as _, Response};
+use bytes::Bytes;
 use futures_util::StreamExt as _;
 use http::{HeaderMap, HeaderValue, header};
 use model::Digest;
@@ -23,6 +24,9 @@ const CHUNK: usize = 64 * 1024;
 /// How long what a client still sends after a refusal is read. A connection that is closed while the
 /// client sends would lose the answer.
 const LINGER: Duration = Duration::from_secs(2);
+
+/// How long a client that sends a blob may send nothing.
+const BLOB_IDLE_LIMIT: Duration = Duration::from_mins(1);
 
 /// Takes a body. One that is too large is refused by its announced length, else as soon as too many
 /// bytes came; nothing of it stays.
@@ -46,11 +50,19 @@ async fn receive(server: &Server, headers: &HeaderMap, body: Body) -> Result<Upl
 }
 
 async fn fill(mut upload: Upload, chunks: &mut BodyDataStream) -> Result<Upload, BlobError> {
-    while let Some(chunk) = chunks.next().await {
-        let chunk = chunk.map_err(|error| BlobError::Source { detail: error.to_string() })?;
+    while let Some(chunk) = next(chunks, BLOB_IDLE_LIMIT).await? {
         upload.write(&chunk).await?;
     }
     Ok(upload)
+}
+
+/// The next bytes of a body; none at its end.
+async fn next(chunks: &mut BodyDataStream, idle: Duration) -> Result<Option<Bytes>, BlobError> {
+    let Some(chunk) = runtime::timeout(idle, chunks.next()).await else {
+        let detail = format!("nothing came for {} s", idle.as_secs());
+        return Err(BlobError::Source { detail });
+    };
+    chunk.transpose().map_err(|error| BlobError::Source { detail: error.to_string() })
 }
 
 fn digest(text: &str) -> Result<Digest, ApiError> {
@@ -124,4 +136,20 @@ pub(super) async fn bytes(
     headers.insert(header::CONTENT_LENGTH, HeaderValue::from(len));
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));
     Ok(response)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_blob_of_which_nothing_comes_is_not_waited_for() {
+        let begun = futures_util::stream::iter([Ok::<_, std::io::Error>("begun")]);
+        let body = Body::from_stream(begun.chain(futures_util::stream::pending()));
+        let (mut chunks, idle) = (body.into_data_stream(), Duration::from_millis(20));
+        let first = next(&mut chunks, idle).await.expect("it came").expect("bytes");
+        assert_eq!(first, "begun");
+        let then = next(&mut chunks, idle).await;
+        assert!(matches!(then, Err(BlobError::Source { .. })), "{then:?}");
+    }
 }

@@ -1,9 +1,11 @@
 //! Who is calling, and the JSON they send.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Json;
 use axum::extract::{self, FromRequest, FromRequestParts, Request};
+use http::StatusCode;
 use http::header::AUTHORIZATION;
 use http::request::Parts;
 use model::{Name, ProjectId, Role, TokenId};
@@ -31,7 +33,10 @@ impl FromRequestParts<Server> for Caller {
             .and_then(|value| value.strip_prefix("Bearer "))
             .ok_or_else(|| ApiError::unauthorized(TokenFault::Missing))?;
         let principal = server.authenticate(bearer).await?;
-        Ok(Self { principal: principal.map_err(ApiError::unauthorized)? })
+        let caller = Self { principal: principal.map_err(ApiError::unauthorized)? };
+        // The body is read for some callers only.
+        parts.extensions.insert(caller);
+        Ok(caller)
     }
 }
 
@@ -162,7 +167,11 @@ fn reason_of(text: &str) -> &str {
     told.map_or(text, |(_, reason)| reason)
 }
 
-/// A JSON body; what is wrong with it is said in our words.
+/// How long a caller may take to send a JSON body: [`api::MAX_JSON_BODY`] at 150 KB a second.
+const JSON_BODY_LIMIT: Duration = Duration::from_secs(30);
+
+/// A JSON body; what is wrong with it is said in our words. It is read only for callers who may do
+/// something that has one.
 #[derive(Debug)]
 pub(super) struct Body<T>(pub T);
 
@@ -170,17 +179,38 @@ impl<T: DeserializeOwned> FromRequest<Server> for Body<T> {
     type Rejection = ApiError;
 
     async fn from_request(request: Request, server: &Server) -> Result<Self, ApiError> {
-        let Json(body) = Json::<T>::from_request(request, server).await.map_err(|error| {
-            let text = error.body_text();
-            let reason = reason_of(&text);
-            if reason.contains("recursion limit") {
-                // It reads as JSON, so this is no matter of syntax.
-                return ApiError::invalid("the JSON body nests deeper than anything it may hold");
-            }
-            ApiError::unreadable("JSON body", error.status(), reason)
-        })?;
-        Ok(Self(body))
+        let caller = match request.extensions().get::<Caller>() {
+            Some(caller) => *caller,
+            None => return Err(ApiError::unauthorized(TokenFault::Missing)),
+        };
+        let sends = [Action::Change, Action::Administer, Action::Work];
+        if !sends.into_iter().any(|action| caller.can(action, caller.limited_to())) {
+            return Err(caller.forbidden(Action::Change));
+        }
+        read_json(request, server, JSON_BODY_LIMIT).await.map(Self)
     }
+}
+
+async fn read_json<T: DeserializeOwned, S: Send + Sync>(
+    request: Request,
+    state: &S,
+    limit: Duration,
+) -> Result<T, ApiError> {
+    let Some(read) = runtime::timeout(limit, Json::<T>::from_request(request, state)).await else {
+        let message = format!("the JSON body did not come within {} s", limit.as_secs());
+        let hint = "nothing was changed: send it faster";
+        return Err(ApiError::new(StatusCode::REQUEST_TIMEOUT, "invalid", message, hint));
+    };
+    let Json(body) = read.map_err(|error| {
+        let text = error.body_text();
+        let reason = reason_of(&text);
+        if reason.contains("recursion limit") {
+            // It reads as JSON, so this is no matter of syntax.
+            return ApiError::invalid("the JSON body nests deeper than anything it may hold");
+        }
+        ApiError::unreadable("JSON body", error.status(), reason)
+    })?;
+    Ok(body)
 }
 
 /// What a query says; what is wrong with it is said in our words.
@@ -229,4 +259,21 @@ pub(super) fn workspace(text: Option<&str>) -> Result<Name, ApiError> {
 /// An identifier in a path.
 pub(super) fn id<T: std::str::FromStr<Err = model::IdError>>(text: &str) -> Result<T, ApiError> {
     text.parse().map_err(ApiError::invalid)
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::response::IntoResponse as _;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_json_body_that_does_not_come_is_not_waited_for() {
+        let never = futures_util::stream::pending::<Result<bytes::Bytes, std::io::Error>>();
+        let request = http::Request::post("/").header("content-type", "application/json");
+        let request = request.body(axum::body::Body::from_stream(never)).expect("a request");
+        let read = read_json::<String, ()>(request, &(), Duration::from_millis(20)).await;
+        let status = read.expect_err("nothing came").into_response().status();
+        assert_eq!(status, StatusCode::REQUEST_TIMEOUT);
+    }
 }
