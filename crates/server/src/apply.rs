@@ -26,6 +26,7 @@ use tokio::sync::{broadcast, mpsc, oneshot, watch};
 use crate::feed::{Feed, first_revision};
 use crate::metrics::Meters;
 use crate::server::StartError;
+use crate::waits::Waits;
 use crate::wakes::Wakes;
 
 /// Commands that may wait; one more waits at its caller.
@@ -93,6 +94,7 @@ pub struct Loop {
     deadline: watch::Receiver<Option<Time>>,
     feed: Feed,
     wakes: Wakes,
+    waits: Waits,
     meters: Arc<Meters>,
 }
 
@@ -106,7 +108,7 @@ impl Loop {
         let (requests, waiting) = mpsc::channel(MAX_WAITING);
         let (events, _) = broadcast::channel(MAX_EVENTS);
         let (deadline_out, deadline) = watch::channel(None);
-        let (feed, wakes) = (Feed::new(0), Wakes::default());
+        let (feed, wakes, waits) = (Feed::new(0), Wakes::default(), Waits::default());
         let meters = Arc::new(Meters::default());
         let mut applier = Applier {
             store,
@@ -127,6 +129,7 @@ impl Loop {
                 refusal: Mutex::default(),
                 feed: feed.clone(),
                 wakes: wakes.clone(),
+                waits: waits.clone(),
                 meters: Arc::clone(&meters),
             }),
             meters: Arc::clone(&meters),
@@ -135,7 +138,7 @@ impl Loop {
         applier.live = Some(applier.load()?);
         feed.reset(applier.base);
         runtime::spawn_thread("apply", move || applier.run(waiting))?;
-        Ok(Self { requests, events, deadline, feed, wakes, meters })
+        Ok(Self { requests, events, deadline, feed, wakes, waits, meters })
     }
 
     /// Carries out a command; the answer comes once it is durable.
@@ -176,6 +179,10 @@ impl Loop {
     /// The streams of cells.
     pub(crate) const fn wakes(&self) -> &Wakes {
         &self.wakes
+    }
+
+    pub(crate) const fn waits(&self) -> &Waits {
+        &self.waits
     }
 
     pub(crate) fn meters(&self) -> &Meters {
@@ -451,6 +458,7 @@ struct Publisher {
     refusal: Mutex<String>,
     feed: Feed,
     wakes: Wakes,
+    waits: Waits,
     meters: Arc<Meters>,
 }
 
@@ -479,12 +487,14 @@ impl Publisher {
             drop(self.events.send(Arc::new(Published::default())));
             self.feed.reset(applied.base);
             self.wakes.wake_all();
+            self.waits.wake_all();
         }
         if applied.commits {
             self.meters.commits.observe(applied.at.elapsed());
         }
         self.feed.push(applied.news);
         self.wakes.wake(&applied.event.cells);
+        self.waits.wake(&applied.event.rows);
         if !applied.event.rows.is_empty() {
             // Nobody may be listening.
             drop(self.events.send(Arc::new(applied.event)));

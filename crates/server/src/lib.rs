@@ -19,6 +19,7 @@ mod server;
 mod sessions;
 mod tls;
 pub mod views;
+mod waits;
 mod wakes;
 
 pub use apply::{ApplyError, Loop, MAX_BATCH, MAX_EVENTS, MAX_IN_FLIGHT, MAX_WAITING, Published};
@@ -28,7 +29,7 @@ pub use changes::{EVENT_KINDS, Told};
 pub use components::Service;
 pub use egress::{Network, Url};
 pub use feed::{After, Feed, Kept, MAX_KEPT_BYTES, MAX_KEPT_EVENTS};
-pub use followers::{Following, MAX_FOLLOWED};
+pub use followers::{Following, MAX_FOLLOWED, MAX_WAITING_CALLS, Waiting};
 pub use identity::{CERTIFICATE_LIFE, IdentityAuthority};
 pub use otlp::OTLP_EVERY;
 pub use server::{

@@ -18,7 +18,7 @@ use tokio::sync::{broadcast, watch};
 
 use crate::apply::{ApplyError, Loop, Published};
 use crate::auth::{self, Principal, TokenFault};
-use crate::followers::{Following, MAX_FOLLOWED};
+use crate::followers::{Following, MAX_FOLLOWED, MAX_WAITING_CALLS, Waiting};
 use crate::identity::{IdentityAuthority, Issued, Subject};
 use crate::metrics::Meters;
 use crate::sessions;
@@ -155,6 +155,7 @@ struct Inner {
     authority: Option<Digest>,
     logs: LogStore,
     followers: Shares<TokenId>,
+    waiters: Shares<TokenId>,
     sessions: sessions::Table,
     blobs: Blobs,
     /// Where jobs that ended long ago are read.
@@ -190,6 +191,7 @@ impl Server {
             authority: parts.authority,
             logs,
             followers: Shares::of(MAX_FOLLOWED),
+            waiters: Shares::of(MAX_WAITING_CALLS),
             sessions: sessions::Table::default(),
             blobs,
             store,
@@ -256,7 +258,27 @@ impl Server {
         self.read(move |state| (state.revision(), read(state))).await
     }
 
-    /// Reads again after every change until `read` finds something.
+    /// Reads again after every change of a row until `read` finds something.
+    pub async fn wait_for_row<T, F>(&self, row: RowKey, read: F) -> Result<T, ApplyError>
+    where
+        T: Send + 'static,
+        F: Fn(&State) -> Option<T> + Send + Sync + 'static,
+    {
+        let waiter = self.inner.apply.waits().wait(row);
+        let read = Arc::new(read);
+        loop {
+            let again = Arc::clone(&read);
+            if let Some(found) = self.read(move |state| again(state)).await? {
+                return Ok(found);
+            }
+            if self.inner.tasks.stop().or_stop(waiter.changed()).await.is_none() {
+                return Err(ApplyError::Unavailable("it is shutting down".to_owned()));
+            }
+        }
+    }
+
+    /// Reads again after every change of anything until `read` finds something: for few at a time,
+    /// because each of them takes its time from every commit.
     pub async fn wait_for<T, F>(&self, read: F) -> Result<T, ApplyError>
     where
         T: Send + 'static,
@@ -303,6 +325,11 @@ impl Server {
     /// Counts a stream that a token follows; `None` when it follows as many as it may.
     pub fn following(&self, token: TokenId) -> Option<Following> {
         self.inner.followers.take(token)
+    }
+
+    /// Counts a call that waits for a change; `None` when the token has as many as it may.
+    pub fn waiting(&self, token: TokenId) -> Option<Waiting> {
+        self.inner.waiters.take(token)
     }
 
     /// Who works in which container.

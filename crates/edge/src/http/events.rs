@@ -15,7 +15,7 @@ use logbuf::{Batch, EntryRef, Group, Item, LogBuffer, Merge, Read, Start};
 use model::{AppId, DeploymentId, InstanceId, JobId, LogSource, Name, Time};
 use serde::{Deserialize, Serialize};
 use server::{Action, Following, MAX_FOLLOWED, Server, views};
-use state::{App, Deployment, Process, State as Control, Task};
+use state::{App, Deployment, Process, RowKey, State as Control, Task};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 
@@ -292,7 +292,7 @@ pub(crate) async fn task_events(
     Ok(events(&server, bearer, move |sink| async move {
         let lines = follow_log(log.clone(), query, from, &sink);
         let ended = async {
-            let over = server_.wait_for(move |state| {
+            let over = server_.wait_for_row(RowKey::Task(id), move |state| {
                 let task = state.get::<Task>(id);
                 task.is_none_or(|task| task.state.is_terminal()).then_some(())
             });

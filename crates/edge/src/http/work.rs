@@ -10,10 +10,13 @@ use api::http_types::{
 };
 use axum::Json;
 use axum::extract::State;
+use http::StatusCode;
 use model::{BuildId, DeploymentId, HostName, JobId, Role, TaskId};
 use serde::Deserialize;
-use server::{Action, Server, views};
-use state::{App, Attempt, Command, Deployment, Job, ProcessTemplate, Reply, Task, WorkCommand};
+use server::{Action, ApplyError, MAX_WAITING_CALLS, Server, views};
+use state::{
+    App, Attempt, Command, Deployment, Job, ProcessTemplate, Reply, RowKey, Task, WorkCommand,
+};
 
 use super::caller::{Body, Caller, Path, Query, id};
 use super::{ApiError, ApiResult};
@@ -31,6 +34,25 @@ pub(crate) struct Wait {
 impl Wait {
     fn limit(&self) -> Duration {
         Duration::from_millis(self.wait_ms.unwrap_or(0)).min(MAX_WAIT)
+    }
+
+    /// Waits for a change, where that is asked for, or until the time is up.
+    async fn until(
+        &self,
+        server: &Server,
+        caller: Caller,
+        change: impl Future<Output = Result<(), ApplyError>>,
+    ) -> Result<(), ApiError> {
+        if self.limit().is_zero() {
+            return Ok(());
+        }
+        let _waiting = server.waiting(caller.token()).ok_or_else(|| {
+            let message =
+                format!("this token has {MAX_WAITING_CALLS} calls that wait, which is the limit");
+            let hint = "wait for some of them, or use another token: `shore token create`";
+            ApiError::new(StatusCode::TOO_MANY_REQUESTS, "unavailable", message, hint)
+        })?;
+        Ok(runtime::timeout(self.limit(), change).await.unwrap_or(Ok(()))?)
     }
 }
 
@@ -108,13 +130,11 @@ pub(crate) async fn get_task(
     Query(wait): Query<Wait>,
 ) -> ApiResult<TaskView> {
     let id = task(&server, caller, Action::Read, &text).await?.id;
-    let ended = server.wait_for(move |state| {
+    let ended = server.wait_for_row(RowKey::Task(id), move |state| {
         let row = state.get::<Task>(id);
         row.is_none_or(|row| row.state.is_terminal()).then_some(())
     });
-    if let Some(waited) = runtime::timeout(wait.limit(), ended).await {
-        waited?;
-    }
+    wait.until(&server, caller, ended).await?;
     let view =
         server.read(move |state| state.get::<Task>(id).map(|row| views::task(state, row))).await?;
     view.map(Json).ok_or_else(|| ApiError::not_found("task", id))
@@ -213,13 +233,11 @@ pub(crate) async fn get_deployment(
         state.get::<Deployment>(id).and_then(|row| state.get::<App>(row.app)).map(|app| app.project)
     });
     caller.require_on(Action::Read, project.await?.ok_or_else(missing)?, missing)?;
-    let settled = server.wait_for(move |state| {
+    let settled = server.wait_for_row(RowKey::Deployment(id), move |state| {
         let row = state.get::<Deployment>(id);
         row.is_none_or(|row| row.state.name() != "starting").then_some(())
     });
-    if let Some(waited) = runtime::timeout(wait.limit(), settled).await {
-        waited?;
-    }
+    wait.until(&server, caller, settled).await?;
     deployment_view(&server, id).await
 }
 

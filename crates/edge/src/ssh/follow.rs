@@ -5,7 +5,7 @@ use std::time::Duration;
 use logbuf::{LogBuffer, Read, Start};
 use model::{JobId, JobState, LogSource, TerminalEvent};
 use server::Server;
-use state::{Job, State};
+use state::{Job, RowKey, State};
 
 use super::push::Say;
 
@@ -17,7 +17,7 @@ const BATCH: usize = 256;
 /// Shows a job until it ends; its failure as a reason with a hint.
 pub(crate) async fn job(server: &Server, job: JobId, say: &mut Say) -> Result<(), String> {
     in_line(server, job, say).await?;
-    let over = server.wait_for(move |state| {
+    let over = server.wait_for_row(RowKey::Job(job), move |state| {
         let row = state.get::<Job>(job);
         row.is_none_or(|job| job.state.is_terminal()).then_some(())
     });
