@@ -21,6 +21,8 @@ pub const MAX_WORKSPACES: usize = 200;
 pub const MAX_CONFIG_BYTES: usize = 1 << 20;
 /// Most apps.
 pub const MAX_APPS: usize = 100_000;
+/// Most apps of one project: a hundred projects can have as many.
+pub const MAX_APPS_PER_PROJECT: usize = 1_000;
 
 fn checked_label(label: &str) -> Result<(), Refusal> {
     if label.chars().count() > MAX_LABEL || label.chars().any(char::is_control) {
@@ -79,6 +81,13 @@ impl Core {
         self.project(project)?;
         if let Some(known) = self.indexes.app_names.get(&(project, name.clone())) {
             return Ok(Reply::App(*known, false));
+        }
+        if self.indexes.app_count(project) >= MAX_APPS_PER_PROJECT {
+            let message = format!(
+                "the project has {MAX_APPS_PER_PROJECT} apps already: delete some, or use another \
+                 project"
+            );
+            return Err(Refusal::Conflict(message));
         }
         if self.tables.apps.len() >= MAX_APPS {
             return Err(Refusal::Conflict(format!("there are {MAX_APPS} apps already")));

@@ -26,6 +26,7 @@ pub struct Indexes {
     pub(crate) counts: Counts,
     pub(crate) project_names: BTreeMap<Name, ProjectId>,
     pub(crate) app_names: BTreeMap<(ProjectId, Name), AppId>,
+    app_counts: BTreeMap<ProjectId, usize>,
     pub(crate) public_keys: BTreeMap<String, KeyId>,
     pub(crate) tasks_by_job: BTreeSet<(JobId, TaskId)>,
     pub(crate) tasks_by_cell: BTreeSet<(CellId, TaskId)>,
@@ -58,6 +59,16 @@ pub struct Indexes {
     pub(crate) placing: Option<Box<Placing>>,
 }
 
+/// Takes one from a count; those of nothing are not kept.
+pub(crate) fn one_less(counts: &mut BTreeMap<ProjectId, usize>, project: ProjectId) {
+    if let Some(count) = counts.get_mut(&project) {
+        *count = count.saturating_sub(1);
+        if *count == 0 {
+            counts.remove(&project);
+        }
+    }
+}
+
 impl Indexes {
     pub(crate) fn add_project(&mut self, row: &Project) {
         self.project_names.insert(row.name.clone(), row.id);
@@ -69,12 +80,19 @@ impl Indexes {
 
     pub(crate) fn add_app(&mut self, row: &App) {
         self.app_names.insert((row.project, row.name.clone()), row.id);
+        *self.app_counts.entry(row.project).or_default() += 1;
         self.dirty_routes.insert(row.id);
     }
 
     pub(crate) fn remove_app(&mut self, row: &App) {
         self.app_names.remove(&(row.project, row.name.clone()));
+        one_less(&mut self.app_counts, row.project);
         self.dirty_routes.insert(row.id);
+    }
+
+    /// How many apps a project has.
+    pub(crate) fn app_count(&self, project: ProjectId) -> usize {
+        self.app_counts.get(&project).copied().unwrap_or(0)
     }
 
     pub(crate) fn add_key(&mut self, row: &Key) {
@@ -160,13 +178,8 @@ impl Indexes {
                 self.kept_tasks.remove(&project);
             }
         }
-        if let Some(project) = row.project.filter(|_| !row.state.is_terminal())
-            && let Some(open) = self.open_tasks.get_mut(&project)
-        {
-            *open -= 1;
-            if *open == 0 {
-                self.open_tasks.remove(&project);
-            }
+        if let Some(project) = row.project.filter(|_| !row.state.is_terminal()) {
+            one_less(&mut self.open_tasks, project);
         }
         if let Some(job) = row.job {
             self.tasks_by_job.remove(&(job, row.id));

@@ -37,7 +37,9 @@ use std::sync::Arc;
 
 use model::{CellId, Time};
 
-pub use access::{MAX_APPS, MAX_CONFIG_BYTES, MAX_LABEL, MAX_PROJECTS, MAX_WORKSPACES};
+pub use access::{
+    MAX_APPS, MAX_APPS_PER_PROJECT, MAX_CONFIG_BYTES, MAX_LABEL, MAX_PROJECTS, MAX_WORKSPACES,
+};
 pub use audit::{AUDIT_HISTORY, Audit, AuditEvent, MAX_AUDIT_WORDS};
 pub use cells::{CELL_LEASE, MAX_HELD, MAX_REASON};
 pub use command::{
@@ -71,7 +73,7 @@ pub use tasks::{
     MAX_TASK_KEY, TASK_KEPT,
 };
 pub use view::{CellInstance, CellLoad, CellUnit, CellWork, Order, WorkKey};
-pub use volumes::{MAX_VOLUMES, VOLUME_GRACE, Volume, VolumeState};
+pub use volumes::{MAX_VOLUMES, MAX_VOLUMES_PER_PROJECT, VOLUME_GRACE, Volume, VolumeState};
 pub use work::{DEPLOY_SLACK, DRAIN, KEPT_BUILDS, KEPT_DEPLOYMENTS, MAX_PROCESSES};
 
 use tables::Core;

@@ -433,7 +433,9 @@ impl Core {
                 Ok(cell) => {
                     placed = true;
                     self.indexes.counts.tally(true);
-                    self.place(now, waiter, cell)?;
+                    if !self.is_held_by_volumes(now, waiter)? {
+                        self.place(now, waiter, cell)?;
+                    }
                 }
                 Err(reason) => {
                     why.insert(waiter, reason);
@@ -462,6 +464,16 @@ impl Core {
         let load = self.indexes.placing.as_ref().and_then(|placing| placing.cells.load(id));
         let load = load.unwrap_or_default();
         CellLoad { memory_mb: load.memory_mb, disk_mb: load.disk_mb }
+    }
+
+    /// Holds an instance back whose volumes there was room for until others were placed.
+    fn is_held_by_volumes(&mut self, now: Time, waiter: Waiter) -> Result<bool, Refusal> {
+        let Waiter::Instance(id) = waiter else { return Ok(false) };
+        let row = self.instance(id)?;
+        let Some(reason) = self.no_volumes_for(&row) else { return Ok(false) };
+        let row = Instance { held: true, ..row };
+        self.change_instance(now, &row, &InstanceEvent::Reject { reason })?;
+        Ok(true)
     }
 
     fn place(&mut self, now: Time, waiter: Waiter, cell: CellId) -> Result<(), Refusal> {

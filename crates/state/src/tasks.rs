@@ -197,12 +197,23 @@ impl Core {
     ) -> Result<Reply, Refusal> {
         spec.validate().map_err(|error| Refusal::Invalid(error.to_string()))?;
         no_volumes(&spec)?;
+        let bytes = spec.bytes();
+        self.put_task(now, id, maker, (spec, bytes))
+    }
+
+    fn put_task(
+        &mut self,
+        now: Time,
+        id: TaskId,
+        maker: Maker,
+        (spec, spec_bytes): (Arc<TaskSpec>, usize),
+    ) -> Result<Reply, Refusal> {
         self.put(Task {
             id,
             job: maker.job,
             project: maker.project,
             start_by: Some(start_by(now, &spec)),
-            spec_bytes: spec.bytes(),
+            spec_bytes,
             spec,
             ran: None,
             state: TaskState::Pending { reason: None },
@@ -253,9 +264,7 @@ impl Core {
             let is = known.project == Some(project) && known.does(&spec) && known.key == key;
             return same(is, Reply::Task(known));
         }
-        spec.validate().map_err(|error| Refusal::Invalid(error.to_string()))?;
-        self.has_room_for_task(project, &spec)?;
-        self.create_task(now, id, Maker { job: None, project: Some(project), key }, spec)
+        self.add_task(now, id, (project, key), spec)
     }
 
     /// Makes a task beside an app.
@@ -266,12 +275,25 @@ impl Core {
         project: ProjectId,
         spec: Arc<TaskSpec>,
     ) -> Result<Reply, Refusal> {
-        spec.validate().map_err(|error| Refusal::Invalid(error.to_string()))?;
-        self.has_room_for_task(project, &spec)?;
-        self.create_task(now, id, Maker { project: Some(project), ..Maker::default() }, spec)
+        no_volumes(&spec)?;
+        self.add_task(now, id, (project, None), spec)
     }
 
-    fn has_room_for_task(&self, project: ProjectId, spec: &TaskSpec) -> Result<(), Refusal> {
+    fn add_task(
+        &mut self,
+        now: Time,
+        id: TaskId,
+        (project, key): (ProjectId, Option<String>),
+        spec: Arc<TaskSpec>,
+    ) -> Result<Reply, Refusal> {
+        spec.validate().map_err(|error| Refusal::Invalid(error.to_string()))?;
+        let bytes = spec.bytes();
+        self.has_room_for_task(project, bytes)?;
+        let maker = Maker { job: None, project: Some(project), key };
+        self.put_task(now, id, maker, (spec, bytes))
+    }
+
+    fn has_room_for_task(&self, project: ProjectId, bytes: usize) -> Result<(), Refusal> {
         let all: usize = self.indexes.open_tasks.values().sum();
         let own = self.indexes.open_tasks.get(&project).copied().unwrap_or(0);
         if own >= MAX_OPEN_TASKS_PER_PROJECT || all >= MAX_OPEN_TASKS {
@@ -290,7 +312,6 @@ impl Core {
             );
             return Err(Refusal::Conflict(message));
         }
-        let bytes = spec.bytes();
         let fits = |kept: KeptTasks, most: usize| kept.bytes.saturating_add(bytes) <= most;
         if !fits(own, MAX_TASK_BYTES_PER_PROJECT) || !fits(all, MAX_TASK_BYTES) {
             let message = format!(

@@ -22,6 +22,7 @@ use serde::{Deserialize, Serialize};
 use crate::State;
 use crate::command::{Refusal, Reply};
 use crate::converge::instance_id;
+use crate::indexes::one_less;
 use crate::placing::failed_driver;
 use crate::records::{App, Cell, Deployment, Instance, Process};
 use crate::tables::Core;
@@ -31,6 +32,8 @@ use crate::work::DRAIN;
 pub const VOLUME_GRACE: Duration = Duration::from_hours(7 * 24);
 /// Most volumes. Each row is a few hundred bytes.
 pub const MAX_VOLUMES: usize = 100_000;
+/// Most volumes of one project: a hundred projects can have as many.
+pub const MAX_VOLUMES_PER_PROJECT: usize = 1_000;
 
 /// A directory on a cell that belongs to one instance of a process.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -145,6 +148,7 @@ pub(crate) struct VolumeIndex {
     cells: BTreeSet<(CellId, VolumeId)>,
     /// Those that their cells are to delete.
     deleting: BTreeSet<(CellId, VolumeId)>,
+    counts: BTreeMap<ProjectId, usize>,
 }
 
 impl VolumeIndex {
@@ -152,6 +156,7 @@ impl VolumeIndex {
         let (app, workspace) = (row.app.clone(), row.workspace.clone());
         self.places.insert((row.project, app, workspace, row.id));
         self.cells.insert((row.cell, row.id));
+        *self.counts.entry(row.project).or_default() += 1;
         if row.is_deleting() {
             self.deleting.insert((row.cell, row.id));
         } else {
@@ -163,6 +168,7 @@ impl VolumeIndex {
         let (app, workspace) = (row.app.clone(), row.workspace.clone());
         self.places.remove(&(row.project, app, workspace, row.id));
         self.cells.remove(&(row.cell, row.id));
+        one_less(&mut self.counts, row.project);
         if row.is_deleting() {
             self.deleting.remove(&(row.cell, row.id));
             return;
@@ -409,9 +415,29 @@ impl Core {
                 self.cell_name(other.cell)
             ));
         }
-        let is_full = self.tables.volumes.len() >= MAX_VOLUMES;
-        (is_full && volumes.len() < process.spec.container.volumes.len())
-            .then(|| format!("there are {MAX_VOLUMES} volumes already: remove some"))
+        let missing = process.spec.container.volumes.len().saturating_sub(volumes.len());
+        if missing == 0 {
+            return None;
+        }
+        let remove = "`shore volume list` shows them, `shore volume remove` gives one up";
+        let app = self.get::<Deployment>(process.deployment).map(|row| row.app);
+        let project = app.and_then(|app| self.get::<App>(app)).map(|app| app.project);
+        let own = project.and_then(|project| self.indexes.volumes.counts.get(&project));
+        let (own, all) = (own.copied().unwrap_or(0), self.tables.volumes.len());
+        if own + missing > MAX_VOLUMES_PER_PROJECT {
+            return Some(format!(
+                "its project has {own} volumes already, at most {MAX_VOLUMES_PER_PROJECT} are \
+                 kept: {remove}"
+            ));
+        }
+        let is_full = all + missing > MAX_VOLUMES;
+        is_full.then(|| format!("there are {all} volumes already: {remove}"))
+    }
+
+    /// Why no cell could take an instance with its volumes.
+    pub(crate) fn no_volumes_for(&self, row: &Instance) -> Option<String> {
+        let (slot, process) = self.slot_of(row)?;
+        self.never(&process, &self.mounted(&slot, &process))
     }
 
     fn cell_name(&self, id: CellId) -> String {

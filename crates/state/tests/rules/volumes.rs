@@ -8,8 +8,8 @@ use model::{
     VolumeId, VolumeMount,
 };
 use state::{
-    CellCommand, Command, DRAIN_TIMEOUT, Held, ProcessTemplate, Refusal, VOLUME_GRACE, Volume,
-    VolumeState, WorkCommand,
+    CellCommand, Command, DRAIN_TIMEOUT, Held, MAX_VOLUMES_PER_PROJECT, ProcessTemplate, Refusal,
+    VOLUME_GRACE, Volume, VolumeState, WorkCommand,
 };
 
 use crate::bench::{APP, Bench, PROJECT, SOURCE, name, process};
@@ -628,4 +628,20 @@ fn several_deployments_that_are_not_released_take_turns() {
     bench.gone(first);
     assert_eq!(bench.states(third), ["claimed"]);
     assert_eq!((bench.states(first), bench.states(second)), (vec![], vec![]));
+}
+
+#[test]
+fn a_project_has_its_share_of_volumes() {
+    let mut bench = Bench::ready();
+    bench.cell(2, 64_000, &[]);
+    let names: Vec<String> = (0..16).map(|number| format!("v{number}")).collect();
+    let mounts: Vec<(&str, bool)> = names.iter().map(|name| (name.as_str(), false)).collect();
+    let fit = MAX_VOLUMES_PER_PROJECT / mounts.len();
+    let instances = u32::try_from(fit).expect("few") + 2;
+    let deployment = deployed(&mut bench, instances, with(process(100), &mounts));
+    assert_eq!(volumes(&bench).len(), fit * mounts.len());
+    let waiting = bench.states(deployment).iter().filter(|state| **state == "unclaimed").count();
+    assert_eq!(waiting, 2);
+    let said = why(&bench, deployment, fit);
+    assert!(said.starts_with("its project has 992 volumes already, at most 1000"), "{said}");
 }
