@@ -11,7 +11,7 @@ use tokio::sync::{oneshot, watch};
 use crate::bucket::Bucket;
 use crate::caches::Cache;
 use crate::layers::Slot;
-use crate::limits::REMOVE_PAUSES;
+use crate::limits::{LOG_BYTES, REMOVE_PAUSES};
 use crate::lines::Position;
 use crate::logs::{Journal, Told};
 use crate::report::Reporter;
@@ -123,10 +123,13 @@ impl Actor {
         }
     }
 
-    /// Sets how many bytes of lines its container may write each second. One that ran without an
+    /// Sets how many bytes of lines its container may write each second; no more than the cell's
+    /// operator lets any of them write. One that ran without an
     /// agent may have written more than that by now.
     pub(crate) fn limit_logs(&self, rate: Option<u64>, unread: Duration) {
-        let mut bucket = Bucket::new(rate, mono_now());
+        let most = self.shared.options.max_log_rate;
+        let rate = rate.unwrap_or(LOG_BYTES).min(most);
+        let mut bucket = Bucket::new(Some(rate), mono_now());
         bucket.credit(unread);
         *self.bucket.lock().unwrap_or_else(PoisonError::into_inner) = bucket;
     }

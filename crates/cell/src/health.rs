@@ -7,10 +7,10 @@
 use std::fmt;
 use std::time::{Duration, Instant};
 
-use model::Check;
+use model::{Check, CheckKind};
 use runtime::mono_now;
 
-use crate::limits::CHECK_PAUSES;
+use crate::limits::{CHECK_PAUSES, COMMAND_CHECK_PAUSE};
 use crate::probe::{Fault, Prober};
 
 /// What a check found that matters.
@@ -168,6 +168,14 @@ impl Track {
         Duration::from_millis(interval - less.min(interval))
     }
 
+    /// How long it waits at most before it asks what is not healthy yet once more.
+    const fn longest_pause(&self) -> Duration {
+        match self.check.kind {
+            CheckKind::Command { .. } => COMMAND_CHECK_PAUSE,
+            CheckKind::Http { .. } | CheckKind::Answers | CheckKind::Tcp => CHECK_PAUSES.1,
+        }
+    }
+
     fn interval(&self) -> Duration {
         Duration::from_millis(self.check.interval_ms)
     }
@@ -205,7 +213,7 @@ impl Track {
                 Err(_) => {
                     self.against = 0;
                     self.next = (now + self.pause).min(deadline.max(now));
-                    self.pause = (self.pause * 2).min(CHECK_PAUSES.1);
+                    self.pause = (self.pause * 2).min(self.longest_pause());
                 }
             }
         }
@@ -220,7 +228,7 @@ impl Track {
             let fresh = !self.passes && !self.answered;
             self.next = now + if fresh { self.pause } else { self.interval() };
             if fresh {
-                self.pause = (self.pause * 2).min(CHECK_PAUSES.1);
+                self.pause = (self.pause * 2).min(self.longest_pause());
             }
             match found {
                 Err(fault) if fault.starved => {
@@ -285,7 +293,6 @@ impl fmt::Display for Length {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use model::CheckKind;
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
     use tokio::net::TcpListener;
 
@@ -298,6 +305,14 @@ mod tests {
             failures: 2,
             ..Check::default()
         }
+    }
+
+    #[test]
+    fn a_command_is_not_run_again_and_again_before_it_passes() {
+        let argv = vec!["true".to_owned()];
+        let longest = |kind| Track::new(check(kind), 0).longest_pause();
+        assert_eq!(longest(CheckKind::Command { argv }), Duration::from_secs(1));
+        assert_eq!(longest(CheckKind::Tcp), CHECK_PAUSES.1);
     }
 
     fn http() -> Check {

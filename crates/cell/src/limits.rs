@@ -87,6 +87,9 @@ pub(crate) const OWN_NETWORK_PORT: u16 = 8080;
 /// The first and the longest pause between two checks of an instance that is not healthy yet.
 pub(crate) const CHECK_PAUSES: (Duration, Duration) =
     (Duration::from_millis(5), Duration::from_millis(250));
+/// The longest pause of a check that runs a command: its shortest interval.
+pub(crate) const COMMAND_CHECK_PAUSE: Duration =
+    Duration::from_millis(model::MIN_COMMAND_INTERVAL_MS);
 /// How long a cell that has no room waits before it gives work back.
 pub(crate) const REJECT_PAUSE: Duration = Duration::from_secs(1);
 /// How long a cell that leaves serves on while the server moves what it has: as long as the server

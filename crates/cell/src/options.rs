@@ -62,6 +62,8 @@ pub struct Options {
     pub leave_limit: Duration,
     /// How often to look whether the drivers work.
     pub driver_look: Duration,
+    /// Bytes of log lines a second that a container may write at most, whatever its spec says.
+    pub max_log_rate: u64,
     /// What the agent counts.
     pub metrics: Arc<Metrics>,
     /// Fires when the cell is to leave for good: its work goes elsewhere and its containers end.
@@ -121,6 +123,7 @@ impl Options {
             task_lease: TASK_LEASE,
             leave_limit: LEAVE_LIMIT,
             driver_look: DRIVER_LOOK,
+            max_log_rate: model::MAX_LOG_RATE,
             metrics: Arc::default(),
             leave: Stop::new(),
             joined: Stop::new(),

@@ -292,6 +292,10 @@ pub(crate) struct CellArgs {
     /// Processes and threads of all containers; not limited when absent
     #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u64).range(1..=1 << 22))]
     pub(crate) pids: Option<u64>,
+    /// KiB of log lines a second that a container may write at most, whatever its app says
+    #[arg(long, value_name = "KIB", default_value_t = model::MAX_LOG_RATE >> 10,
+        value_parser = clap::value_parser!(u64).range(1..=model::MAX_LOG_RATE >> 10))]
+    pub(crate) log_rate: u64,
     /// A network that is not public and that downloads and uploads of tasks may reach, and containers
     /// whose `egress` asks for it, as in `10.1.0.0/16`
     #[arg(long = "allow-network", value_name = "NETWORK")]

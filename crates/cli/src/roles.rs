@@ -352,6 +352,7 @@ pub(crate) async fn cell(shell: &Shell, args: CellArgs) -> Result<()> {
     let is_apart = endpoint.url.scheme_str() == Some("https") && !args.address.is_loopback();
     options.gate = is_apart.then(|| SocketAddr::new(args.address, args.gate_port));
     options.allowed_networks.clone_from(&args.allow_networks);
+    options.max_log_rate = args.log_rate << 10;
     options.capacity = Some(capacity(&args, &dir));
     let (drivers, chosen) = containers::drivers(&args.drivers, &dir, &tasks)?;
     options.drivers = drivers;

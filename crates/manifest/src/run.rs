@@ -6,8 +6,8 @@ use std::ops::Range;
 use hcl_edit::Span as _;
 use hcl_edit::structure::{Attribute, Block};
 use model::{
-    ContainerSpec, CrashPolicy, EgressProtocol, EgressRule, MAX_FILES, MAX_PIDS, Name, ProcessSpec,
-    StopSignal, VolumeMount,
+    ContainerSpec, CrashPolicy, EgressProtocol, EgressRule, MAX_FILES, MAX_LOG_RATE, MAX_PIDS,
+    Name, ProcessSpec, StopSignal, VolumeMount,
 };
 
 use crate::check::{CheckFile, check};
@@ -147,7 +147,7 @@ impl RunFile {
             "cpu" => self.cpu_shares = Some(source.cores(it)?),
             "pids" => self.pids = Some(source.number(it, 1..=MAX_PIDS)?),
             "files" => self.files = Some(source.number(it, 1..=MAX_FILES)?),
-            "log_rate" => self.log_bytes = Some(source.number(it, 1..=1 << 20)? << 10),
+            "log_rate" => self.log_bytes = Some(source.number(it, 1..=MAX_LOG_RATE >> 10)? << 10),
             "driver" => {
                 let driver = source.name(it)?;
                 let set = |spec: &mut ProcessSpec| spec.container.driver = Some(driver.clone());

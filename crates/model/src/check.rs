@@ -4,6 +4,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::spec::{DAY_MS, SpecError, range};
 
+/// The shortest interval of a check that runs a command, in milliseconds: to start a program takes the
+/// cell's own processor time, which no limit of the container holds.
+pub const MIN_COMMAND_INTERVAL_MS: u64 = 1_000;
+
 /// A health check. All times in milliseconds.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -92,11 +96,32 @@ impl Check {
         if self.port == Some(0) {
             return Err(SpecError::Text { field: "check port", reason: "it is 0" });
         }
+        if matches!(self.kind, CheckKind::Command { .. }) {
+            let field = "interval_ms of a check with a command";
+            range(field, self.interval_ms, MIN_COMMAND_INTERVAL_MS..=DAY_MS, "1 s to 24 h")?;
+        }
         range("check interval_ms", self.interval_ms, 10..=DAY_MS, "10 ms to 24 h")?;
         range("check jitter_percent", self.jitter_percent.into(), 0..=100, "0 to 100")?;
         range("check timeout_ms", self.timeout_ms, 1..=600_000, "1 ms to 10 min")?;
         range("check start_timeout_ms", self.start_timeout_ms, 1..=DAY_MS, "1 ms to 24 h")?;
         range("check failures", self.failures.into(), 1..=1_000, "1 to 1000")?;
         range("check successes", self.successes.into(), 1..=1_000, "1 to 1000")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn commands_are_not_run_again_and_again() {
+        let argv = vec!["true".to_owned()];
+        let check = |kind, interval_ms| Check { kind, interval_ms, ..Check::default() };
+        let command = CheckKind::Command { argv };
+        let refused = check(command.clone(), MIN_COMMAND_INTERVAL_MS - 1).validate();
+        let refused = refused.expect_err("refused").to_string();
+        assert_eq!(refused, "interval_ms of a check with a command is 999, allowed is 1 s to 24 h");
+        assert_eq!(check(command, MIN_COMMAND_INTERVAL_MS).validate(), Ok(()));
+        assert_eq!(check(CheckKind::Tcp, 10).validate(), Ok(()));
     }
 }

@@ -26,7 +26,7 @@ pub use action::{
     Action, ActionError, Checksum, ChecksumAlgorithm, MAX_ACTION_DEPTH, MAX_ACTIONS,
     MAX_PHRASE_BYTES, MAX_RUN_BYTES, MAX_TRANSFER_BYTES, MAX_URL_BYTES, UploadMode, parse_user,
 };
-pub use check::{Check, CheckKind};
+pub use check::{Check, CheckKind, MIN_COMMAND_INTERVAL_MS};
 pub use component::{
     CellDrivers, CellSpec, JoinToken, MAX_DRIVER_REASON, PROTOCOL, ProtocolMismatch, ProtocolRange,
     Role, negotiate,
@@ -51,8 +51,8 @@ pub use route::{Route, RouteGate, RouteTable, RouteTarget};
 pub use spec::{
     ContainerSpec, DRIVERS, EgressProtocol, EgressRule, Limits, MAX_ANNOTATION, MAX_CACHE_KEY,
     MAX_EGRESS_RULES, MAX_ENV_BYTES, MAX_ENV_NAME, MAX_ENV_VARS, MAX_FILES, MAX_INSTANCES,
-    MAX_MOUNTS, MAX_PIDS, MAX_SPEC_BYTES, MAX_TAGS, ProcessSpec, RetryPolicy, SpecError,
-    StopSignal, TASK_START_MS, TaskSpec, VolumeMount, validate_env,
+    MAX_LOG_RATE, MAX_MOUNTS, MAX_PIDS, MAX_SPEC_BYTES, MAX_TAGS, ProcessSpec, RetryPolicy,
+    SpecError, StopSignal, TASK_START_MS, TaskSpec, VolumeMount, validate_env,
 };
 pub use task::{
     ExitStatus, FailureDetail, MAX_TAIL_BYTES, MAX_TAIL_LINES, MAX_TASK_ARTIFACT, MAX_TASK_RESULT,

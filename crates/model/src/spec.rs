@@ -382,6 +382,10 @@ fn validate_size(bytes: usize) -> Result<(), SpecError> {
     if bytes <= MAX_SPEC_BYTES { Ok(()) } else { Err(SpecError::Size(bytes)) }
 }
 
+/// Most bytes of log lines a second that a container may ask for: a few of them fill a disk's bandwidth
+/// and the stream of their cell.
+pub const MAX_LOG_RATE: u64 = 4 << 20;
+
 /// Longest name of a cache: room for the names of a project, an app and a workspace.
 pub const MAX_CACHE_KEY: usize = 128;
 
@@ -422,7 +426,7 @@ impl Limits {
             ("cpu_shares", self.cpu_shares, most, any),
             ("pids", self.pids, MAX_PIDS, "1 to 4194304"),
             ("files", self.files, MAX_FILES, "1 to 1048576"),
-            ("log_bytes", self.log_bytes, most, any),
+            ("log_bytes", self.log_bytes, MAX_LOG_RATE, "1 to 4194304"),
         ];
         for (field, value, most, allowed) in fields {
             if let Some(value) = value {
@@ -669,6 +673,8 @@ mod tests {
         assert!(refused(|s| s.argv.clear()).contains("argv"));
         assert!(refused(|s| s.stop_grace_ms = u64::MAX).contains("stop_grace_ms"));
         assert!(refused(|s| s.container.limits.memory_mb = Some(0)).contains("memory_mb"));
+        let many = refused(|s| s.container.limits.log_bytes = Some(MAX_LOG_RATE + 1));
+        assert_eq!(many, "log_bytes is 4194305, allowed is 1 to 4194304");
         for (pids, files) in [(0, 0), (MAX_PIDS + 1, MAX_FILES + 1)] {
             let mut spec = process();
             spec.container.limits.pids = Some(pids);

@@ -445,6 +445,22 @@ async fn what_the_driver_cannot_do_is_refused() {
 }
 
 #[tokio::test]
+async fn the_operators_limit_of_log_lines_wins() {
+    let (bench, mut server) = (Bench::new(), Server::start().await);
+    let agent = bench.start_with(&server.url, |options| options.max_log_rate = 20_000);
+    let mut stream = server.accept().await;
+    let text = "i=0; while [ $i -lt 20000 ]; do echo spam number $i; i=$((i+1)); done; \
+                exec sleep 1000";
+    let mut greedy = process(&["/bin/sh", "-c", text], None);
+    greedy.container.limits.log_bytes = Some(1 << 20);
+    stream.desire(true, vec![instance(1, &greedy)]).await;
+    stream.begins("longshore: ").await;
+    let said = stream.seen.iter().find(|line| line.starts_with("longshore: ")).expect("is there");
+    assert!(said.ends_with(" dropped: over 19 KB/s"), "{said}");
+    agent.stop().await;
+}
+
+#[tokio::test]
 async fn a_spammer_is_cut_short_and_nobody_else() {
     let (bench, mut server) = (Bench::new(), Server::start().await);
     let agent = bench.start(&server);
