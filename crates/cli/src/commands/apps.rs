@@ -403,10 +403,22 @@ pub(super) async fn config(shell: &Shell, command: ConfigCommand) -> Result<()> 
             set(shell, &args.app, vars, args.no_deploy).await
         }
         ConfigCommand::Unset(args) => {
+            if !is_any_set(shell, &args.app, &args.names).await? {
+                let names = args.names.join(", ");
+                shell.output.say(&format!("{names}: not set, so nothing has changed"));
+                return Ok(());
+            }
             let vars = args.names.into_iter().map(|name| (name, None)).collect();
             set(shell, &args.app, vars, args.no_deploy).await
         }
     }
+}
+
+/// Whether an app has any of these variables.
+async fn is_any_set(shell: &Shell, args: &AppArgs, names: &[String]) -> Result<bool> {
+    let path = Which::find(args, None)?.path("config?", &args.workspace);
+    let vars: BTreeMap<String, String> = shell.client()?.get(&path).await?;
+    Ok(names.iter().any(|name| vars.contains_key(name)))
 }
 
 async fn set(

@@ -17,7 +17,8 @@ pub(super) async fn cell(shell: &Shell, command: CellCommand) -> Result<()> {
     let client = shell.client()?;
     match command {
         CellCommand::List => {
-            let list: Vec<CellView> = client.get("/v1/cells").await?;
+            let mut list: Vec<CellView> = client.get("/v1/cells").await?;
+            list.sort_by(|one, other| (&one.spec.name, one.id).cmp(&(&other.spec.name, other.id)));
             let header = [
                 "name",
                 "zone",

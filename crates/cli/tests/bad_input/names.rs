@@ -107,6 +107,8 @@ fn names_that_are_not_allowed_are_refused_wherever_they_enter() -> Result<(), Fa
     }
     let big = "x".repeat(100 << 10);
     let (one, two) = (format!("ONE={big}"), format!("TWO={big}"));
+    let unset = server.shore(&["config", "unset", "--project=shop", "NOT_THERE"])?;
+    refused(unset, 0, &["NOT_THERE: not set, so nothing has changed"])?;
     let both = server.shore(&["config", "set", "--project=shop", &one, &two])?;
     refused(both, 6, &["the environment is too large", "131072 bytes"])?;
     config("GOOD=$(id); \"\u{fc}\"")?.ok("config set")?;

@@ -9,7 +9,7 @@ use axum::extract::State;
 use http::StatusCode;
 use model::CellId;
 use server::{Action, Server, views};
-use state::{Cell, CellCommand, Command, DRAIN_TIMEOUT};
+use state::{Cell, CellCommand, Command, DRAIN_TIMEOUT, State as Control};
 
 use super::caller::{Body, Caller, Path};
 use super::{ApiError, ApiResult, ReadResult};
@@ -69,29 +69,78 @@ pub(crate) async fn undrain_cell(
     Ok(Json(()))
 }
 
-/// The cell of this id or name. Of several with one name the connected one is meant.
+/// The cell of this id or name.
 async fn find(server: &Server, text: &str) -> Result<Arc<Cell>, ApiError> {
     let wanted = text.to_owned();
-    let look = move |state: &state::State| {
-        if let Some(row) = wanted.parse::<CellId>().ok().and_then(|id| state.get::<Cell>(id)) {
-            return Ok(row.clone());
+    server.read(move |state| called(state, &wanted)).await?
+}
+
+/// Several with one name are an error, also when one of them is away: what is drained must be what
+/// was meant.
+fn called(state: &Control, wanted: &str) -> Result<Arc<Cell>, ApiError> {
+    if let Some(row) = wanted.parse::<CellId>().ok().and_then(|id| state.get::<Cell>(id)) {
+        return Ok(row.clone());
+    }
+    let named = state.all::<Cell>().filter(|row| row.spec.name.as_str() == wanted);
+    match named.collect::<Vec<_>>().as_slice() {
+        [one] => Ok(Arc::clone(one)),
+        [] => {
+            let known = state.all::<Cell>().map(|row| row.spec.name.as_str());
+            Err(ApiError::not_found("cell", wanted).meant(near(wanted, known)))
         }
-        let named = || state.all::<Cell>().filter(|row| row.spec.name.as_str() == wanted);
-        let online: Vec<_> = named().filter(|row| row.lease_until.is_some()).collect();
-        let found = if online.is_empty() { named().collect() } else { online };
-        match found.as_slice() {
-            [one] => Ok(Arc::clone(one)),
-            [] => {
-                let known = state.all::<Cell>().map(|row| row.spec.name.as_str());
-                Err(ApiError::not_found("cell", &wanted).meant(near(&wanted, known)))
-            }
-            several => {
-                let ids: Vec<String> = several.iter().map(|row| row.id.to_string()).collect();
-                let message = format!("{} cells are called {wanted}", several.len());
-                let hint = format!("name one by its id: {}", ids.join(", "));
-                Err(ApiError::new(StatusCode::CONFLICT, "conflict", message, &hint))
-            }
+        several => {
+            let told = |row: &&Arc<Cell>| match row.lease_until {
+                Some(_) => row.id.to_string(),
+                None => format!("{} (away)", row.id),
+            };
+            let ids: Vec<String> = several.iter().map(told).collect();
+            let message = format!("{} cells are called {wanted}", several.len());
+            let hint = format!("name one by its id: {}", ids.join(", "));
+            Err(ApiError::new(StatusCode::CONFLICT, "conflict", message, &hint))
         }
-    };
-    server.read(look).await?
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use model::{CellSpec, Time};
+    use state::CELL_LEASE;
+
+    use super::*;
+
+    #[test]
+    fn a_name_of_several_cells_is_nobodys() {
+        let mut state = Control::new("localhost");
+        let spec = |name: &str| -> CellSpec {
+            let spec = serde_json::json!({
+                "name": name, "zone": "a", "drivers": [], "memory_mb": 1, "disk_mb": 1,
+                "containers": 1
+            });
+            serde_json::from_value(spec).expect("a spec")
+        };
+        let mut online = |id, name, now| {
+            let (id, spec) = (CellId(id), spec(name));
+            let command = CellCommand::Online { id, spec, holds: Vec::new(), token: None };
+            state.apply(now, Command::Cell(command)).expect("it joins");
+        };
+        let later = Time(0).after(CELL_LEASE * 2);
+        online(1, "one", Time(0));
+        online(2, "two", later);
+        online(3, "one", later);
+        state.apply(later, Command::Tick).expect("time passes");
+        assert!(state.get::<Cell>(CellId(1)).is_some_and(|row| row.lease_until.is_none()));
+        let id =
+            |wanted: &str| called(&state, wanted).map(|row| row.id).map_err(|error| told(&error));
+        let told = format!("2 cells are called one: {} (away), {}", CellId(1), CellId(3));
+        assert_eq!(id("one"), Err(told));
+        assert_eq!(id("two"), Ok(CellId(2)));
+        assert_eq!(id(&CellId(1).to_string()), Ok(CellId(1)));
+        assert!(id("three").is_err());
+    }
+
+    /// The message, and the ids of the hint.
+    fn told(error: &ApiError) -> String {
+        let (message, hint) = error.words();
+        format!("{message}: {}", hint.replace("name one by its id: ", ""))
+    }
 }

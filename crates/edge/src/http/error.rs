@@ -22,6 +22,12 @@ impl ApiError {
         Self { status, body: ErrorBody { kind: kind.to_owned(), message, hint } }
     }
 
+    /// Its sentence and its hint.
+    #[cfg(test)]
+    pub(crate) fn words(&self) -> (&str, &str) {
+        (&self.body.message, self.body.hint.as_deref().unwrap_or_default())
+    }
+
     /// There is no such thing, or the caller may not know of it.
     pub fn not_found(what: &str, name: impl std::fmt::Display) -> Self {
         let message = format!("there is no {what} {name}");

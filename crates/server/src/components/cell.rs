@@ -15,8 +15,8 @@ use model::{
     CellDrivers, CellId, CellSpec, InstanceId, TaskId, TaskReport, Time, TokenId, VolumeId,
 };
 use state::{
-    App, CellCommand, CellInstance, CellUnit, Command, Deployment, Held, Instance, Order, Process,
-    Project, Reply, State, WorkKey,
+    App, Cell, CellCommand, CellInstance, CellUnit, Command, Deployment, Held, Instance, Order,
+    Process, Project, Reply, State, WorkKey,
 };
 use tokio::sync::mpsc;
 use tonic::{Status, Streaming};
@@ -127,10 +127,23 @@ async fn online(
 ) -> Result<u32, Status> {
     let token = Some(token);
     let spec: CellSpec = from_json("cell spec", &hello.spec_json)?;
+    let spec_name = spec.name.clone();
     let holds = hello.holds.iter().map(held).collect::<Result<Vec<_>, _>>()?;
     let command = CellCommand::Online { id, spec, holds, token };
+    let name = spec_name.clone();
+    let namesakes = move |state: &State| {
+        let others = state.all::<Cell>().filter(|row| row.id != id && row.spec.name == name);
+        others.map(|row| row.id.to_string()).collect::<Vec<_>>()
+    };
     match server.apply(Command::Cell(command)).await.map_err(status)? {
-        Reply::Epoch(epoch) => Ok(epoch),
+        Reply::Epoch(epoch) => {
+            let others = server.read(namesakes).await.map_err(status)?;
+            if !others.is_empty() {
+                let (name, others) = (spec_name, others.join(", "));
+                tracing::warn!(cell = %id, %name, others, "a cell joined with the name of others");
+            }
+            Ok(epoch)
+        }
         other => Err(Status::internal(format!("unexpected reply {other:?}"))),
     }
 }
