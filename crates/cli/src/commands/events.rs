@@ -109,14 +109,14 @@ fn text(change: &Change) -> String {
 fn instance(body: &serde_json::Value) -> String {
     let text = |key: &str| body.get(key).and_then(serde_json::Value::as_str);
     let ready = body.get("ready").and_then(serde_json::Value::as_bool).unwrap_or_default();
-    let mut said = text("state").unwrap_or("changed").to_owned();
-    if said == "running" {
-        said += if ready { ", takes requests" } else { ", not ready" };
-    }
-    if let Some(cell) = text("cell_name") {
-        said += &format!("  on {cell}");
-    }
-    said
+    let state = text("state").unwrap_or("changed");
+    let requests = match state {
+        "running" if ready => ", takes requests",
+        "running" => ", not ready",
+        _ => "",
+    };
+    let cell = text("cell_name").map_or_else(String::new, |cell| format!("  on {cell}"));
+    format!("{state}{requests}{cell}")
 }
 
 #[cfg(test)]
