@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use api::proto::{CellLog, LogLine};
 use bytes::Bytes;
-use drivers::OutputStream;
+use drivers::{Output, OutputStream};
 use futures_util::StreamExt as _;
 use model::LogSource;
 use runtime::{Clock as _, Stop, SystemClock, mono_now};
@@ -188,6 +188,7 @@ impl Journal {
     ) {
         let mut splitter = Splitter::new(resume.unwrap_or_default());
         let position = |splitter: &Splitter| resume.map(|_| splitter.position());
+        let mut pace = Pace::new(mono_now());
         loop {
             let item = tokio::select! {
                 item = output.next() => item,
@@ -198,6 +199,9 @@ impl Journal {
             };
             match item {
                 Some(Ok(item)) => {
+                    if let Output::Chunk(chunk) = &item {
+                        runtime::sleep_until(pace.due(chunk.bytes.len(), mono_now())).await;
+                    }
                     let lines = told.tell(splitter.push(&item));
                     let begin = mono_now();
                     self.lines(lines, position(&splitter)).await;
@@ -215,6 +219,35 @@ impl Journal {
         if !rest.is_empty() {
             self.lines(rest, position(&splitter)).await;
         }
+    }
+}
+
+/// Output that is read of one process in a second: four times what the server keeps at most. A flood
+/// beyond it would take the processor time of others; the process does not wait for it, and what its
+/// supervisor does not keep until it is read is told as a gap.
+const READ_BYTES_PER_SECOND: u64 = 16 << 20;
+/// What is read at once, as a time at that pace.
+const READ_AHEAD: Duration = Duration::from_secs(2);
+const NANOS: u64 = 1_000_000_000;
+
+/// How fast output is read.
+struct Pace {
+    /// When all that was read until now would have been at an even pace.
+    due: Instant,
+}
+
+impl Pace {
+    const fn new(now: Instant) -> Self {
+        Self { due: now }
+    }
+
+    /// When so many bytes more may have been read.
+    fn due(&mut self, bytes: usize, now: Instant) -> Instant {
+        let bytes = u64::try_from(bytes).unwrap_or(u64::MAX);
+        let cost = bytes.saturating_mul(NANOS / READ_BYTES_PER_SECOND.min(NANOS));
+        let least = now.checked_sub(READ_AHEAD).unwrap_or(now);
+        self.due = self.due.max(least) + Duration::from_nanos(cost);
+        self.due.max(now)
     }
 }
 
@@ -378,6 +411,24 @@ impl Shipper {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_flood_is_read_at_a_pace_and_a_burst_at_once() {
+        const PIECE: usize = 64 << 10;
+        let begin = mono_now();
+        let mut pace = Pace::new(begin);
+        let later = begin + READ_AHEAD;
+        let mut at = later;
+        let ends: Vec<Instant> = (0..2_560)
+            .map(|_| {
+                at = pace.due(PIECE, at);
+                at
+            })
+            .collect();
+        assert_eq!(ends[256], later, "a second's output waits for nothing");
+        let took = ends[2_559] - later;
+        assert!(took.abs_diff(Duration::from_secs(8)) < Duration::from_secs(1), "{took:?}");
+    }
 
     #[test]
     fn only_what_was_sent_is_acknowledged() {
