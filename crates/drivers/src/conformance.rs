@@ -14,6 +14,7 @@ mod network;
 mod outlive;
 mod processes;
 mod sessions;
+mod shares;
 mod streams;
 mod tars;
 
@@ -213,5 +214,6 @@ fn able() -> Vec<Case> {
         escapes::powers_over_the_machine_are_dropped,
         escapes::set_id_programs_give_nothing,
         escapes::directories_lead_nowhere_else,
+        shares::the_kernel_has_enough_for_all,
     ]
 }

@@ -97,6 +97,9 @@ pub(crate) struct Through {
     pub(crate) after: Vec<String>,
     /// What to start, in the runtime's own form. It may hold secrets and never touches a disk.
     pub(crate) process: String,
+    /// Whose process the runtime is besides root's, where root may not set limits of others: those
+    /// of this user it may.
+    pub(crate) real_user: Option<u32>,
 }
 
 /// A command that the first process of a container starts.

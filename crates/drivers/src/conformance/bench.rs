@@ -152,14 +152,25 @@ impl Bench {
         id: &str,
         text: &str,
     ) -> std::result::Result<(ProcessId, String), Failure> {
-        let id = self.script(handle, id, text).await?;
+        let line = self.first_line(handle, id, &["/bin/sh", "-c", text]).await?;
+        Ok((ProcessId::new(id)?, line))
+    }
+
+    /// Starts a process and waits for the first line it writes.
+    pub(crate) async fn first_line(
+        &self,
+        handle: &Handle,
+        id: &str,
+        argv: &[&str],
+    ) -> std::result::Result<String, Failure> {
+        let id = self.start(handle, id, argv).await?;
         let mut stream = self.driver.attach(handle, &id, OutputOffset(0)).await?;
         let mut written = Written::default();
         while !written.stdout.contains(&b'\n') {
             let Some(output) = soon("first line", stream.next()).await? else { break };
             written.add(&output?);
         }
-        Ok((id, written.text().trim().to_owned()))
+        Ok(written.text().trim().to_owned())
     }
 
     /// Runs a process to its end.

@@ -24,6 +24,7 @@ CALLS = [
     ("finit_module", 313, 273, (0, b"", 0)),
     ("fsopen", 430, 430, (b"tmpfs", 0)),
     ("init_module", 175, 105, (buffer, 4096, b"")),
+    ("io_setup", 206, 0, (1, buffer)),
     ("io_uring_setup", 425, 425, (8, buffer)),
     ("kcmp", 312, 272, (1, 1, 0, 0, 0)),
     ("kexec_load", 246, 104, (0, 0, 0, 0)),

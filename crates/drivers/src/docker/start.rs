@@ -10,12 +10,15 @@ use super::container::{Place, processes};
 use super::wire::Order;
 use crate::driver::{Started, Target, Terminal};
 use crate::error::{Context as _, DriverError, Result, StartFault};
+use crate::oci::bundle;
 use crate::shim::{Inside, Launch, Request};
 use crate::spec::{ContainerSpec, Handle, Limits, ProcessId, ProcessSpec};
 use crate::supervised::{Starting, locked};
 
 /// Open files of a process that is given no limit; it may raise that itself.
 const USUAL_OPEN_FILES: u64 = 1_024;
+/// Bytes of message queues of all containers, whose root is the machine's: half of what root has.
+const MESSAGE_QUEUE_BYTES: u64 = bundle::MESSAGE_QUEUE_BYTES / 2;
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// The environment variables that mark the processes of a container, or of one process in it.
@@ -140,6 +143,8 @@ fn resources(limits: Limits) -> Vec<(u32, u64, u64)> {
         (libc::RLIMIT_AS, limits.address_space_bytes),
         (libc::RLIMIT_FSIZE, limits.file_bytes),
         (libc::RLIMIT_CPU, limits.cpu_seconds),
+        (libc::RLIMIT_SIGPENDING, Some(bundle::PENDING_SIGNALS)),
+        (libc::RLIMIT_MSGQUEUE, Some(MESSAGE_QUEUE_BYTES)),
     ];
     // Docker gives a million, and some programs close or select every file they might have.
     let usual = (libc::RLIMIT_NOFILE, USUAL_OPEN_FILES, u64::MAX);

@@ -31,6 +31,13 @@ pub(crate) const PROCESSES: u64 = 512;
 const OPEN_FILES: (u64, u64) = (1024, 1 << 19);
 /// Where programs are looked for.
 pub(super) const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+/// Signals that wait and timers of all processes of one user; the kernel gives hundreds of thousands
+/// to the machine's root, with whom containers without users of their own share what it counts.
+pub(crate) const PENDING_SIGNALS: u64 = 256;
+/// Bytes of POSIX message queues of one user: what the kernel gives everybody.
+pub(crate) const MESSAGE_QUEUE_BYTES: u64 = 819_200;
+/// Terminals of a container: the machine has 4,096 for all.
+const TERMINALS: u32 = 64;
 const SHARED_MEMORY_BYTES: u64 = 64 << 20;
 /// Processor time is handed out in periods of this many microseconds.
 const PERIOD: u64 = 100_000;
@@ -72,6 +79,8 @@ pub(super) struct Places<'a> {
     pub(super) hostname: &'a str,
     /// The user of the machine that user 0 is, in a user namespace.
     pub(super) first_user: Option<u32>,
+    /// The user namespace, where it has one.
+    pub(super) users: &'a str,
     pub(super) limits_swap: bool,
     /// Whether the machine knows IPv6.
     pub(super) has_ipv6: bool,
@@ -93,7 +102,8 @@ pub(super) fn container(spec: &ContainerSpec, places: &Places<'_>) -> Value {
         "sysctl": sysctl(places.has_ipv6),
     });
     if let Some(first) = places.first_user {
-        namespaces.push(json!({"type": "user"}));
+        // The mappings are those the namespace has; runtimes want to be told nevertheless.
+        namespaces.push(json!({"type": "user", "path": places.users}));
         let all = json!([{"containerID": 0, "hostID": first, "size": USERS}]);
         linux["uidMappings"] = all.clone();
         linux["gidMappings"] = all;
@@ -135,13 +145,14 @@ fn capabilities(names: &[&str]) -> Value {
 fn mounts(root: &Root, idle: &str) -> Vec<Value> {
     let mount = |target: &str, kind: &str, options: &[&str]| json!({"destination": target, "type": kind, "source": kind, "options": options});
     let size = format!("size={SHARED_MEMORY_BYTES}");
+    let terminals = format!("max={TERMINALS}");
     let mut mounts = vec![
         mount("/proc", "proc", &["nosuid", "noexec", "nodev"]),
         mount("/dev", "tmpfs", &["nosuid", "strictatime", "mode=755", "size=64k"]),
         mount(
             "/dev/pts",
             "devpts",
-            &["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"],
+            &["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5", &terminals],
         ),
         mount("/dev/shm", "tmpfs", &["nosuid", "noexec", "nodev", "mode=1777", &size]),
         mount("/dev/mqueue", "mqueue", &["nosuid", "noexec", "nodev"]),
@@ -261,6 +272,8 @@ pub(super) fn rlimits(limits: &Limits) -> impl Iterator<Item = ProcessLimit> + u
         ("RLIMIT_AS", Resource::As, same(limits.address_space_bytes)),
         ("RLIMIT_FSIZE", Resource::Fsize, same(limits.file_bytes)),
         ("RLIMIT_CPU", Resource::Cpu, same(limits.cpu_seconds)),
+        ("RLIMIT_SIGPENDING", Resource::Sigpending, same(Some(PENDING_SIGNALS))),
+        ("RLIMIT_MSGQUEUE", Resource::Msgqueue, same(Some(MESSAGE_QUEUE_BYTES))),
     ];
     wanted.into_iter().filter_map(|(name, kind, limit)| {
         let (soft, hard) = limit?;

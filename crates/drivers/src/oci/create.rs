@@ -158,6 +158,7 @@ impl Inner {
                 group: &format!("{}/{}", self.net.prefix, spec.handle),
                 hostname: &hostname,
                 first_user,
+                users: &on_stage(stage::USERS),
                 limits_swap: self.layout.limits_swap(),
                 has_ipv6: Path::new("/proc/sys/net/ipv6").exists(),
             },

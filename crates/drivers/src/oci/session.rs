@@ -40,6 +40,7 @@ impl Inner {
             before: self.exec_command(&["--detach", "--cgroup", &option]),
             after: vec![handle.to_string()],
             process,
+            real_user: (place.first_user != 0 && !may_limit_others()).then_some(place.first_user),
         };
         let (dir, of) = (dir(slots::RUN.as_ref(), number), group.of_process(&name));
         let start = Start::Through { through, dir, group: of };
@@ -76,6 +77,12 @@ impl Inner {
         }
         Ok(())
     }
+}
+
+/// Whether this process may set the limits of every other one; not in some containers.
+fn may_limit_others() -> bool {
+    let own = rustix::thread::capabilities(None);
+    own.is_ok_and(|own| own.effective.contains(rustix::thread::CapabilitySet::SYS_RESOURCE))
 }
 
 /// How names of the control groups of sessions begin.

@@ -33,6 +33,8 @@ const MAX_PLAN_BYTES: u64 = 4 << 20;
 pub(super) const ROOT: &str = "root";
 /// Where the first process's program is on the stage.
 pub(super) const IDLE: &str = "idle";
+/// Where the container's user namespace is on the stage.
+pub(super) const USERS: &str = "users";
 /// Where a container's own files are on the stage.
 const OWN: &str = "own";
 /// Why it failed, in the container's directory.
@@ -121,6 +123,10 @@ fn lay_out(plan: &Plan) -> io::Result<()> {
     let tmpfs = mount("tmpfs", &plan.stage, "tmpfs", MountFlags::NODEV, Some(c"mode=0755,size=1m"));
     doing("mount the stage", tmpfs)?;
     doing("enter the stage", std::env::set_current_dir(&plan.stage))?;
+    if let Some(users) = &users {
+        let shown = File::create(USERS).and_then(|_| mounts::bind_open(users, Path::new(USERS)));
+        doing("show the user namespace to the runtime", shown)?;
+    }
     let layers = bind_layers(plan, users.as_ref())?;
     own_files(plan)?;
     doing("mount the root", overlay(&layers))?;

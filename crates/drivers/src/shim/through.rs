@@ -8,6 +8,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use rustix::fs::{MemfdFlags, SeekFrom, memfd_create, seek};
+use rustix::process::{Gid, Uid};
+use rustix::thread::{set_thread_res_gid, set_thread_res_uid};
 
 use super::{KILLED_FILE, Through, command};
 use crate::driver::Outcome;
@@ -42,7 +44,7 @@ pub(super) fn runtime(dir: &Path, through: &Through) -> Result<Command, StartFau
         .args(&through.after)
         .env_clear()
         .env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin");
-    give(&mut runtime, process);
+    give(&mut runtime, process, through.real_user);
     Ok(runtime)
 }
 
@@ -58,9 +60,9 @@ fn in_memory(text: &str) -> io::Result<File> {
     Ok(file)
 }
 
-/// Gives the runtime the process to start, and the usual signals.
+/// Gives the runtime the process to start, the usual signals and its user.
 #[expect(unsafe_code, reason = "a descriptor must be passed on between fork and exec")]
-fn give(runtime: &mut Command, process: File) {
+fn give(runtime: &mut Command, process: File, real_user: Option<u32>) {
     // SAFETY: the closure only makes system calls.
     unsafe {
         runtime.pre_exec(move || {
@@ -69,6 +71,11 @@ fn give(runtime: &mut Command, process: File) {
                 rustix::io::fcntl_setfd(&process, rustix::io::FdFlags::empty())?;
             } else if libc::dup2(process.as_raw_fd(), PROCESS_FD) < 0 {
                 return Err(io::Error::last_os_error());
+            }
+            if let Some(user) = real_user {
+                let (root, group) = (Uid::ROOT, Gid::ROOT);
+                set_thread_res_gid(Gid::from_raw(user), group, group)?;
+                set_thread_res_uid(Uid::from_raw(user), root, root)?;
             }
             Ok(())
         });

@@ -81,6 +81,14 @@ pub(super) fn bind(source: &Path, at: &Path) -> io::Result<()> {
     attach(&open_tree(CWD, source, flags)?, at)
 }
 
+/// Shows what is open at a place of the helper's own.
+pub(super) fn bind_open(source: &OwnedFd, at: &Path) -> io::Result<()> {
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE
+        | OpenTreeFlags::OPEN_TREE_CLOEXEC
+        | OpenTreeFlags::AT_EMPTY_PATH;
+    attach(&open_tree(source, "", flags)?, at)
+}
+
 /// Mounts a file that holds a file system. Its loop device goes away with the mount.
 pub(super) fn image(image: &Path, at: &Path) -> io::Result<()> {
     let file = File::options().read(true).write(true).open(image)?;
