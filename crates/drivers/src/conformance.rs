@@ -198,6 +198,7 @@ fn able() -> Vec<Case> {
         limits::temporary_files_have_their_own_limit,
         network::private_addresses_need_a_rule,
         network::the_machine_needs_a_rule,
+        network::connections_of_one_leave_room_for_others,
         network::metadata_services_are_out_of_reach,
         network::containers_do_not_reach_each_other,
         network::others_do_not_reach_containers,

@@ -132,6 +132,8 @@ pub(crate) const PLATFORM_DIR: &str = "/run/shore";
 /// Bytes of it where the root cannot be written: a few certificates of some KiB each, for each of the
 /// times they were renewed that are kept.
 pub(crate) const PLATFORM_BYTES: u64 = 4 << 20;
+/// Connections of one container to others: the machine keeps track of 65,536 to 262,144 for all.
+pub(crate) const MAX_CONNECTIONS: u32 = 4096;
 /// The most mounts of one container.
 const MAX_MOUNTS: usize = 64;
 /// The most published ports of one container.

@@ -125,6 +125,19 @@ impl Bench {
     }
 }
 
+/// Sends packets from ports of its own to as many ports of a host as it may have connections, and
+/// some more: not every one need be a connection that is kept.
+const SPRAYER: &str = "
+import socket, sys
+host, most = sys.argv[1], int(sys.argv[2])
+with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+    for port in range(10_000, 10_000 + most + most // 4):
+        try:
+            sender.sendto(b'x', (host, port))
+        except OSError:
+            pass
+";
+
 fn rule(network: IpAddr, prefix: u8, ports: Option<(u16, u16)>) -> EgressRule {
     let protocol = if ports.is_some() { Protocol::Tcp } else { Protocol::All };
     EgressRule { network, prefix, protocol, ports }
@@ -170,6 +183,28 @@ pub(super) async fn the_machine_needs_a_rule(bench: Bench) -> Verdict {
     let exact = rule(machine, 32, None);
     let open = bench.with("open", |spec| spec.egress = vec![exact]).await?;
     ensure!(bench.hears(&open, "p", (machine, port)).await?, "a rule allows the machine");
+    Ok(())
+}
+
+pub(super) async fn connections_of_one_leave_room_for_others(bench: Bench) -> Verdict {
+    if !restricts(&bench) {
+        return Ok(());
+    }
+    let beside = Beside::new()?;
+    let (port, host) = (beside.listen()?, IpAddr::V4(beside.host));
+    let all = rule(host, 32, None);
+    let greedy = bench.with("greedy", |spec| spec.egress = vec![all.clone()]).await?;
+    if bench.output(&greedy, "look", "command -v python3 || true").await?.text().is_empty() {
+        return Ok(());
+    }
+    ensure!(bench.hears(&greedy, "before", (host, port)).await?, "it has connections left");
+    let (most, at) = (crate::spec::MAX_CONNECTIONS.to_string(), host.to_string());
+    let spec = ProcessSpec::new(ProcessId::new("p")?, ["python3", "-c", SPRAYER, &at, &most]);
+    let (exit, written) = bench.run(&greedy, spec).await?;
+    ensure!(exit.success(), "{exit:?} {}", String::from_utf8_lossy(&written.stderr));
+    ensure!(!bench.hears(&greedy, "after", (host, port)).await?, "more connections than it may");
+    let neighbour = bench.with("neighbour", |spec| spec.egress = vec![all]).await?;
+    ensure!(bench.hears(&neighbour, "p", (host, port)).await?, "a neighbour has its own");
     Ok(())
 }
 

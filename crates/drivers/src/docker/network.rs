@@ -22,7 +22,7 @@ use sha2::{Digest as _, Sha256};
 
 use super::client::{Client, Refusal};
 use crate::error::{Context as _, DriverError, Result};
-use crate::spec::{EgressRule, Protocol};
+use crate::spec::{EgressRule, MAX_CONNECTIONS, Protocol};
 
 /// Networks no container reaches unless a rule of it says so: private, shared, link-local,
 /// loopback, test and multicast ones.
@@ -201,7 +201,11 @@ impl Subnet {
     fn ensure_rules(&self) -> io::Result<bool> {
         let now = iptables(&["-S"])?;
         let (out, input, bridge) = (&self.forward, &self.input, &self.bridge);
-        let whole = |chain| now.lines().any(|rule| rule.contains(chain) && rule.contains("REJECT"));
+        let has = |chain: &str, part: &str| {
+            now.lines().any(|rule| rule.contains(chain) && rule.contains(part))
+        };
+        // Earlier versions did not count connections.
+        let whole = |chain: &str| has(chain, REFUSED) && has(chain, " connlimit ");
         let anew = !whole(out) || !whole(input);
         if anew {
             restore(&self.rules(&name_servers()))?;
@@ -232,6 +236,11 @@ impl Subnet {
         let mut rules =
             vec!["*filter".to_owned(), format!(":{out} - [0:0]"), format!(":{input} - [0:0]")];
         for chain in [out, input] {
+            // One more connection than a container may have.
+            rules.push(format!(
+                "-A {chain} -m conntrack ! --ctstatus CONFIRMED -m connlimit --connlimit-above \
+                 {MAX_CONNECTIONS} --connlimit-mask 32 --connlimit-saddr {REFUSED}"
+            ));
             let states = [("RELATED,ESTABLISHED", "ACCEPT"), ("INVALID", "DROP")];
             rules.extend(states.map(|(state, then)| {
                 format!("-A {chain} -m conntrack --ctstate {state} -j {then}")
@@ -258,7 +267,8 @@ impl Subnet {
             for rule in rules.iter().filter(|rule| rule.network.is_ipv4()) {
                 let words = words(address, rule);
                 for chain in [&self.forward, &self.input] {
-                    let mut all = vec!["-I".to_owned(), chain.clone()];
+                    // Behind the first one, which counts.
+                    let mut all = vec!["-I".to_owned(), chain.clone(), "2".to_owned()];
                     all.extend(words.iter().cloned());
                     iptables(&all.iter().map(String::as_str).collect::<Vec<_>>())?;
                 }

@@ -2,13 +2,16 @@
 
 use std::net::{IpAddr, Ipv4Addr};
 
-use crate::spec::{EgressRule, Protocol, Publish};
+use crate::spec::{EgressRule, MAX_CONNECTIONS, Protocol, Publish};
 
 /// Where no container may connect to without a rule: private, shared, link-local, loopback,
 /// documentation, benchmark, multicast and reserved networks.
 const DENIED: &str = "0.0.0.0/8, 10.0.0.0/8, 100.64.0.0/10, 127.0.0.0/8, 169.254.0.0/16, \
                       172.16.0.0/12, 192.0.0.0/24, 192.0.2.0/24, 192.88.99.0/24, 192.168.0.0/16, \
                       198.18.0.0/15, 198.51.100.0/24, 203.0.113.0/24, 224.0.0.0/3";
+
+/// Addresses in a network, each of which has connections of its own.
+const ADDRESSES: u32 = 1 << 16;
 
 /// What the rules depend on.
 #[derive(Debug)]
@@ -49,6 +52,7 @@ pub(crate) fn table(facts: &Facts) -> String {
     reject with icmpx admin-prohibited
   }}
   chain egress {{
+    ct status & confirmed == 0 add @connections {{ ip saddr ct count over {MAX_CONNECTIONS} }} {refuse}
     {resolvers}
     ip saddr vmap @exceptions
     oifname {links} {refuse}
@@ -86,6 +90,7 @@ pub(crate) fn table(facts: &Facts) -> String {
 fn declared(table: &str) -> String {
     format!(
         "table inet {table} {{
+  set connections {{ type ipv4_addr; size {ADDRESSES}; flags dynamic; }}
   map exceptions {{ type ipv4_addr : verdict; }}
   map published {{ type inet_service : ipv4_addr . inet_service; }}
   chain arriving {{ type filter hook prerouting priority raw; }}
@@ -169,6 +174,17 @@ pub(crate) fn unpublished(facts: &Facts, address: Ipv4Addr, port: Publish) -> St
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn connections_are_counted_before_anything_is_allowed() {
+        let network = Ipv4Addr::new(10, 208, 0, 0);
+        let resolvers = vec![Ipv4Addr::new(10, 1, 1, 1)];
+        let text = table(&Facts { prefix: "shx".to_owned(), network, resolvers });
+        let egress = text.split("  chain egress {\n").nth(1).expect("has the chain with rules");
+        let first = egress.lines().next().expect("has a rule").trim();
+        let count = "add @connections { ip saddr ct count over 4096 } jump refuse";
+        assert_eq!(first, format!("ct status & confirmed == 0 {count}"));
+    }
 
     #[test]
     fn a_rule_says_what_it_allows() {
