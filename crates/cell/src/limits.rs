@@ -8,8 +8,10 @@ pub const MAX_CREATES: usize = 8;
 pub const MAX_DOWNLOADS: usize = 5;
 /// How many URLs are downloaded at once.
 pub const MAX_FETCHES: usize = 5;
-/// How many uploads are under way at once.
+/// How many uploads to the blob store are under way at once.
 pub const MAX_UPLOADS: usize = 5;
+/// How many uploads to URLs are under way at once.
+pub(crate) const MAX_SENDS: usize = 5;
 /// How many files named by their digests one upload sends at once.
 pub const MAX_NAMED_UPLOADS: usize = 4;
 /// How many bytes of unpacked image layers are kept for later.

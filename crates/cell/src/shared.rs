@@ -18,8 +18,8 @@ use crate::identity::Identities;
 use crate::image::Images;
 use crate::layers::Layers;
 use crate::limits::{
-    CACHED_BUILD_BYTES, CACHED_LAYER_BYTES, MAX_CREATES, MAX_DOWNLOADS, MAX_FETCHES, MAX_UPLOADS,
-    OWN_NETWORK_PORT,
+    CACHED_BUILD_BYTES, CACHED_LAYER_BYTES, MAX_CREATES, MAX_DOWNLOADS, MAX_FETCHES, MAX_SENDS,
+    MAX_UPLOADS, OWN_NETWORK_PORT,
 };
 use crate::link::{Fence, Link};
 use crate::options::Options;
@@ -48,6 +48,7 @@ pub(crate) struct Shared {
     pub(crate) downloads: Arc<Semaphore>,
     pub(crate) fetches: Semaphore,
     pub(crate) uploads: Semaphore,
+    pub(crate) sends: Semaphore,
     pub(crate) creates: Semaphore,
 }
 
@@ -89,6 +90,7 @@ impl Shared {
             spool,
             fetches: Semaphore::new(MAX_FETCHES),
             uploads: Semaphore::new(MAX_UPLOADS),
+            sends: Semaphore::new(MAX_SENDS),
             creates: Semaphore::new(MAX_CREATES),
             fence: Fence::default(),
             options,

@@ -111,7 +111,10 @@ pub(crate) struct Upload<'a> {
 
 /// Takes files out of the container.
 pub(crate) async fn upload(actor: &Actor, what: &Upload<'_>) -> Result<(), Failure> {
-    let _place = actor.shared.uploads.acquire().await.map_err(Failure::new)?;
+    let shared = &actor.shared;
+    // As with downloads, a server that is slow on purpose must not keep builds waiting.
+    let places = if what.url.is_some() { &shared.sends } else { &shared.uploads };
+    let _place = places.acquire().await.map_err(Failure::new)?;
     let most = what.max_bytes.unwrap_or(MAX_TRANSFER_BYTES);
     let url = what.url.map(Url::parse).transpose()?;
     match what.mode {

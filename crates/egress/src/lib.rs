@@ -7,9 +7,11 @@
 mod guard;
 mod url;
 
-use std::io;
+use std::io::{self, IoSlice};
 use std::path::Path;
+use std::pin::Pin;
 use std::sync::{Arc, OnceLock};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -20,12 +22,13 @@ use http_body_util::combinators::UnsyncBoxBody;
 use hyper::body::Incoming;
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
-use runtime::Tasks;
+use runtime::{Stop, Tasks};
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{ClientConfig, RootCertStore};
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
+use tokio::sync::Notify;
 use tokio_rustls::TlsConnector;
 
 pub use guard::{Guard, Network};
@@ -37,7 +40,7 @@ pub const MAX_REDIRECTS: usize = 5;
 pub const MAX_ADDRESSES: usize = 16;
 /// How long connecting may take, and TLS after that.
 const DIAL_LIMIT: Duration = Duration::from_secs(10);
-/// How long a server may take to begin its answer.
+/// How long a server may take to begin its answer, and to take more of a request.
 const ANSWER_LIMIT: Duration = Duration::from_mins(1);
 
 /// Where systems keep the certificate authorities they trust.
@@ -176,26 +179,113 @@ impl Web {
     where
         S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {
+        let taken = Arc::new(Notify::new());
+        let stream = TokioIo::new(Told { stream, taken: Arc::clone(&taken) });
         let (mut sender, connection) =
-            http1::handshake(TokioIo::new(stream)).await.map_err(|error| broken(&error))?;
-        let stop = self.tasks.stop().clone();
+            http1::handshake(stream).await.map_err(|error| broken(&error))?;
+        let (stop, given_up) = (self.tasks.stop().clone(), Stop::new());
+        let mut unanswered = Unanswered(Some(given_up.clone()));
         self.tasks.spawn_ok("transfer", async move {
             // Whoever waits for the answer hears of an error, too.
-            drop(stop.or_stop(connection).await);
+            drop(stop.or_stop(given_up.or_stop(connection)).await);
         });
         let request = request(url, ask)?;
-        let answer = sender.send_request(request);
-        // The answer to a large body comes after it.
-        let answer = if ask.method == Method::PUT {
-            Some(answer.await)
-        } else {
-            runtime::timeout(ANSWER_LIMIT, answer).await
-        };
-        answer.ok_or_else(|| late("no answer", ANSWER_LIMIT))?.map_err(|error| broken(&error))
+        let answer = answered(sender.send_request(request), &taken).await?;
+        unanswered.0 = None;
+        answer.map_err(|error| broken(&error))
     }
 
     fn tls(&self) -> Result<Arc<ClientConfig>, Failure> {
         self.tls.get_or_init(config).clone().map_err(Failure::new)
+    }
+}
+
+/// Ends a connection when it is dropped, unless the answer came: then who reads that does. A server
+/// that takes nothing would keep it for ever.
+struct Unanswered(Option<Stop>);
+
+impl Drop for Unanswered {
+    fn drop(&mut self) {
+        if let Some(connection) = &self.0 {
+            connection.stop();
+        }
+    }
+}
+
+/// A connection that tells when the other side takes bytes.
+struct Told<S> {
+    stream: S,
+    taken: Arc<Notify>,
+}
+
+impl<S> Told<S> {
+    fn tell(&self, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+        if matches!(&written, Poll::Ready(Ok(count)) if *count > 0) {
+            self.taken.notify_one();
+        }
+        written
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Told<S> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(cx, buffer)
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Told<S> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.stream).poll_write(cx, bytes);
+        self.tell(written)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.stream).poll_write_vectored(cx, bytes);
+        self.tell(written)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+}
+
+/// Waits for an answer as long as the other side takes bytes: the answer to a large body comes after
+/// it.
+async fn answered<T>(answer: impl Future<Output = T>, taken: &Notify) -> Result<T, Failure> {
+    let mut answer = std::pin::pin!(answer);
+    loop {
+        let step = async {
+            tokio::select! {
+                biased;
+                answer = &mut answer => Some(answer),
+                () = taken.notified() => None,
+            }
+        };
+        match runtime::timeout(ANSWER_LIMIT, step).await {
+            Some(Some(answer)) => return Ok(answer),
+            Some(None) => {}
+            None => return Err(late("nothing taken and no answer", ANSWER_LIMIT)),
+        }
     }
 }
 
@@ -256,4 +346,64 @@ fn broken(error: &hyper::Error) -> Failure {
         .is_some_and(|cause| cause.kind() == io::ErrorKind::InvalidData);
     let reason = format!("the connection broke: {error}{}", cause.unwrap_or_default());
     Failure { transient: !permanent, ..Failure::new(reason) }
+}
+
+#[cfg(test)]
+mod tests {
+    use http_body_util::{BodyExt as _, StreamBody};
+    use hyper::body::Frame;
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+    use super::*;
+
+    const PIECES: usize = 8;
+    const NAP: Duration = Duration::from_millis(500);
+    const PIECE: [u8; 4096] = [7; 4096];
+
+    /// A body of some pieces.
+    fn body() -> Body {
+        let pieces = (0..PIECES).map(|_| Ok(Frame::data(Bytes::from_static(&PIECE))));
+        StreamBody::new(tokio_stream::iter(pieces)).boxed_unsync()
+    }
+
+    async fn put(stream: tokio::io::DuplexStream) -> Result<StatusCode, Failure> {
+        let tasks = Tasks::new(Stop::new());
+        let web = Web::new(Guard::default(), tasks);
+        let url = Url::parse("http://example.com/x").expect("a URL");
+        let again = || Ok(body());
+        let ask = Ask { method: Method::PUT, headers: Vec::new(), body: &again, length: None };
+        web.exchange(stream, &url, &ask).await.map(|answer| answer.status())
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_server_that_takes_nothing_is_given_up() {
+        let (ours, mut theirs) = tokio::io::duplex(64);
+        let given_up = runtime::timeout(ANSWER_LIMIT + Duration::from_secs(1), put(ours)).await;
+        let failure = given_up.expect("after its limit").expect_err("it is given up");
+        assert!(failure.transient && failure.reason.contains("60 s"), "{failure}");
+        // The connection ends, too.
+        let mut rest = Vec::new();
+        theirs.read_to_end(&mut rest).await.expect("reads");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_slow_server_has_as_long_as_it_takes_something() {
+        let (ours, mut theirs) = tokio::io::duplex(64);
+        let server = async move {
+            let (mut seen, mut buffer, mut naps) = (Vec::new(), [0; 1024], 0);
+            while !seen.ends_with(b"0\r\n\r\n") {
+                runtime::sleep(NAP).await;
+                naps += 1;
+                let count = theirs.read(&mut buffer).await.expect("reads");
+                assert!(count > 0, "it was given up");
+                seen.extend_from_slice(buffer.get(..count).expect("is in it"));
+            }
+            let answer = b"HTTP/1.1 201 Created\r\ncontent-length: 0\r\n\r\n";
+            theirs.write_all(answer).await.expect("writes");
+            (theirs, naps)
+        };
+        let (answer, (_theirs, naps)) = tokio::join!(put(ours), server);
+        assert_eq!(answer.expect("an answer"), StatusCode::CREATED);
+        assert!(NAP * naps > ANSWER_LIMIT * 2, "{naps}");
+    }
 }

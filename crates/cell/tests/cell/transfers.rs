@@ -3,6 +3,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use api::proto::cell_down::Message as Down;
 use axum::Router;
 use axum::body::{Body, Bytes};
 use axum::extract::{Path, State};
@@ -13,7 +14,7 @@ use runtime::{Stop, Tasks};
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 
-use crate::bench::{Bench, sh, stopped, task, task_spec, until};
+use crate::bench::{Bench, sh, stopped, task, task_spec, task_work, until};
 use crate::server::Server;
 use crate::tasks::{archive, begin, gzip};
 
@@ -105,7 +106,16 @@ async fn answer(
     response.expect("an answer")
 }
 
-async fn take(State(seen): State<Seen>, headers: HeaderMap, body: Bytes) -> StatusCode {
+async fn take(
+    State(seen): State<Seen>,
+    Path(name): Path<String>,
+    headers: HeaderMap,
+    body: Bytes,
+) -> StatusCode {
+    if name == "held" {
+        seen.note(name);
+        return std::future::pending().await;
+    }
     let header = |name: &str| headers.get(name).and_then(|it| it.to_str().ok()).unwrap_or("-");
     seen.note(format!("put {}", header("content-length")));
     seen.got.lock().unwrap_or_else(PoisonError::into_inner).push(body);
@@ -311,6 +321,43 @@ async fn files_and_archives_go_where_they_are_wanted() {
         assert!(reason.contains("is not a public address") && !reason.contains("secret"));
         assert_eq!(seen.asked(), Vec::<String>::new());
     }
+}
+
+/// As many uploads to URLs as are under way at once.
+const SENDS: usize = 5;
+
+#[tokio::test]
+async fn slow_servers_do_not_keep_the_blob_store_waiting() {
+    let (bench, mut server) = (Bench::new(), Server::start().await);
+    let tasks = Tasks::new(Stop::new());
+    let (port, seen) = web(&tasks).await;
+    let agent = bench.start_with(&server.url, |options| {
+        options.allowed_networks = vec!["127.0.0.0/8".parse().expect("a network")];
+    });
+    let mut stream = server.accept().await;
+    let make = || sh("echo hi > \"$SHORE_ROOT\"/x");
+    let send = || Action::Upload {
+        from: "/x".into(),
+        mode: UploadMode::File,
+        url: Some(format!("http://127.0.0.1:{port}/held")),
+        max_bytes: None,
+    };
+    let sends = Action::Parallel { actions: vec![send(); SENDS + 1], fail_fast: false };
+    let slow = task_spec(Action::Serial { actions: vec![make(), sends] });
+    begin(&mut stream, &slow).await;
+    stream.meanwhile(until("all places are taken", || seen.asked().len() == SENDS)).await;
+    let store = Action::upload("/x", UploadMode::File);
+    let quick = task_spec(Action::Serial { actions: vec![make(), store] });
+    stream.desire(false, vec![task(2, &quick)]).await;
+    stream.expect(json!({"report": "claim"})).await;
+    stream.send(Down::Claimed(task_work(2, 1))).await;
+    let stored = || server.blobs.get(Digest::of(b"hi\n")).is_some();
+    stream.meanwhile(until("the blob store has it", stored)).await;
+    assert_eq!(seen.asked().len(), SENDS, "the last one waits for a place");
+    stream.desire(false, vec![stopped(&task(1, &slow))]).await;
+    stream.meanwhile(bench.until_empty()).await;
+    agent.stop().await;
+    tasks.stop().stop();
 }
 
 #[tokio::test]
