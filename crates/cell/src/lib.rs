@@ -57,4 +57,4 @@ pub use limits::{
     SESSION_WINDOW, TASK_GRACE, TASK_LEASE, UNREACHABLE_LIMIT,
 };
 pub use metrics::Metrics;
-pub use options::{Capacity, Options};
+pub use options::{Capacity, DefaultLimits, Options};

@@ -39,6 +39,8 @@ pub struct Options {
     pub labels: BTreeMap<String, String>,
     /// What it offers; all of the machine when absent.
     pub capacity: Option<Capacity>,
+    /// Limits of containers that name none.
+    pub default_limits: DefaultLimits,
     /// Ways to run containers, best first; the process driver when empty.
     pub drivers: Vec<Arc<dyn Driver>>,
     /// Where routers reach instances that share the machine's network.
@@ -87,6 +89,16 @@ pub struct Capacity {
     pub pids: Option<u64>,
 }
 
+/// What a container may use whose spec does not say it, where its driver enforces that; as much as
+/// the machine has when absent.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct DefaultLimits {
+    /// Memory in MiB.
+    pub memory_mb: Option<u64>,
+    /// Disk in MiB.
+    pub disk_mb: Option<u64>,
+}
+
 impl Capacity {
     /// All of this machine's memory and the free disk that `dir` is on.
     pub fn of_machine(dir: &Path) -> Self {
@@ -113,6 +125,7 @@ impl Options {
             required_tags: BTreeSet::new(),
             labels: BTreeMap::new(),
             capacity: None,
+            default_limits: DefaultLimits::default(),
             drivers: Vec::new(),
             address: Ipv4Addr::LOCALHOST.into(),
             gate: None,

@@ -4,7 +4,9 @@ use std::collections::{BTreeMap, HashMap};
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use drivers::{Ability, EgressRule, Isolation, Limits, Mount, Protocol, Publish, Root, User};
+use drivers::{
+    Ability, EgressRule, Isolation, LimitKind, Limits, Mount, Protocol, Publish, Root, User,
+};
 use model::{ContainerSpec, EgressProtocol, Name, PROGRAMS, VolumeId, parse_user};
 
 use crate::actor::Actor;
@@ -12,6 +14,7 @@ use crate::error::{Context as _, Failure};
 use crate::furnish::Furniture;
 use crate::image::Image;
 use crate::notes::Held;
+use crate::options::DefaultLimits;
 use crate::shared::Shared;
 
 const DEFAULT_PATH: &str = "/usr/local/bin:/usr/bin:/bin";
@@ -54,7 +57,8 @@ pub(crate) async fn container(actor: &Actor, order: Order<'_>) -> Result<Option<
     let able = actor.driver.capabilities();
     let isolated = able.isolation != Isolation::None;
     let mut made = drivers::ContainerSpec::new(actor.handle.clone());
-    made.limits = limits(&spec.limits, isolated);
+    let usual = usual_limits(shared.options.default_limits, &able.enforced);
+    made.limits = limits(&spec.limits, usual, isolated);
     made.properties = actor.key.properties();
     made.properties.extend(properties);
     let held = Held {
@@ -185,12 +189,21 @@ fn egress(rule: &model::EgressRule) -> Option<EgressRule> {
     Some(EgressRule { network, prefix, protocol, ports: rule.ports })
 }
 
-fn limits(limits: &model::Limits, isolated: bool) -> Limits {
+/// The operator's limits for containers that name none: those a driver enforces.
+fn usual_limits(told: DefaultLimits, enforced: &[LimitKind]) -> DefaultLimits {
+    let where_it_holds = |limit: Option<u64>, kind| limit.filter(|_| enforced.contains(&kind));
+    DefaultLimits {
+        memory_mb: where_it_holds(told.memory_mb, LimitKind::Memory),
+        disk_mb: where_it_holds(told.disk_mb, LimitKind::Disk),
+    }
+}
+
+fn limits(limits: &model::Limits, usual: DefaultLimits, isolated: bool) -> Limits {
     let bytes = |megabytes: Option<u64>| megabytes.map(|mb| mb.saturating_mul(1 << 20));
     let millis = |shares: u64| (shares.saturating_mul(1_000) / SHARES_OF_A_CORE).max(1);
     Limits {
-        memory_bytes: bytes(limits.memory_mb),
-        disk_bytes: bytes(limits.disk_mb),
+        memory_bytes: bytes(limits.memory_mb.or(usual.memory_mb)),
+        disk_bytes: bytes(limits.disk_mb.or(usual.disk_mb)),
         cpu_millis: limits.cpu_shares.map(millis),
         // Without isolation the system counts everything its user runs.
         processes: limits.pids.filter(|_| isolated),
@@ -214,4 +227,22 @@ fn environment(shared: &Shared, image: &Image, isolated: bool) -> BTreeMap<Strin
         }
     }
     env
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_operator_limits_who_names_no_limit() {
+        let told = DefaultLimits { memory_mb: Some(256), disk_mb: Some(1_024) };
+        let usual = usual_limits(told, &[LimitKind::Memory, LimitKind::Cpu]);
+        assert_eq!(usual, DefaultLimits { memory_mb: Some(256), disk_mb: None });
+        let own = model::Limits { memory_mb: Some(512), ..model::Limits::default() };
+        assert_eq!(limits(&own, told, true).memory_bytes, Some(512 << 20));
+        assert_eq!(limits(&own, told, true).disk_bytes, Some(1 << 30));
+        let none = model::Limits::default();
+        assert_eq!(limits(&none, told, true).memory_bytes, Some(256 << 20));
+        assert_eq!(limits(&none, DefaultLimits::default(), true).memory_bytes, None);
+    }
 }

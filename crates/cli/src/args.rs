@@ -277,12 +277,19 @@ pub(crate) struct CellArgs {
     /// where it works, else `process`
     #[arg(long = "driver", value_name = "DRIVER")]
     pub(crate) drivers: Vec<DriverKind>,
-    /// MiB of memory for containers; the machine's when absent
+    /// MiB of memory for containers; the machine's when absent. The `oci` driver keeps all of them
+    /// together within it
     #[arg(long, value_name = "MIB", value_parser = clap::value_parser!(u64).range(1..=MOST_MIB))]
     pub(crate) memory: Option<u64>,
     /// MiB of disk for containers; what is free when absent
     #[arg(long, value_name = "MIB", value_parser = clap::value_parser!(u64).range(1..=MOST_MIB))]
     pub(crate) disk: Option<u64>,
+    /// MiB of memory of a container that names no limit, where its driver enforces one
+    #[arg(long, value_name = "MIB", value_parser = clap::value_parser!(u64).range(1..=MOST_MIB))]
+    pub(crate) default_memory: Option<u64>,
+    /// MiB of disk of a container that names no limit, where its driver enforces one
+    #[arg(long, value_name = "MIB", value_parser = clap::value_parser!(u64).range(1..=MOST_MIB))]
+    pub(crate) default_disk: Option<u64>,
     /// How many containers at most
     #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(1..=10_000))]
     pub(crate) containers: Option<u32>,

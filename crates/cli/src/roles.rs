@@ -354,7 +354,10 @@ pub(crate) async fn cell(shell: &Shell, args: CellArgs) -> Result<()> {
     options.allowed_networks.clone_from(&args.allow_networks);
     options.max_log_rate = args.log_rate << 10;
     options.capacity = Some(capacity(&args, &dir));
-    let (drivers, chosen) = containers::drivers(&args.drivers, &dir, &tasks)?;
+    options.default_limits =
+        cell::DefaultLimits { memory_mb: args.default_memory, disk_mb: args.default_disk };
+    let at = containers::Place { dir: &dir, memory_mb: args.memory };
+    let (drivers, chosen) = containers::drivers(&args.drivers, at, &tasks)?;
     options.drivers = drivers;
     shell.output.say(&chosen);
     let ready = Ready::new("cell", &options.name, &endpoint);

@@ -96,6 +96,8 @@ pub struct Config {
     pub base_mounts: Vec<Mount>,
     /// Whether containers have users of their own where the kernel can do that.
     pub user_namespaces: bool,
+    /// Bytes of memory that all containers together may use; not limited when absent.
+    pub memory_bytes: Option<u64>,
 }
 
 impl Config {
@@ -109,6 +111,7 @@ impl Config {
             network: NETWORK,
             base_mounts: Vec::new(),
             user_namespaces: true,
+            memory_bytes: None,
         }
     }
 
@@ -141,6 +144,8 @@ struct Inner {
     /// Whether containers have users of their own.
     own_users: bool,
     limits_disk: bool,
+    /// Bytes of memory of all containers together.
+    memory_bytes: Option<u64>,
     /// What is found out anew now and then.
     fitness: Mutex<Fitness>,
     /// When other filters of the machine were last told about ours.
@@ -194,6 +199,7 @@ impl OciDriver {
             disks: Disks::open(base.join(".disks")).context(|| "make .disks".to_owned())?,
             own_users: config.user_namespaces && can_shift_users(),
             limits_disk: disk::available(),
+            memory_bytes: config.memory_bytes,
             base,
             kept: Arc::new(kept),
             accepted: Mutex::default(),
@@ -297,6 +303,7 @@ impl Inner {
                 return Err(error);
             }
             fitness.is_prepared = true;
+            self.limit_all();
             self.sweep_later();
         }
         Ok(())
@@ -304,6 +311,15 @@ impl Inner {
 
     fn group(&self, handle: &Handle) -> Group {
         Group::new(&self.layout, format!("{}/{handle}", self.net.prefix))
+    }
+
+    /// Limits all containers together, where there is one already: the runtime makes their group.
+    fn limit_all(&self) {
+        let parent = Group::new(&self.layout, self.net.prefix.clone());
+        if let Err(error) = parent.limit_memory(self.memory_bytes) {
+            // Version 1 refuses less than what is used now.
+            tracing::warn!(%error, "cannot limit the memory of all containers together");
+        }
     }
 
     /// Where the runtime keeps what it knows.

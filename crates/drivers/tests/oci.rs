@@ -47,7 +47,13 @@ impl Place {
     }
 
     fn open_driver(&self) -> OciDriver {
+        self.open_limited(None)
+    }
+
+    /// A driver whose containers together may use so many bytes of memory.
+    fn open_limited(&self, memory_bytes: Option<u64>) -> OciDriver {
         let mut config = Config::new(self.dir.path());
+        config.memory_bytes = memory_bytes;
         config.supervisor = TESTBED.into();
         config.base_mounts = Config::machine_base();
         OciDriver::open(&config, Tasks::new(Stop::new())).expect("opens")
@@ -337,6 +343,56 @@ fn limit(base: &Path, handle: &str, (controller, old): (&str, &str), new: &str) 
     let text = fs::read_to_string(mounted.join(controller).join(&group).join(old));
     let text = text.or_else(|_| fs::read_to_string(mounted.join(&group).join(new)));
     text.expect("has the limit").trim().to_owned()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn all_containers_together_have_a_limit() {
+    const TOGETHER: u64 = 96 << 20;
+    let Some(place) = Place::new() else { return };
+    let driver = place.open_limited(Some(TOGETHER));
+    let group = |name: &str| {
+        limit(place.dir.path(), name, ("memory", "memory.limit_in_bytes"), "memory.max")
+    };
+    let mut taken = Vec::new();
+    for name in ["one", "two"] {
+        let handle = handle(name);
+        driver.create(ContainerSpec::new(handle.clone())).await.expect("creates");
+        assert_eq!(group("."), TOGETHER.to_string());
+        assert_ne!(group(name), TOGETHER.to_string(), "it has none of its own");
+        // It keeps all of it until its input ends.
+        let text = "{ head -c 60000000 /dev/zero; sleep 1000; } | tail -c 60000000";
+        let started = driver.start(&handle, sh("p", text)).await.expect("starts");
+        taken.push((handle, started));
+        if name == "one" {
+            let (handle, _) = &taken[0];
+            let held = async {
+                while driver.stats(handle).await.expect("has stats").rss_bytes < 50_000_000 {
+                    sleep(Duration::from_millis(20)).await;
+                }
+            };
+            timeout(SOON, held).await.expect("one container may use most of it");
+        }
+    }
+    let killed = async {
+        loop {
+            let mut kills = 0;
+            for (handle, _) in &taken {
+                kills += driver.stats(handle).await.expect("has stats").oom_kills;
+            }
+            if kills > 0 {
+                return;
+            }
+            sleep(Duration::from_millis(20)).await;
+        }
+    };
+    timeout(SOON, killed).await.expect("two of them use more than all may");
+    drop(driver);
+    // An agent that is told nothing takes the limit away.
+    let driver = place.open_driver();
+    assert_ne!(group("."), TOGETHER.to_string());
+    for (handle, _) in &taken {
+        driver.remove(handle).await.expect("removes");
+    }
 }
 
 /// Section 5 of the CIS benchmark for containers, by the numbers of version 1.6. Not a container's

@@ -187,6 +187,34 @@ impl Group {
         Ok(())
     }
 
+    /// Limits the memory of everything in the group, with swap, where the group is there; without a
+    /// limit, takes an earlier one away.
+    pub(super) fn limit_memory(&self, bytes: Option<u64>) -> io::Result<()> {
+        let dir = self.dir("memory");
+        let number = bytes.map(|bytes| bytes.to_string());
+        let set = |name: &str, text: &str| match fs::write(dir.join(name), text) {
+            Err(error) if !gone(&error) => {
+                Err(io::Error::new(error.kind(), format!("{}: {error}", dir.join(name).display())))
+            }
+            _ => Ok(()),
+        };
+        match self.layout {
+            Layout::Trees(_) => {
+                let text = number.as_deref().unwrap_or("-1");
+                // Memory alone is never more than with swap: one of them goes first, by turns.
+                let first = set("memory.limit_in_bytes", text);
+                if self.layout.limits_swap() {
+                    set("memory.memsw.limit_in_bytes", text)?;
+                }
+                first.or_else(|_| set("memory.limit_in_bytes", text))
+            }
+            Layout::One(_) => {
+                set("memory.swap.max", if number.is_some() { "0" } else { "max" })?;
+                set("memory.max", number.as_deref().unwrap_or("max"))
+            }
+        }
+    }
+
     /// Removes the parent of the groups of a driver from every tree, where nothing is in it.
     pub(super) fn remove_parent(&self) {
         for tree in self.layout.trees() {
@@ -374,6 +402,27 @@ mod tests {
             oom_kills: 2,
         };
         assert_eq!(group.stats(), wanted);
+    }
+
+    #[test]
+    fn memory_is_limited_with_swap() {
+        let dir = tempfile::tempdir().expect("makes a directory");
+        let read = |name: &str| fs::read_to_string(dir.path().join(name)).expect("reads");
+        let two = Group::new(&Layout::One(dir.path().to_owned()), "tag".to_owned());
+        assert!(two.limit_memory(Some(7)).is_ok(), "nothing to limit yet");
+        fs::create_dir_all(dir.path().join("tag")).expect("makes");
+        two.limit_memory(Some(7)).expect("limits");
+        assert_eq!((read("tag/memory.max"), read("tag/memory.swap.max")), ("7".into(), "0".into()));
+        two.limit_memory(None).expect("lifts");
+        assert_eq!(read("tag/memory.max"), "max");
+        write(&dir.path().join("memory/memory.memsw.limit_in_bytes"), "");
+        fs::create_dir_all(dir.path().join("memory/tag")).expect("makes");
+        let one = Group::new(&Layout::Trees(dir.path().to_owned()), "tag".to_owned());
+        one.limit_memory(Some(8)).expect("limits");
+        assert_eq!(read("memory/tag/memory.limit_in_bytes"), "8");
+        assert_eq!(read("memory/tag/memory.memsw.limit_in_bytes"), "8");
+        one.limit_memory(None).expect("lifts");
+        assert_eq!(read("memory/tag/memory.limit_in_bytes"), "-1");
     }
 
     #[test]

@@ -118,6 +118,7 @@ impl Inner {
             if let Err(error) = fs::write(mortality, LAST_TO_BE_KILLED) {
                 tracing::debug!(%error, "the first process is as mortal as others");
             }
+            inner.limit_all();
             inner.net.connect(place.slot, init.pid)?;
             place.init = Some(init);
             write_whole(&at.dir, PLACE_FILE, &place)
