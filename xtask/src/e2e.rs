@@ -184,7 +184,10 @@ fn failing_build(stage: &Stage) -> Result<(), Failure> {
 fn failing_start(stage: &Stage) -> Result<(), Failure> {
     stage.repo.change("app.py", BROKEN)?;
     let said = stage.push_bad()?;
-    holds(&said, &["status 3", "cannot find my database", "what is released stays as it is", "rejected"])
+    holds(
+        &said,
+        &["status 3", "cannot find my database", "what is released stays as it is", "rejected"],
+    )
 }
 
 fn failing_health_check(stage: &Stage) -> Result<(), Failure> {
@@ -193,7 +196,10 @@ fn failing_health_check(stage: &Stage) -> Result<(), Failure> {
     std::fs::write(stage.repo.dir().join("shore.hcl"), file).map_err(|error| error.to_string())?;
     stage.repo.change("app.py", SILENT)?;
     let said = stage.push_bad()?;
-    holds(&said, &["never healthy", "refused", "thinking", "what is released stays as it is", "rejected"])
+    holds(
+        &said,
+        &["never healthy", "refused", "thinking", "what is released stays as it is", "rejected"],
+    )
 }
 
 /// An app that needs `seconds` before it answers.
