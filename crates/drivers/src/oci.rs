@@ -1,8 +1,8 @@
 //! The driver for Linux machines where the agent is root: containers by an OCI runtime.
 //!
 //! A container is a first process that only waits, in namespaces and a control group of its own; its
-//! processes are started by the runtime's `exec`, under a supervisor each (see
-//! [`shim`](crate::shim)). Its root is an overlay of the image's layers; everything is mounted in
+//! processes are started by a supervisor each, which enters the container for that (see
+//! [`shim`](crate::shim)); sessions by the runtime's `exec`. Its root is an overlay of the image's layers; everything is mounted in
 //! the container's own mount namespace and goes away with its first process. Its users are a range
 //! of the machine's that nobody else has. It has an address of its own and reaches public addresses
 //! only, unless a rule says otherwise.

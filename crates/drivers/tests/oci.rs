@@ -6,7 +6,7 @@ use std::fs::{self, Permissions};
 use std::io::Write as _;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,10 +19,9 @@ use drivers::{
 use futures_util::StreamExt as _;
 use futures_util::stream;
 use runtime::{Stop, Tasks, mono_now, sleep, timeout};
-use rustix::process::{Pid, Signal as Raw, kill_process};
 use tokio::io::AsyncReadExt as _;
 
-use crate::procs::{children, running_with};
+use crate::procs::{Agent, running_with};
 
 const TESTBED: &str = env!("CARGO_BIN_EXE_drivers-testbed");
 const SOON: Duration = Duration::from_secs(20);
@@ -143,23 +142,6 @@ async fn until(what: &str, mut condition: impl FnMut() -> bool) {
     assert!(timeout(SOON, look).await.is_some(), "{what}");
 }
 
-struct Agent(Child);
-
-impl Agent {
-    fn start(place: &Place, what: &str) -> Self {
-        let mut agent = Command::new(TESTBED);
-        agent.arg(place.dir.path()).arg(what).stdin(Stdio::null()).stderr(Stdio::null());
-        Self(agent.spawn().expect("starts"))
-    }
-}
-
-impl Drop for Agent {
-    fn drop(&mut self) {
-        self.0.kill().expect("kills the agent");
-        self.0.wait().expect("reaps the agent");
-    }
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nothing_is_left_on_the_machine() {
     let Some(place) = Place::new() else { return };
@@ -197,7 +179,7 @@ async fn an_agent_killed_at_any_moment_leaves_nothing_half_made() {
     const ROUNDS: u64 = 8;
     let Some(place) = Place::new() else { return };
     for round in 0..ROUNDS {
-        let agent = Agent::start(&place, "churn");
+        let agent = Agent::start(place.dir.path(), "churn");
         sleep(Duration::from_millis(60 + round * 53)).await;
         drop(agent);
     }
@@ -222,7 +204,7 @@ async fn an_agent_killed_at_any_moment_leaves_nothing_half_made() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_killed_agent_leaves_the_app_running() {
     let Some(place) = Place::new() else { return };
-    let agent = Agent::start(&place, "oci");
+    let agent = Agent::start(place.dir.path(), "oci");
     let (kept, writer) = (handle("kept"), ProcessId::new("writer").expect("a good id"));
     let output = place.dir.path().join("kept/processes/writer/output.00000000000000000000");
     let size = || fs::metadata(&output).map_or(0, |file| file.len());
@@ -242,21 +224,10 @@ async fn a_killed_agent_leaves_the_app_running() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_session_whose_agent_and_keeper_were_killed_ends_with_the_next_agent() {
     let Some(place) = Place::new() else { return };
-    let agent = Agent::start(&place, "oci-session");
+    let agent = Agent::start(place.dir.path(), "oci-session");
     let token = format!("SESSION_OF={}", agent.0.id());
     until("a session", || running_with(&token).len() >= 3).await;
-    // The agent is stopped so that it cannot do anything about what happens to the keeper.
-    kill_process(Pid::from_child(&agent.0), Raw::STOP).expect("it runs");
-    let is_keeper = |pid: &&String| {
-        let line = fs::read(format!("/proc/{pid}/cmdline"));
-        line.is_ok_and(|line| line.starts_with(b"longshore-session"))
-    };
-    let all = children(agent.0.id());
-    let keepers: Vec<_> = all.iter().filter(is_keeper).collect();
-    let [keeper] = keepers[..] else { panic!("{keepers:?}") };
-    let keeper = keeper.parse().ok().and_then(Pid::from_raw).expect("a number");
-    kill_process(keeper, Raw::KILL).expect("it runs");
-    drop(agent);
+    agent.end_with_its_keeper();
     assert!(!running_with(&token).is_empty(), "nobody is there who would end all of it");
     let driver = place.open_driver();
     until("its end", || running_with(&token).is_empty()).await;

@@ -6,7 +6,7 @@ use std::fs;
 use std::os::fd::AsFd as _;
 use std::os::unix::fs::symlink;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -22,7 +22,7 @@ use runtime::{Stop, Tasks, mono_now, sleep, timeout};
 use rustix::process::{Pid, Signal as Raw, kill_process};
 use tokio::io::AsyncReadExt as _;
 
-use crate::procs::{children, running_with};
+use crate::procs::{Agent, children, running_with};
 
 const TESTBED: &str = env!("CARGO_BIN_EXE_drivers-testbed");
 const SOON: Duration = Duration::from_secs(20);
@@ -103,23 +103,6 @@ async fn conforms() {
     until("no process is left", || running_with(&marker).is_empty()).await;
 }
 
-struct Agent(Child);
-
-impl Agent {
-    fn start(place: &Place, what: &str) -> Self {
-        let mut agent = Command::new(TESTBED);
-        agent.arg(place.dir.path()).arg(what).stdin(Stdio::null()).stderr(Stdio::null());
-        Self(agent.spawn().expect("starts"))
-    }
-}
-
-impl Drop for Agent {
-    fn drop(&mut self) {
-        self.0.kill().expect("kills the agent");
-        self.0.wait().expect("reaps the agent");
-    }
-}
-
 #[tokio::test]
 async fn a_killed_agent_leaves_the_app_running() {
     let place = Place::new();
@@ -165,21 +148,10 @@ async fn a_killed_agent_leaves_the_app_running() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_session_whose_agent_and_keeper_were_killed_ends_with_the_next_agent() {
     let place = Place::new();
-    let agent = Agent::start(&place, "process-session");
+    let agent = Agent::start(place.dir.path(), "process-session");
     let token = format!("SESSION_OF={}", agent.0.id());
     until("a session", || running_with(&token).len() >= 3).await;
-    // The agent is stopped so that it cannot do anything about what happens to the keeper.
-    kill_process(Pid::from_child(&agent.0), Raw::STOP).expect("it runs");
-    let is_keeper = |pid: &&String| {
-        let line = fs::read(format!("/proc/{pid}/cmdline"));
-        line.is_ok_and(|line| line.starts_with(b"longshore-session"))
-    };
-    let all = children(agent.0.id());
-    let keepers: Vec<_> = all.iter().filter(is_keeper).collect();
-    let [keeper] = keepers[..] else { panic!("{keepers:?}") };
-    let keeper = keeper.parse().ok().and_then(Pid::from_raw).expect("a number");
-    kill_process(keeper, Raw::KILL).expect("it runs");
-    drop(agent);
+    agent.end_with_its_keeper();
     assert!(!running_with(&token).is_empty(), "nobody is there who would end all of it");
     let driver = place.driver();
     until("its end", || running_with(&token).is_empty()).await;

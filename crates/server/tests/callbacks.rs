@@ -1,13 +1,15 @@
 //! Who wants to know how a task ended is told, by signed messages that are sent until they are taken
 //! and that never lead into a private network.
 
+mod parts;
+
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use model::{Action, Name, ProjectId, TaskId, TaskSpec, Time};
-use runtime::{Ids, Random, Stop, SystemClock, Tasks};
-use server::{Network, Parts, Server, Settings, signature};
+use runtime::{Stop, Tasks};
+use server::{Network, Server, Settings, signature};
 use state::{Callback, Command, Delivery, Reply, State, Task, WorkCommand, delivery_id};
 use store::memory::MemoryStore;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -19,16 +21,8 @@ const LIMIT: Duration = Duration::from_secs(20);
 async fn start(store: &Arc<MemoryStore>, dir: &Path, allowed: &[&str]) -> (Server, Tasks) {
     let tasks = Tasks::new(Stop::new());
     let networks = allowed.iter().map(|text| text.parse::<Network>().expect("a network"));
-    let parts = Parts {
-        store: Arc::clone(store) as Arc<dyn store::Store>,
-        clock: Arc::new(SystemClock),
-        ids: Ids::new(Random::system()),
-        tasks: tasks.clone(),
-        domain: "localhost".to_owned(),
-        authority: None,
-        blobs: store::blobs::BlobLimits::default(),
-        settings: Settings { callback_networks: networks.collect(), ..Settings::default() },
-    };
+    let settings = Settings { callback_networks: networks.collect(), ..Settings::default() };
+    let parts = parts::parts(store, &tasks, settings);
     (Server::start(parts, dir).await.expect("starts"), tasks)
 }
 

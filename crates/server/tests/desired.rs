@@ -1,5 +1,7 @@
 //! A cell is told all its work however large the specs of it are.
 
+mod parts;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,8 +11,8 @@ use api::proto::cell_up::Message as Up;
 use api::proto::components_client::ComponentsClient;
 use api::proto::{CellDown, CellHello, CellUp, Desired, Work, hello, json};
 use model::{Action, CellId, Name, ProjectId, Role, TaskId, TaskSpec};
-use runtime::{Ids, Random, Stop, SystemClock, Tasks};
-use server::{Parts, Server, Settings};
+use runtime::{Stop, Tasks};
+use server::{Server, Settings};
 use state::{Command, State, Task, WorkCommand};
 use store::memory::MemoryStore;
 use tokio::net::TcpListener;
@@ -24,16 +26,7 @@ const PROJECT: ProjectId = ProjectId(1);
 const TASKS: u128 = 24;
 
 async fn start(tasks: &Tasks, dir: &std::path::Path) -> (Server, String) {
-    let parts = Parts {
-        store: Arc::new(MemoryStore::new()),
-        clock: Arc::new(SystemClock),
-        ids: Ids::new(Random::system()),
-        tasks: tasks.clone(),
-        domain: "localhost".to_owned(),
-        authority: None,
-        blobs: store::blobs::BlobLimits::default(),
-        settings: Settings::default(),
-    };
+    let parts = parts::parts(&Arc::new(MemoryStore::new()), tasks, Settings::default());
     let server = Server::start(parts, dir).await.expect("starts");
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("binds");
     let url = format!("http://{}", listener.local_addr().expect("has an address"));

@@ -1,27 +1,20 @@
 //! Changes are numbered, kept for a while, and never left out in silence; also over restarts.
 
+mod parts;
+
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use model::{Name, ProjectId};
-use runtime::{Ids, Random, Stop, SystemClock, Tasks};
-use server::{After, Parts, Server, Settings};
+use runtime::{Stop, Tasks};
+use server::{After, Server, Settings};
 use state::{Command, Project};
+use store::StoreError;
 use store::memory::{Fault, MemoryStore};
-use store::{Store, StoreError};
 
 async fn start(store: &Arc<MemoryStore>, dir: &Path) -> Server {
-    let parts = Parts {
-        store: Arc::clone(store) as Arc<dyn Store>,
-        clock: Arc::new(SystemClock),
-        ids: Ids::new(Random::system()),
-        tasks: Tasks::new(Stop::new()),
-        domain: "localhost".to_owned(),
-        authority: None,
-        blobs: store::blobs::BlobLimits::default(),
-        settings: Settings::default(),
-    };
+    let parts = parts::parts(store, &Tasks::new(Stop::new()), Settings::default());
     Server::start(parts, dir).await.expect("starts")
 }
 

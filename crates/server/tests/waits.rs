@@ -1,28 +1,21 @@
 //! Who waits for a change of one row.
 
+mod parts;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use model::{Action, Name, ProjectId, TaskId, TaskSpec, TokenId};
-use runtime::{Ids, Random, Stop, SystemClock, Tasks};
-use server::{ApplyError, MAX_WAITING_CALLS, Parts, Server, Settings};
+use runtime::{Stop, Tasks};
+use server::{ApplyError, MAX_WAITING_CALLS, Server, Settings};
 use state::{Command, RowKey, State, Task, WorkCommand};
 use store::memory::MemoryStore;
 
 const LIMIT: Duration = Duration::from_secs(20);
 
 async fn start(tasks: &Tasks, dir: &std::path::Path) -> Server {
-    let parts = Parts {
-        store: Arc::new(MemoryStore::new()),
-        clock: Arc::new(SystemClock),
-        ids: Ids::new(Random::system()),
-        tasks: tasks.clone(),
-        domain: "localhost".to_owned(),
-        authority: None,
-        blobs: store::blobs::BlobLimits::default(),
-        settings: Settings::default(),
-    };
+    let parts = parts::parts(&Arc::new(MemoryStore::new()), tasks, Settings::default());
     let server = Server::start(parts, dir).await.expect("starts");
     let name: Name = "shop".parse().expect("a name");
     server.apply(Command::CreateProject { id: ProjectId(1), name }).await.expect("made");

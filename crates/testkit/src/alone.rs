@@ -9,7 +9,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::dev::{at_home, first_json, run};
-use crate::{Failure, Page, Ran, exchange, wait_for};
+use crate::{Failure, Page, Ran, end_all_below, exchange, wait_for};
 
 /// How long a stop may take.
 const STOP_LIMIT: Duration = Duration::from_secs(30);
@@ -167,5 +167,6 @@ impl Drop for Alone {
         if self.child.is_some() {
             self.stop().unwrap_or_default();
         }
+        end_all_below(self.home.path());
     }
 }

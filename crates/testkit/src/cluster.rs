@@ -9,7 +9,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::dev::{at_home, first_json, run};
-use crate::{Failure, Ports, Ran};
+use crate::{Failure, Ports, Ran, end_all_below};
 
 /// A role.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -188,5 +188,6 @@ impl Drop for Cluster {
         for role in [Role::Runner, Role::Router, Role::OtherRouter, Role::Cell, Role::Server] {
             self.kill(role).unwrap_or_default();
         }
+        end_all_below(self.home.path());
     }
 }

@@ -12,6 +12,8 @@ mod lan;
 mod load;
 mod steady;
 
+use std::path::Path;
+
 pub use alone::Alone;
 pub use authority::{Authority, GOOD_UNTIL_MS, ROUTER, Validity, gate_options};
 pub use cluster::{Cluster, Role};
@@ -42,5 +44,25 @@ pub fn wait_for<T>(
             return Err(format!("waited {limit:?} for {what}"));
         }
         runtime::pause_thread(std::time::Duration::from_millis(2));
+    }
+}
+
+/// Kills what was started with files below a directory: instances outlive the cell that started
+/// them, and a test must not leave them to the machine.
+fn end_all_below(dir: &Path) {
+    let wanted = dir.as_os_str().as_encoded_bytes();
+    let Ok(processes) = std::fs::read_dir("/proc") else { return };
+    for process in processes.flatten() {
+        let pid = process.file_name().to_str().and_then(|pid| pid.parse().ok());
+        let Some(pid) = pid.and_then(rustix::process::Pid::from_raw) else { continue };
+        let has = |file: &str| {
+            let text = std::fs::read(process.path().join(file)).unwrap_or_default();
+            text.windows(wanted.len()).any(|part| part == wanted)
+        };
+        if has("environ") || has("cmdline") {
+            // It may end by itself first.
+            let killed = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+            killed.unwrap_or_default();
+        }
     }
 }

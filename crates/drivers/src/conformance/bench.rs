@@ -140,6 +140,13 @@ impl Bench {
         Ok(id)
     }
 
+    /// An error where the machine's own programs, which containers see, lack Python.
+    pub(crate) async fn needs_python(&self, handle: &Handle) -> std::result::Result<(), Failure> {
+        let found = self.output(handle, "look", "command -v python3 || true").await?.text();
+        ensure!(!found.is_empty(), "this case needs python3: install it on the machine");
+        Ok(())
+    }
+
     /// Starts a script of the user's own shell, which is just a program here.
     pub(crate) async fn script(&self, handle: &Handle, id: &str, text: &str) -> Result<ProcessId> {
         self.start(handle, id, &["/bin/sh", "-c", text]).await

@@ -194,9 +194,7 @@ pub(super) async fn connections_of_one_leave_room_for_others(bench: Bench) -> Ve
     let (port, host) = (beside.listen()?, IpAddr::V4(beside.host));
     let all = rule(host, 32, None);
     let greedy = bench.with("greedy", |spec| spec.egress = vec![all.clone()]).await?;
-    if bench.output(&greedy, "look", "command -v python3 || true").await?.text().is_empty() {
-        return Ok(());
-    }
+    bench.needs_python(&greedy).await?;
     ensure!(bench.hears(&greedy, "before", (host, port)).await?, "it has connections left");
     let (most, at) = (crate::spec::MAX_CONNECTIONS.to_string(), host.to_string());
     let spec = ProcessSpec::new(ProcessId::new("p")?, ["python3", "-c", SPRAYER, &at, &most]);

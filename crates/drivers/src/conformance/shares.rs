@@ -24,9 +24,7 @@ pub(super) async fn the_kernel_has_enough_for_all(bench: Bench) -> Verdict {
         return Ok(());
     }
     let greedy = bench.named("greedy").await?;
-    if bench.output(&greedy, "look", "command -v python3 || true").await?.text().is_empty() {
-        return Ok(());
-    }
+    bench.needs_python(&greedy).await?;
     // Where containers share the machine's users, only what processes are limited in is safe, and
     // only for the machine.
     let mut kinds = LIMITED.to_vec();

@@ -1,5 +1,5 @@
 //! Whether a program of a container can be run at all. A runtime notices some reasons only after it
-//! has said that all is well.
+//! has said that all is well, and the C library hands what is no program to a shell.
 
 use std::fs::File;
 use std::io::Read as _;
