@@ -142,6 +142,17 @@ async fn until(what: &str, mut condition: impl FnMut() -> bool) {
     assert!(timeout(SOON, look).await.is_some(), "{what}");
 }
 
+/// Waits until the machine shows nothing of a place any more, or says what it shows.
+async fn nothing_left(place: &Place) {
+    let look = async {
+        while !traces(place.dir.path()).is_empty() {
+            sleep(Duration::from_millis(10)).await;
+        }
+    };
+    let gone = timeout(SOON, look).await.is_some();
+    assert!(gone, "left: {:#?}", traces(place.dir.path()));
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nothing_is_left_on_the_machine() {
     let Some(place) = Place::new() else { return };
@@ -169,7 +180,7 @@ async fn nothing_is_left_on_the_machine() {
         driver.remove(handle).await.expect("removes");
     }
     // The kernel lets go of a loop device a moment after its last user.
-    until("nothing left", || traces(place.dir.path()).is_empty()).await;
+    nothing_left(&place).await;
     let state = fs::read_dir(place.dir.path().join(".runtime")).expect("lists").count();
     assert_eq!(state, 0, "what the runtime knew");
 }
@@ -198,7 +209,7 @@ async fn an_agent_killed_at_any_moment_leaves_nothing_half_made() {
     driver.create(ContainerSpec::new(first.clone())).await.expect("creates");
     driver.start(&first, sh("p", "true")).await.expect("starts");
     driver.remove(&first).await.expect("removes");
-    until("nothing left", || traces(place.dir.path()).is_empty()).await;
+    nothing_left(&place).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -218,7 +229,7 @@ async fn a_killed_agent_leaves_the_app_running() {
     assert_eq!(exit.outcome, Outcome::Code(7));
     driver.start(&kept, sh("next", "true")).await.expect("starts another");
     driver.remove(&kept).await.expect("removes");
-    until("nothing left", || traces(place.dir.path()).is_empty()).await;
+    nothing_left(&place).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

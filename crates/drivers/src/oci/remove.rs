@@ -148,6 +148,7 @@ impl Inner {
             self.dismantle(&draft.handle, &draft.dir, &draft.openings()).context(context)?;
             draft.remove().context(context)?;
         }
+        self.slots.sweep().context(|| "give back old addresses".to_owned())?;
         session::sweep(slots::RUN.as_ref()).context(|| "remove old sessions".to_owned())?;
         self.sweep_sessions().context(|| "end old sessions".to_owned())?;
         tree::remove_contents(&self.kept.dirs.trash()).context(|| "empty the trash".to_owned())?;

@@ -2,7 +2,6 @@
 
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::cgroup::Group;
 use super::remove::KILL_LIMIT;
@@ -21,7 +20,6 @@ impl Inner {
         spec: ProcessSpec,
         terminal: Option<Terminal>,
     ) -> Result<Session> {
-        static NEXT: AtomicU64 = AtomicU64::new(0);
         spec.check()?;
         self.available()?;
         let lock = self.kept.lock_of(handle);
@@ -32,8 +30,8 @@ impl Inner {
         let refuse = |fault| DriverError::Start { command: command.clone(), fault };
         let process =
             start::process(&container, &spec, (&place, init), terminal).map_err(refuse)?;
-        let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        let name = group_name(&session::name());
+        let called = session::name();
+        let name = group_name(&called);
         let group = self.group(handle);
         let option = group.make_process(&name).context(|| "make a control group".to_owned())?;
         let through = Through {
@@ -42,7 +40,7 @@ impl Inner {
             process,
             real_user: (place.first_user != 0 && !may_limit_others()).then_some(place.first_user),
         };
-        let (dir, of) = (dir(slots::RUN.as_ref(), number), group.of_process(&name));
+        let (dir, of) = (dir(slots::RUN.as_ref(), &called), group.of_process(&name));
         let start = Start::Through { through, dir, group: of };
         match self.kept.keep_session(&Request { start, terminal }).await {
             Ok((session, mut keeper)) => {

@@ -91,6 +91,19 @@ impl Slots {
         }
     }
 
+    /// Gives back the numbers nobody holds: of agents that died before they wrote theirs down.
+    pub(super) fn sweep(&self) -> io::Result<()> {
+        let _lock = self.lock()?;
+        for entry in fs::read_dir(&self.0)? {
+            let path = entry?.path();
+            let number = path.file_name().and_then(|name| name.to_str()?.parse().ok());
+            if let Some(number) = number.filter(|_| !in_use(&path)) {
+                self.give_back(Slot(number))?;
+            }
+        }
+        Ok(())
+    }
+
     fn lock(&self) -> io::Result<File> {
         let file = File::open(&self.0)?;
         flock(&file, FlockOperation::LockExclusive)?;
@@ -123,6 +136,9 @@ mod tests {
         assert_eq!(numbers, [END - 1, FIRST, FIRST + 2], "the second is held by somebody");
         fs::write(dir.path().join("slots/next"), FIRST.to_string()).expect("writes");
         assert_eq!(slots.take(here).expect("takes"), Slot(FIRST), "its holder is gone");
+        slots.sweep().expect("sweeps");
+        let left = |number: u16| dir.path().join(format!("slots/{number}")).exists();
+        assert_eq!([FIRST, FIRST + 1, FIRST + 2, END - 1].map(left), [true, true, false, false]);
     }
 
     #[test]

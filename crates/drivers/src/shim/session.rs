@@ -30,6 +30,7 @@ use crate::driver::{Exit, Terminal};
 use crate::error::StartFault;
 use crate::oci::kill_group;
 use crate::proc::{Id, Table};
+use crate::supervised::session::is_abandoned;
 use crate::supervised::tree;
 
 /// The argument that makes an executable a keeper.
@@ -360,9 +361,9 @@ fn pass_on(console: &File) -> io::Result<Drain> {
 /// How names of the directories of keepers begin.
 const PREFIX: &str = "session-";
 
-/// Where a keeper may have its directory.
-pub(crate) fn dir(run: &Path, number: u64) -> PathBuf {
-    run.join(format!("{PREFIX}{}-{number}", std::process::id()))
+/// Where the keeper of a session may have its directory.
+pub(crate) fn dir(run: &Path, session: &str) -> PathBuf {
+    run.join(format!("{PREFIX}{session}"))
 }
 
 /// Removes directories of keepers whose agent is gone.
@@ -370,8 +371,7 @@ pub(crate) fn sweep(run: &Path) -> io::Result<()> {
     for entry in fs::read_dir(run)? {
         let entry = entry?;
         let name = entry.file_name().to_string_lossy().into_owned();
-        let agent = name.strip_prefix(PREFIX).and_then(|rest| rest.split('-').next());
-        if agent.is_some_and(|agent| !Path::new("/proc").join(agent).exists()) {
+        if name.strip_prefix(PREFIX).is_some_and(is_abandoned) {
             tree::remove(&entry.path())?;
         }
     }
