@@ -30,11 +30,22 @@ pub enum IdError {
     },
 }
 
+/// Digits of a part of an identifier: as many as 64 bits hold whole.
+const PART: usize = 12;
+
+/// The bits of a part.
+const PART_MASK: u128 = (1 << (5 * PART)) - 1;
+
+/// Writes an identifier, in parts that 64 bits hold: shifting 128 bits costs several times as much.
 fn encode(id: u128, out: &mut [u8; ENCODED]) {
-    for (place, slot) in out.iter_mut().enumerate() {
-        let shift = 5 * (ENCODED - 1 - place);
-        let index = usize::try_from((id >> shift) & 31).unwrap_or(0);
-        *slot = ALPHABET[index];
+    let mut rest = id;
+    for part in out.rchunks_mut(PART) {
+        let mut bits = (rest & PART_MASK) as u64;
+        for slot in part.iter_mut().rev() {
+            *slot = ALPHABET[(bits & 31) as usize];
+            bits >>= 5;
+        }
+        rest >>= 5 * PART;
     }
 }
 
