@@ -24,6 +24,7 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 pub use caller::Caller;
+pub(crate) use caller::bearer;
 pub use error::ApiError;
 
 /// What a handler gives back.

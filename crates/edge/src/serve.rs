@@ -13,12 +13,12 @@ use axum::Router;
 use axum::body::Body;
 use axum::response::{IntoResponse as _, Response};
 use bytes::Bytes;
-use http::header::{AUTHORIZATION, CONNECTION};
+use http::header::CONNECTION;
 use http::{HeaderValue, Request, StatusCode, Version};
 use http_body::{Frame, SizeHint};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
-use model::Digest;
+use model::{Digest, JoinToken};
 use runtime::{Share, Shares, Tasks, mono_now};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
@@ -26,7 +26,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_rustls::TlsAcceptor;
 use tower::ServiceExt as _;
 
-use crate::http::ApiError;
+use crate::http::{ApiError, bearer};
 
 /// Connections served at once; beyond them only components get one.
 pub const MAX_CONNECTIONS: usize = 4_096;
@@ -201,8 +201,8 @@ impl Door {
             let hint = "try again in a moment";
             return Err(Box::new(full(StatusCode::SERVICE_UNAVAILABLE, message, hint, request)));
         }
-        let Some(bearer) = request.headers().get(AUTHORIZATION) else { return Ok(None) };
-        let share = self.callers.take(Digest::of(bearer.as_bytes()));
+        let Some(bearer) = bearer(request.headers()) else { return Ok(None) };
+        let share = self.callers.take(named(bearer));
         share.map(Some).ok_or_else(|| {
             let most = self.callers.most();
             let message = format!("this token has {most} requests under way, which is the limit");
@@ -210,6 +210,12 @@ impl Door {
             Box::new(full(StatusCode::TOO_MANY_REQUESTS, message, hint, request))
         })
     }
+}
+
+/// One name for each token, however it is written: it may say which authority the server has.
+fn named(bearer: &str) -> Digest {
+    let token = bearer.parse().map(|token| JoinToken { ca: None, ..token }.to_string());
+    Digest::of(token.as_deref().unwrap_or(bearer).as_bytes())
 }
 
 fn full<B>(status: StatusCode, message: String, hint: &str, of: &Request<B>) -> Response {
@@ -385,6 +391,7 @@ impl http_body::Body for Watched {
 #[cfg(test)]
 mod tests {
     use axum::routing::{get, post};
+    use model::TokenId;
     use runtime::Stop;
     use tokio::io::AsyncReadExt as _;
 
@@ -463,6 +470,20 @@ mod tests {
         assert!(server.get("/fast", "other").await.starts_with("HTTP/1.1 200 "));
         drop(slow);
         server.until("/fast", "one", "200").await;
+    }
+
+    #[test]
+    fn a_token_has_one_name_however_it_is_written() {
+        let token = JoinToken { id: TokenId(7), secret: [0xab; 32], ca: None };
+        let with_ca = |ca: u8| JoinToken { ca: Some([ca; 32]), ..token.clone() }.to_string();
+        let (plain, name) = (token.to_string(), named(&token.to_string()));
+        let same =
+            [with_ca(1), with_ca(0xcd), with_ca(0xcd).replace("cd", "CD"), format!(" {plain} ")];
+        for text in same {
+            assert!(text.parse::<JoinToken>().is_ok(), "{text}");
+            assert_eq!(named(&text), name, "{text}");
+        }
+        assert_ne!(named("one"), named("two"), "what is no token is its own");
     }
 
     #[tokio::test]

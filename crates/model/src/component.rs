@@ -161,7 +161,7 @@ pub struct CellDrivers {
 pub const MAX_DRIVER_REASON: usize = 500;
 /// Most drivers of one cell.
 const MAX_DRIVERS: usize = 16;
-/// Most tags, and most labels, of one cell.
+/// Most tags, and most labels, of one cell or runner.
 const MAX_WORDS: usize = 64;
 /// Most characters of a zone, and of a label's name or value.
 const MAX_WORD: usize = 200;
@@ -186,16 +186,25 @@ impl CellSpec {
             return Err(SpecError::Text { field: "why a driver does not work", reason });
         }
         too_many("tags", self.tags.len() + self.required_tags.len(), MAX_WORDS)?;
-        too_many("labels", self.labels.len(), MAX_WORDS)?;
-        let labels = self.labels.iter().flat_map(|(name, value)| [name, value]);
-        for text in labels.chain([&self.zone]) {
-            if text.chars().count() > MAX_WORD || text.chars().any(char::is_control) {
-                let reason = "at most 200 characters, none of them control, are allowed";
-                return Err(SpecError::Text { field: "a zone or label", reason });
-            }
-        }
-        Ok(())
+        check_labels(&self.labels)?;
+        check_words([&self.zone])
     }
+}
+
+/// Checks the labels of a cell or runner: at most 64, of at most 200 characters each way.
+pub fn check_labels(labels: &BTreeMap<String, String>) -> Result<(), SpecError> {
+    too_many("labels", labels.len(), MAX_WORDS)?;
+    check_words(labels.iter().flat_map(|(name, value)| [name, value]))
+}
+
+fn check_words<'a>(words: impl IntoIterator<Item = &'a String>) -> Result<(), SpecError> {
+    for text in words {
+        if text.chars().count() > MAX_WORD || text.chars().any(char::is_control) {
+            let reason = "at most 200 characters, none of them control, are allowed";
+            return Err(SpecError::Text { field: "a zone or label", reason });
+        }
+    }
+    Ok(())
 }
 
 /// The protocol versions a program speaks.

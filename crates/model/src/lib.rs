@@ -29,7 +29,7 @@ pub use action::{
 pub use check::{Check, CheckKind, MIN_COMMAND_INTERVAL_MS};
 pub use component::{
     CellDrivers, CellSpec, JoinToken, MAX_DRIVER_REASON, PROTOCOL, ProtocolMismatch, ProtocolRange,
-    Role, negotiate,
+    Role, check_labels, negotiate,
 };
 pub use convention::{
     CREATOR, DEFAULT_APP, LAUNCHER, LIFECYCLE, PLATFORM_ENV, PROGRAMS, STATIC_SERVER, WEB,

@@ -9,11 +9,13 @@ use std::time::Duration;
 use api::proto::cell_down::Message as Down;
 use api::proto::cell_up::Message as Up;
 use api::proto::components_client::ComponentsClient;
-use api::proto::{CellDown, CellHello, CellUp, Desired, Work, hello, json};
-use model::{Action, CellId, Name, ProjectId, Role, TaskId, TaskSpec};
+use api::proto::{CellDown, CellHello, CellUp, Desired, Report, Work, hello, json};
+use model::{
+    Action, CellId, MAX_TASK_RESULT, Name, ProjectId, Role, TaskId, TaskReport, TaskSpec, TaskState,
+};
 use runtime::{Stop, Tasks};
 use server::{Server, Settings};
-use state::{Command, State, Task, WorkCommand};
+use state::{Command, MAX_TASK_BYTES_PER_PROJECT, State, Task, WorkCommand};
 use store::memory::MemoryStore;
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
@@ -42,7 +44,7 @@ async fn start(tasks: &Tasks, dir: &std::path::Path) -> (Server, String) {
 
 /// The stream of a cell that runs nothing it was not told of, and takes what a real one takes.
 struct Cell {
-    _up: mpsc::Sender<CellUp>,
+    up: mpsc::Sender<CellUp>,
     down: Streaming<CellDown>,
 }
 
@@ -69,7 +71,7 @@ impl Cell {
         let mut down = client.cell(request).await.expect("is admitted").into_inner();
         let welcome = down.message().await.expect("a message").and_then(|it| it.message);
         assert!(matches!(welcome, Some(Down::Welcome(_))), "{welcome:?}");
-        Self { _up: up, down }
+        Self { up, down }
     }
 
     async fn desired(&mut self) -> Desired {
@@ -81,6 +83,12 @@ impl Cell {
                 None => unreachable!("the stream ended"),
             }
         }
+    }
+
+    async fn report(&self, work: Work, report: &TaskReport) {
+        let report_json = json(report).expect("renders");
+        let message = Some(Up::Report(Report { work: Some(work), report_json }));
+        self.up.send(CellUp { message }).await.expect("a queue");
     }
 }
 
@@ -148,6 +156,55 @@ async fn a_cell_with_more_specs_than_a_message_holds_is_told_all_of_them_again_a
         assert!(parts >= bytes / api::MAX_DESIRED_PART, "{parts}");
     }
     drop(cell);
+    tasks.stop().stop();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn results_that_do_not_fit_become_artifacts() {
+    let (dir, tasks) = (tempfile::tempdir().expect("a directory"), Tasks::new(Stop::new()));
+    let (server, url) = start(&tasks, dir.path()).await;
+    let name: Name = "shop".parse().expect("a name");
+    server.apply(Command::CreateProject { id: PROJECT, name }).await.expect("made");
+    let token = server.create_token(Role::Cell, None, String::new(), None).await.expect("made");
+    let mut cell = Cell::join(&url, &token.to_string(), Vec::new()).await;
+    let fit = (MAX_TASK_BYTES_PER_PROJECT / MAX_TASK_RESULT) as u128;
+    for number in 1..=fit + 2 {
+        let spec = Arc::new(TaskSpec::new(Action::run(["true"]), 600_000));
+        let id = TaskId(number << 8);
+        let new = WorkCommand::NewTask { id, project: PROJECT, key: None, spec };
+        server.apply(Command::Work(new)).await.expect("made");
+    }
+    let result = "x".repeat(MAX_TASK_RESULT);
+    let mut told = 0;
+    while told < fit + 2 {
+        for work in cell.desired().await.work.into_iter().filter(|it| it.spec_json.is_some()) {
+            let work = work.work.expect("names its work");
+            cell.report(work.clone(), &TaskReport::Claim).await;
+            let result = Some(result.clone());
+            cell.report(work, &TaskReport::Succeeded { result, artifact: None }).await;
+            told += 1;
+        }
+    }
+    let ended = |state: &State| {
+        let ended = state.all::<Task>().all(|task| task.state.is_terminal());
+        ended.then(|| state.all::<Task>().map(|task| task.state.clone()).collect::<Vec<_>>())
+    };
+    let ended = runtime::timeout(LIMIT, server.wait_for(ended)).await.expect("in time");
+    let mut counts = [0, 0];
+    for state in ended.expect("a read") {
+        match state {
+            TaskState::Succeeded { result: Some(text), artifact: None } if text == result => {
+                counts[0] += 1;
+            }
+            TaskState::Succeeded { result: None, artifact: Some(digest) } => {
+                let size = server.blobs().len(digest.0).await.expect("is there");
+                assert_eq!(size, Some(result.len() as u64));
+                counts[1] += 1;
+            }
+            other => unreachable!("{other:?}"),
+        }
+    }
+    assert_eq!(counts, [fit - 1, 3], "the specs take some of the room");
     tasks.stop().stop();
 }
 

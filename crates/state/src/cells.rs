@@ -139,6 +139,9 @@ impl Core {
             );
             return Err(Refusal::Conflict(message));
         }
+        if before.is_none() {
+            self.room_for_cell()?;
+        }
         let epoch = before.as_ref().map_or(1, |cell| cell.epoch + 1);
         let joined_at = before.as_ref().map_or(now, |cell| cell.joined_at);
         if before.as_ref().is_some_and(|cell| cell.spec.gate != spec.gate) {
@@ -196,12 +199,19 @@ impl Core {
                 self.put(Task { state, rejects, paused_until, ..(*task).clone() });
             }
             TaskReport::Succeeded { result, artifact } => {
-                if result.as_ref().is_some_and(|text| text.len() > MAX_TASK_RESULT) {
-                    let reason = format!("its result is larger than {MAX_TASK_RESULT} bytes");
-                    self.end_task(now, &task, &TaskEvent::Fail { reason, detail: None })?;
+                let bytes = result.as_ref().map_or(0, String::len);
+                let fault = if bytes > MAX_TASK_RESULT {
+                    Some(format!("its result is larger than {MAX_TASK_RESULT} bytes"))
+                } else if bytes > 0 && !self.has_room_for_result(&task, bytes) {
+                    Some(format!("its result of {bytes} bytes does not fit beside others"))
                 } else {
-                    self.end_task(now, &task, &TaskEvent::Succeed { result, artifact })?;
-                }
+                    None
+                };
+                let event = match fault {
+                    Some(reason) => TaskEvent::Fail { reason, detail: None },
+                    None => TaskEvent::Succeed { result, artifact },
+                };
+                self.end_task(now, &task, &event)?;
             }
             TaskReport::Failed { reason, detail } => {
                 let fail = TaskEvent::Fail { reason: cut(reason), detail: bounded(detail) };

@@ -200,6 +200,10 @@ impl Indexes {
         (own, self.all_kept_tasks)
     }
 
+    pub(crate) const fn all_kept_tasks(&self) -> KeptTasks {
+        self.all_kept_tasks
+    }
+
     pub(crate) fn add_delivery(&mut self, row: &Delivery) {
         self.deliveries.entry(row.project).or_default().insert((row.due, row.id));
     }

@@ -4,7 +4,9 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use model::{JobEvent, JobId, JobState, Outcome, ProjectId, RunnerId, Target, Time, TokenId};
+use model::{
+    JobEvent, JobId, JobState, Outcome, ProjectId, RunnerId, Target, Time, TokenId, check_labels,
+};
 
 use crate::command::{Attempt, JobCommand, NewJob, Refusal, Reply, earliest};
 use crate::records::{Job, JobSpec, Runner, Token};
@@ -115,6 +117,10 @@ impl Core {
             }
             JobCommand::RunnerOnline { id, name, labels, only_own, holds, token } => {
                 self.may_join(now, id, token)?;
+                check_labels(&labels).map_err(|error| Refusal::Invalid(error.to_string()))?;
+                if self.get::<Runner>(id).is_none() {
+                    self.room_for_runner()?;
+                }
                 let streams = self.get::<Runner>(id).map_or(0, |runner| runner.streams);
                 let streams = streams.saturating_add(1);
                 let (online, since) = (true, now);

@@ -8,6 +8,7 @@
 
 mod access;
 mod audit;
+mod away;
 mod cells;
 mod command;
 mod converge;
@@ -41,6 +42,7 @@ pub use access::{
     MAX_APPS, MAX_APPS_PER_PROJECT, MAX_CONFIG_BYTES, MAX_LABEL, MAX_PROJECTS, MAX_WORKSPACES,
 };
 pub use audit::{AUDIT_HISTORY, Audit, AuditEvent, MAX_AUDIT_WORDS};
+pub use away::{MAX_AWAY, MAX_MEMBERS};
 pub use cells::{CELL_LEASE, MAX_HELD, MAX_REASON};
 pub use command::{
     Attempt, CellCommand, Command, Held, JobCommand, NewJob, NewKey, NewToken, Refusal, Reply,

@@ -326,6 +326,14 @@ impl Core {
         Ok(())
     }
 
+    /// Whether a text of so many bytes that a task leaves fits beside what is kept of tasks.
+    pub(crate) fn has_room_for_result(&self, task: &Task, bytes: usize) -> bool {
+        let own = task.project.map(|project| self.indexes.kept_tasks(project).0.bytes);
+        let (own, all) = (own.unwrap_or(0), self.indexes.all_kept_tasks().bytes);
+        own.saturating_add(bytes) <= MAX_TASK_BYTES_PER_PROJECT
+            && all.saturating_add(bytes) <= MAX_TASK_BYTES
+    }
+
     /// Asks for the end of a task, or of the attempt that it was followed by.
     pub(crate) fn cancel_task(&mut self, now: Time, id: TaskId) -> Result<(), Refusal> {
         let mut task = self.task(id)?;

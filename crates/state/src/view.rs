@@ -145,6 +145,12 @@ impl State {
         self.core.indexes.kept_tasks(project)
     }
 
+    /// Whether a text of so many bytes that a task leaves fits beside what is kept of tasks; where it
+    /// does not, the task would fail.
+    pub fn has_room_for_result(&self, task: &Task, bytes: usize) -> bool {
+        self.core.has_room_for_result(task, bytes)
+    }
+
     /// When a cell may begin to end an instance that is not wanted any more. One that answered
     /// requests drains first when its deployment goes on without it; the instances of one that is
     /// retired have drained before.

@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use axum::Json;
 use axum::extract::{self, FromRequest, FromRequestParts, Request};
-use http::StatusCode;
 use http::header::AUTHORIZATION;
 use http::request::Parts;
+use http::{HeaderMap, StatusCode};
 use model::{Name, ProjectId, Role, TokenId};
 use serde::de::DeserializeOwned;
 use server::{Action, Principal, Server, TokenFault, allows};
@@ -26,18 +26,19 @@ impl FromRequestParts<Server> for Caller {
     type Rejection = ApiError;
 
     async fn from_request_parts(parts: &mut Parts, server: &Server) -> Result<Self, ApiError> {
-        let bearer = parts
-            .headers
-            .get(AUTHORIZATION)
-            .and_then(|value| value.to_str().ok())
-            .and_then(|value| value.strip_prefix("Bearer "))
-            .ok_or_else(|| ApiError::unauthorized(TokenFault::Missing))?;
+        let bearer =
+            bearer(&parts.headers).ok_or_else(|| ApiError::unauthorized(TokenFault::Missing))?;
         let principal = server.authenticate(bearer).await?;
         let caller = Self { principal: principal.map_err(ApiError::unauthorized)? };
         // The body is read for some callers only.
         parts.extensions.insert(caller);
         Ok(caller)
     }
+}
+
+/// The token that a request bears, as it is written.
+pub(crate) fn bearer(headers: &HeaderMap) -> Option<&str> {
+    headers.get(AUTHORIZATION)?.to_str().ok()?.strip_prefix("Bearer ")
 }
 
 impl Caller {

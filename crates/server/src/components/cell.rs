@@ -1,6 +1,7 @@
 //! One cell's stream: sends what should run there, takes what it reports and logs.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use api::proto::cell_down::Message as Down;
@@ -12,11 +13,12 @@ use api::proto::{
 };
 use bytes::Bytes;
 use model::{
-    CellDrivers, CellId, CellSpec, InstanceId, TaskId, TaskReport, Time, TokenId, VolumeId,
+    CellDrivers, CellId, CellSpec, Digest, InstanceId, MAX_TASK_RESULT, TaskId, TaskReport, Time,
+    TokenId, VolumeId,
 };
 use state::{
     App, Cell, CellCommand, CellInstance, CellUnit, Command, Deployment, Held, Instance, Order,
-    Process, Project, Reply, State, WorkKey,
+    Process, Project, Reply, State, Task, WorkKey,
 };
 use tokio::sync::mpsc;
 use tonic::{Status, Streaming};
@@ -309,6 +311,7 @@ impl Session {
             Held::Task { id, epoch } => {
                 let report: TaskReport = from_json("task report", report_json)?;
                 let claim = report == TaskReport::Claim;
+                let report = self.with_room((id, epoch), report).await?;
                 (CellCommand::Task { cell, task: id, epoch, report }, claim)
             }
             Held::Instance { id, epoch } => {
@@ -327,6 +330,33 @@ impl Session {
             }
             Err(error @ ApplyError::Unavailable(_)) => Err(status(error)),
         }
+    }
+
+    /// A result that does not fit beside what is kept of tasks becomes an artifact.
+    async fn with_room(
+        &self,
+        (id, epoch): (TaskId, u32),
+        report: TaskReport,
+    ) -> Result<TaskReport, Status> {
+        let TaskReport::Succeeded { result: Some(text), artifact: None } = &report else {
+            return Ok(report);
+        };
+        let (cell, bytes) = (self.cell, text.len());
+        let lacks_room = move |state: &State| {
+            let here = |task: &&Arc<Task>| task.epoch == epoch && task.state.cell() == Some(cell);
+            let task = state.get::<Task>(id).filter(here);
+            bytes <= MAX_TASK_RESULT
+                && task.is_some_and(|task| !state.has_room_for_result(task, bytes))
+        };
+        if !self.server.read(lacks_room).await.map_err(status)? {
+            return Ok(report);
+        }
+        let stored = self.server.blobs().put(text.as_bytes()).await;
+        let stored = stored.map_err(|error| {
+            Status::unavailable(format!("keep the result of task {id}: {error}"))
+        })?;
+        let artifact = Some(Digest(stored.digest));
+        Ok(TaskReport::Succeeded { result: None, artifact })
     }
 
     /// A volume is deleted. What the cell says of another is not believed.

@@ -1,6 +1,7 @@
 //! The rules of the control plane, as somebody outside sees them.
 #![expect(clippy::panic, reason = "helpers of tests panic as tests do")]
 
+mod away;
 mod bench;
 mod config;
 mod crashes;

@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
-use model::{Action, CellId, RetryPolicy, TaskId, TaskReport, TaskSpec, TaskState};
+use model::{
+    Action, CellId, MAX_TASK_RESULT, RetryPolicy, TaskId, TaskReport, TaskSpec, TaskState,
+};
 use state::{
     KeptTasks, MAX_ENDED_SPEC, MAX_KEPT_TASKS_PER_PROJECT, MAX_TASK_BYTES_PER_PROJECT, Refusal,
     Reply, TASK_KEPT, Task, WorkCommand, delivery_id,
@@ -117,6 +119,29 @@ fn specs_fill_their_projects_share_and_no_more() {
     make(&mut bench, None, task_spec()).expect("there is room for a small one");
     cancel(&mut bench, last.expect("some fit"));
     bench.work(once).expect("what ended takes little");
+    assert!(kept(&bench).bytes <= MAX_TASK_BYTES_PER_PROJECT);
+}
+
+#[test]
+fn results_fill_their_projects_share_and_no_more() {
+    let mut bench = Bench::ready();
+    let most = MAX_TASK_BYTES_PER_PROJECT / MAX_TASK_RESULT;
+    let mut whole = 0;
+    let refused = loop {
+        let id = make(&mut bench, None, task_spec()).expect("there is room").id;
+        let result = Some("x".repeat(MAX_TASK_RESULT));
+        for report in [TaskReport::Claim, TaskReport::Succeeded { result, artifact: None }] {
+            let row = bench.task_row(id);
+            bench.task_report(&row, report).expect("it is its");
+        }
+        match bench.task_state(id) {
+            TaskState::Succeeded { result: Some(_), .. } if whole < most => whole += 1,
+            TaskState::Failed { reason, .. } => break reason,
+            other => panic!("{whole} before it, {}", other.name()),
+        }
+    };
+    assert!(refused.contains("does not fit"), "{refused}");
+    assert_eq!(whole, most - 1, "the specs take some of the room");
     assert!(kept(&bench).bytes <= MAX_TASK_BYTES_PER_PROJECT);
 }
 
