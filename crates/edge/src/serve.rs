@@ -477,8 +477,7 @@ mod tests {
         let token = JoinToken { id: TokenId(7), secret: [0xab; 32], ca: None };
         let with_ca = |ca: u8| JoinToken { ca: Some([ca; 32]), ..token.clone() }.to_string();
         let (plain, name) = (token.to_string(), named(&token.to_string()));
-        let same =
-            [with_ca(1), with_ca(0xcd), with_ca(0xcd).replace("cd", "CD"), format!(" {plain} ")];
+        let same = [with_ca(1), with_ca(0xcd), format!(" {plain} ")];
         for text in same {
             assert!(text.parse::<JoinToken>().is_ok(), "{text}");
             assert_eq!(named(&text), name, "{text}");

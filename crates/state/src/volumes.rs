@@ -474,6 +474,7 @@ impl Core {
     pub(crate) fn claim_ended(&mut self, now: Time, row: &Instance, next: &InstanceState) {
         let InstanceState::Claimed { cell } = row.state else { return };
         let Some((slot, process)) = self.slot_of(row) else { return };
+        let gives_up = !self.is_shared(row, &process, cell);
         for volume in self.mounted(&slot, &process) {
             if volume.used || volume.cell != cell {
                 continue;
@@ -481,15 +482,31 @@ impl Core {
             let volume = (*volume).clone();
             match next {
                 InstanceState::Running { .. } => self.put(Volume { used: true, ..volume }),
-                InstanceState::Unclaimed { .. } | InstanceState::Crashed { .. } => {
+                InstanceState::Unclaimed { .. } | InstanceState::Crashed { .. } if gives_up => {
                     let state = VolumeState::Deleting { since: now };
                     self.put(Volume { state, ..volume });
                 }
-                InstanceState::Claimed { .. }
+                InstanceState::Unclaimed { .. }
+                | InstanceState::Crashed { .. }
+                | InstanceState::Claimed { .. }
                 | InstanceState::Stopping { .. }
                 | InstanceState::Stopped => {}
             }
         }
+    }
+
+    /// Whether an instance of another deployment has the same volumes on a cell: those who only read
+    /// them do not wait for each other.
+    fn is_shared(&self, row: &Instance, process: &Process, cell: CellId) -> bool {
+        let Some(own) = self.get::<Deployment>(row.deployment) else { return false };
+        let others = self
+            .deployments_of(own.app)
+            .filter(|other| other.id != own.id && other.workspace == own.workspace);
+        others.flat_map(|other| &other.processes).any(|id| {
+            let is_same = self.get::<Process>(*id).is_some_and(|it| it.name == process.name);
+            let other = self.get::<Instance>(instance_id(*id, row.index));
+            is_same && other.is_some_and(|it| it.state.cell() == Some(cell))
+        })
     }
 
     /// What shares volumes with a deployment that changed is looked at, too; and what no deployment

@@ -423,3 +423,9 @@ proptest! {
         live_through(seeds);
     }
 }
+
+/// Two deployments only read the volumes that the claim of the first made, and its cell gives it back.
+#[test]
+fn volumes_outlive_a_claim_that_came_to_nothing_while_another_has_them() {
+    live_through(vec![(13, 7, 2, 0), (14, 0, 0, 0), (14, 0, 0, 0), (24, 0, 0, 106)]);
+}
