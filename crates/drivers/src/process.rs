@@ -221,7 +221,7 @@ impl Driver for ProcessDriver {
     }
 
     fn copy_out<'a>(&'a self, handle: &'a Handle, path: &'a str) -> BoxFuture<'a, Result<Input>> {
-        Box::pin(async move { self.0.copy_out(handle, path) })
+        Box::pin(self.0.copy_out(handle, path))
     }
 
     fn host_path(&self, handle: &Handle, path: &str) -> Option<PathBuf> {

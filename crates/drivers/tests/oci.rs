@@ -245,6 +245,47 @@ async fn a_session_whose_agent_and_keeper_were_killed_ends_with_the_next_agent()
     driver.remove(&handle("kept")).await.expect("removes");
 }
 
+/// The last of a chain of links, each through thousands of directories, in a container's root.
+async fn long_way(driver: &OciDriver, handle: &Handle) {
+    let text = "mkdir /l && cd /l && pad=$(printf './%.0s' $(seq 2000)) && mkdir 0 && \
+                for i in $(seq 38); do ln -s $pad$((i - 1)) $i || exit 1; done; \
+                ln -s l/38 /z && cd /z && echo x > /text && chmod 755 /text";
+    driver.start(handle, sh("links", text)).await.expect("starts");
+    let exit = driver.wait(handle, &ProcessId::new("links").expect("a good id")).await;
+    assert_eq!(exit.expect("ends").outcome, Outcome::Code(0));
+}
+
+/// With one thread: nothing else could go on while it looks for something.
+#[tokio::test]
+async fn a_container_with_a_long_way_to_its_programs_holds_up_nobody() {
+    let Some(place) = Place::new() else { return };
+    let driver = place.open_driver();
+    let handle = handle("long");
+    driver.create(ContainerSpec::new(handle.clone())).await.expect("creates");
+    long_way(&driver, &handle).await;
+    let (mut longest, mut last) = (Duration::ZERO, mono_now());
+    let begin = mono_now();
+    // Sixty thousand parts, of which the first are looked at, and sixty with what is no program last.
+    for (parts, wanted) in [(60_000, "in the first 64 directories"), (60, "not a program")] {
+        let mut spec = ProcessSpec::new(ProcessId::new("p").expect("a good id"), ["text"]);
+        spec.env.insert("PATH".to_owned(), format!("{}/", "z:".repeat(parts)));
+        let mut start = driver.start(&handle, spec);
+        let fault = loop {
+            let turn = timeout(Duration::from_millis(1), &mut start).await;
+            longest = longest.max(mono_now() - last);
+            last = mono_now();
+            if let Some(started) = turn {
+                break started.expect_err("is refused").to_string();
+            }
+        };
+        assert!(fault.contains(wanted), "{fault}");
+    }
+    let whole = mono_now() - begin;
+    println!("{whole:?} of which at most {longest:?} at once");
+    assert!(longest < whole / 4, "{longest:?} of {whole:?} at once");
+    driver.remove(&handle).await.expect("removes");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_runtime_that_goes_and_comes_back_is_noticed() {
     let Some(place) = Place::new() else { return };

@@ -3,7 +3,7 @@
 //! Both go through the root of the first process, so they see what processes of the container see,
 //! with its mounts. No symbolic link is followed on the way.
 
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use super::Inner;
@@ -29,8 +29,7 @@ impl Inner {
 
     pub(super) async fn copy_out(self: &Arc<Self>, handle: &Handle, path: &str) -> Result<Input> {
         let root = open_root(handle, &self.up(handle).await?)?;
-        let source = archive::Source::open(root.as_fd(), path, Rights::All)?;
-        Ok(stream_out(&self.kept.tasks, source))
+        stream_out(&self.kept.tasks, root, path, Rights::All).await
     }
 }
 

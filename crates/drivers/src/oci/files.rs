@@ -1,6 +1,6 @@
 //! A container's files, seen from the machine.
 
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -45,15 +45,14 @@ impl Inner {
         unpack_as(owner, root, path, (tar, limits)).await
     }
 
-    pub(super) fn copy_out(&self, handle: &Handle, path: &str) -> Result<Input> {
+    pub(super) async fn copy_out(&self, handle: &Handle, path: &str) -> Result<Input> {
         let (root, first) = self.open_root(handle)?;
         // Without users of its own, its root is the machine's.
         let rights = match first {
             0 => Rights::All,
             first => Rights::Of(first..first.saturating_add(slots::USERS)),
         };
-        let source = archive::Source::open(root.as_fd(), path, rights)?;
-        Ok(stream_out(&self.kept.tasks, source))
+        stream_out(&self.kept.tasks, root, path, rights).await
     }
 
     pub(super) async fn stats(self: &Arc<Self>, handle: &Handle) -> Result<Stats> {

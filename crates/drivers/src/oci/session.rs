@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::cgroup::Group;
 use super::remove::KILL_LIMIT;
-use super::{Inner, kill_group, slots, start};
+use super::{Inner, kill_group, slots};
 use crate::driver::{Session, Terminal};
 use crate::error::{Context as _, DriverError, Result};
 use crate::shim::Through;
@@ -28,8 +28,8 @@ impl Inner {
         let (place, init) = self.running(handle)?;
         let command = spec.argv.first().cloned().unwrap_or_default();
         let refuse = |fault| DriverError::Start { command: command.clone(), fault };
-        let process =
-            start::process(&container, &spec, (&place, init), terminal).map_err(refuse)?;
+        let process = self.process(&container, &spec, (&place, init), terminal).await;
+        let process = process.map_err(refuse)?;
         let called = session::name();
         let name = group_name(&called);
         let group = self.group(handle);

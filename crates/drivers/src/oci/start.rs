@@ -8,11 +8,11 @@ use std::sync::Arc;
 
 use super::bundle::{self, Command};
 use super::files::root_of;
-use super::program::{self, Judgement};
+use super::program;
 use super::remove::group_name;
 use super::stage::Root;
 use super::{Inner, Place};
-use crate::driver::{Exit, Started, Target};
+use crate::driver::{Exit, Started, Target, Terminal};
 use crate::error::{Context as _, DriverError, Result, StartFault};
 use crate::proc::Id;
 use crate::shim::{Enter, Launch, Request};
@@ -55,7 +55,7 @@ impl Inner {
         (place, init): (Place, Id),
         state_dir: &Path,
     ) -> std::result::Result<Started, StartFault> {
-        let prepared = Prepared::new(container, spec, (&place, init))?;
+        let prepared = self.prepared(container, spec, (&place, init)).await?;
         let handle = &container.handle;
         let group = self.group(handle);
         let name = group_name(&spec.id);
@@ -79,6 +79,38 @@ impl Inner {
         let marks = [("SHORE_CONTAINER".to_owned(), handle.to_string())];
         let processes = self.kept.supervise(marks.into(), &request).await?;
         Ok(Started { pid: Some(processes.command.pid.cast_unsigned()) })
+    }
+
+    /// Sees to what a process needs in its container: in the time that its files take.
+    async fn prepared(
+        &self,
+        container: &ContainerSpec,
+        spec: &ProcessSpec,
+        (place, init): (&Place, Id),
+    ) -> std::result::Result<Prepared, StartFault> {
+        let (container, spec, place) = (container.clone(), spec.clone(), place.clone());
+        let prepare = move || Prepared::new(&container, &spec, (&place, init));
+        self.kept.tasks.blocking(prepare).await
+    }
+
+    /// What the runtime is told about a process, once all it needs is there.
+    pub(super) async fn process(
+        &self,
+        container: &ContainerSpec,
+        spec: &ProcessSpec,
+        place: (&Place, Id),
+        terminal: Option<Terminal>,
+    ) -> std::result::Result<String, StartFault> {
+        let prepared = self.prepared(container, spec, place).await?;
+        let process = bundle::process(&Command {
+            argv: &spec.argv,
+            dir: &prepared.dir,
+            env: &prepared.env,
+            user: prepared.user,
+            limits: &prepared.limits,
+            terminal,
+        });
+        Ok(process.to_string())
     }
 
     /// The runtime's command to start a process, without the container.
@@ -131,41 +163,18 @@ impl Prepared {
         let dir = spec.dir.as_deref().unwrap_or("/");
         let owner = |number: u32| place.first_user + number;
         let root = Root::open(&root_of(init), (owner(user.uid), owner(user.gid)));
-        let root = root.map_err(|error| supervisor(&error))?;
+        let root = root.map_err(|error| supervisor(&error))?.within(program::SEARCH_LIMIT);
         root.make_dir(Path::new(dir.trim_start_matches('/')))
-            .map_err(|error| StartFault::Directory(format!("{dir}: {error}")))?;
+            .map_err(|error| program::no_directory(dir, &error))?;
         let mut env = container.env.clone();
         env.extend(spec.env.clone());
         let search = env.get("PATH").map_or(bundle::PATH, String::as_str);
         let program = spec.argv.first().map_or("", String::as_str);
-        match program::judge(&root, program, dir, search) {
-            Judgement::Unknown => {}
-            Judgement::NoInterpreter => return Err(StartFault::Missing),
-            Judgement::NoProgram => return Err(StartFault::Format),
-        }
+        program::judge(&root, program, dir, search)?;
         let dir = if dir.starts_with('/') { dir } else { "/" };
         let limits = spec.limits.or(container.limits);
         Ok(Self { user, dir: dir.to_owned(), env, limits })
     }
-}
-
-/// What the runtime is told about a process, once all it needs is there.
-pub(super) fn process(
-    container: &ContainerSpec,
-    spec: &ProcessSpec,
-    place: (&Place, Id),
-    terminal: Option<crate::driver::Terminal>,
-) -> std::result::Result<String, StartFault> {
-    let prepared = Prepared::new(container, spec, place)?;
-    let process = bundle::process(&Command {
-        argv: &spec.argv,
-        dir: &prepared.dir,
-        env: &prepared.env,
-        user: prepared.user,
-        limits: &prepared.limits,
-        terminal,
-    });
-    Ok(process.to_string())
 }
 
 fn supervisor(error: &io::Error) -> StartFault {

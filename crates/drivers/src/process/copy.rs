@@ -4,11 +4,12 @@ use std::fs;
 use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use tokio_util::io::SyncIoBridge;
 
 use super::Inner;
-use crate::archive::{self, Limits, Summary};
+use crate::archive::{self, Limits, Rights, Summary};
 use crate::driver::Input;
 use crate::error::{DriverError, Result};
 use crate::spec::{Handle, Mount};
@@ -16,26 +17,30 @@ use crate::supervised::stream_out;
 
 impl Inner {
     pub(super) async fn copy_in(
-        &self,
+        self: &Arc<Self>,
         handle: &Handle,
         path: &str,
         tar: Input,
         limits: Limits,
     ) -> Result<Summary> {
-        let mounts = self.mounts(handle)?;
-        let (root, rest) = self.open(handle, path, &mounts)?;
-        let dir = archive::open_below(root.as_fd(), &rest, true)?;
-        let inside = mounts.iter().filter_map(|mount| below(&mount.target, path));
-        let kept: Vec<PathBuf> = inside.map(|it| it.trim_start_matches('/').into()).collect();
+        let (inner, handle, path) = (Arc::clone(self), handle.clone(), path.to_owned());
         let tar = SyncIoBridge::new(tar);
-        let unpack = move || archive::unpack_around(tar, dir.as_fd(), limits, &kept);
+        let unpack = move || {
+            let mounts = inner.mounts(&handle)?;
+            let (root, rest) = inner.open(&handle, &path, &mounts)?;
+            let dir = archive::open_below(root.as_fd(), &rest, true)?;
+            let inside = mounts.iter().filter_map(|mount| below(&mount.target, &path));
+            let kept: Vec<PathBuf> = inside.map(|it| it.trim_start_matches('/').into()).collect();
+            archive::unpack_around(tar, dir.as_fd(), limits, &kept)
+        };
         self.kept.tasks.blocking(unpack).await
     }
 
-    pub(super) fn copy_out(&self, handle: &Handle, path: &str) -> Result<Input> {
-        let (root, path) = self.open(handle, path, &self.mounts(handle)?)?;
-        let source = archive::Source::open(root.as_fd(), &path, archive::Rights::All)?;
-        Ok(stream_out(&self.kept.tasks, source))
+    pub(super) async fn copy_out(self: &Arc<Self>, handle: &Handle, path: &str) -> Result<Input> {
+        let (inner, handle, path) = (Arc::clone(self), handle.clone(), path.to_owned());
+        let open = move || inner.open(&handle, &path, &inner.mounts(&handle)?);
+        let (root, path) = self.kept.tasks.blocking(open).await?;
+        stream_out(&self.kept.tasks, root, &path, Rights::All).await
     }
 
     /// What is mounted in a container, each a link.

@@ -48,7 +48,7 @@ impl Inner {
         let mut marks = start::markers(self, handle, None);
         let name = session::name();
         marks.insert(session::MARK.to_owned(), name.clone());
-        let direct = self.direct(&container, &spec, marks)?;
+        let direct = self.direct(&container, &spec, marks).await?;
         let request = Request { start: Start::Direct(direct), terminal };
         let command = spec.argv.first().cloned().unwrap_or_default();
         let started = self.kept.keep_session(&request).await;

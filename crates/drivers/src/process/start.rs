@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::Path;
 use std::sync::Arc;
 
 use super::Inner;
@@ -48,8 +47,9 @@ impl Inner {
         }
         let _starting = Starting::new(&self.kept, handle, &spec.id);
         let state_dir = self.kept.dirs.create_process(handle, &spec.id)?;
-        let request = self.request(&container, &spec, &state_dir)?;
         let marks = markers(self, handle, Some(&spec.id));
+        let launch = Launch::Direct(self.direct(&container, &spec, marks.clone()).await?);
+        let request = Request { state_dir: state_dir.clone(), launch };
         let fault = match self.kept.supervise(marks, &request).await {
             Ok(processes) => {
                 return Ok(Started { pid: Some(processes.command.pid.cast_unsigned()) });
@@ -63,19 +63,19 @@ impl Inner {
         Err(DriverError::Start { command: spec.argv.first().cloned().unwrap_or_default(), fault })
     }
 
-    fn request(
-        &self,
+    /// A process as a command of this machine, which finds `marks` in its environment.
+    pub(super) async fn direct(
+        self: &Arc<Self>,
         container: &ContainerSpec,
         spec: &ProcessSpec,
-        state_dir: &Path,
-    ) -> Result<Request> {
-        let marks = markers(self, &container.handle, Some(&spec.id));
-        let launch = Launch::Direct(self.direct(container, spec, marks)?);
-        Ok(Request { state_dir: state_dir.to_owned(), launch })
+        marks: BTreeMap<String, String>,
+    ) -> Result<Direct> {
+        let (inner, container, spec) = (Arc::clone(self), container.clone(), spec.clone());
+        let find = move || inner.find_direct(&container, &spec, marks);
+        self.kept.tasks.blocking(find).await
     }
 
-    /// A process as a command of this machine, which finds `marks` in its environment.
-    pub(super) fn direct(
+    fn find_direct(
         &self,
         container: &ContainerSpec,
         spec: &ProcessSpec,

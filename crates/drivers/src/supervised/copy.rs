@@ -10,7 +10,7 @@ use rustix::thread::{CapabilitySet, CapabilitySets};
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::io::{StreamReader, SyncIoBridge};
 
-use crate::archive::{self, Limits, Summary};
+use crate::archive::{self, Limits, Rights, Summary};
 use crate::driver::Input;
 use crate::error::{Context as _, DriverError, Result};
 use crate::spec::User;
@@ -20,8 +20,16 @@ const PIECES: usize = 8;
 /// How large one piece is.
 const PIECE_BYTES: usize = 64 << 10;
 
-/// Packs `source` on the blocking pool while the result is read.
-pub(crate) fn stream_out(tasks: &Tasks, source: archive::Source) -> Input {
+/// Packs what is at `path` below `root` on the blocking pool while the result is read.
+pub(crate) async fn stream_out(
+    tasks: &Tasks,
+    root: OwnedFd,
+    path: &str,
+    rights: Rights,
+) -> Result<Input> {
+    let path = path.to_owned();
+    let open = move || archive::Source::open(root.as_fd(), &path, rights);
+    let source = tasks.blocking(open).await?;
     let (sender, receiver) = mpsc::channel(PIECES);
     let worker = tasks.clone();
     tasks.spawn_ok("copy out", async move {
@@ -38,7 +46,7 @@ pub(crate) fn stream_out(tasks: &Tasks, source: archive::Source) -> Input {
     let pieces = stream::unfold(receiver, |mut receiver: mpsc::Receiver<_>| async move {
         receiver.recv().await.map(|piece| (piece, receiver))
     });
-    Box::pin(StreamReader::new(Box::pin(pieces)))
+    Ok(Box::pin(StreamReader::new(Box::pin(pieces))))
 }
 
 /// Sends what is written to the reader of the archive.

@@ -6,7 +6,9 @@ use std::io::{self, Write as _};
 use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::os::unix::fs::fchown;
 use std::path::{Component, Path, PathBuf};
+use std::time::{Duration, Instant};
 
+use runtime::mono_now;
 use rustix::fs::{
     AtFlags, CWD, Mode, OFlags, ResolveFlags, mkdirat, openat, openat2, symlinkat, unlinkat,
 };
@@ -164,15 +166,28 @@ pub(in crate::oci) struct Root {
     dir: OwnedFd,
     /// The user and the group of the machine that own what is made in it.
     owner: (u32, u32),
+    /// When nothing is looked for any more.
+    until: Option<Instant>,
 }
 
 impl Root {
     pub(in crate::oci) fn open(at: &Path, owner: (u32, u32)) -> io::Result<Self> {
         let dir = openat(CWD, at, DIRECTORY, Mode::empty())?;
-        Ok(Self { dir, owner })
+        Ok(Self { dir, owner, until: None })
     }
 
+    /// From now on it may be used for so long: what is in a container decides how long a path is
+    /// looked for.
+    pub(in crate::oci) fn within(self, limit: Duration) -> Self {
+        Self { until: Some(mono_now() + limit), ..self }
+    }
+
+    /// Opens what a path leads to; `TIMEDOUT` when it is too late. Links of `/proc` that are no
+    /// paths lead nowhere.
     pub(in crate::oci) fn find(&self, path: &Path, flags: OFlags) -> Result<OwnedFd, Errno> {
+        if self.until.is_some_and(|until| mono_now() >= until) {
+            return Err(Errno::TIMEDOUT);
+        }
         openat2(&self.dir, path, flags | OFlags::CLOEXEC, Mode::empty(), ResolveFlags::IN_ROOT)
     }
 
