@@ -187,7 +187,18 @@ impl OciDriver {
         let run = Path::new(slots::RUN);
         let found = Layout::find();
         let runtime = program(&config.runtime.display().to_string());
-        let unavailable = found.as_ref().err().cloned();
+        let mut unavailable = found.as_ref().err().cloned();
+        let kept = match stage::read_only(&config.supervisor) {
+            Ok(executable) => kept.start_from(executable),
+            // Who is not root is told that.
+            Err(_) if !rustix::process::geteuid().is_root() => kept,
+            Err(error) => {
+                let name = config.supervisor.display();
+                let reason = || format!("cannot mount {name} read-only: {error}");
+                unavailable.get_or_insert_with(reason);
+                kept
+            }
+        };
         let is_final = unavailable.is_some();
         let inner = Inner {
             runtime: runtime.unwrap_or_else(|| config.runtime.clone()),

@@ -16,6 +16,7 @@ mod watch;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
+use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
@@ -51,6 +52,8 @@ pub(crate) struct Supervised {
     pub(crate) tasks: Tasks,
     pub(crate) disk: DiskCache,
     supervisor: PathBuf,
+    /// What `supervisor` is a name of, when it is open for as long as it is needed.
+    _executable: Option<OwnedFd>,
     watcher: Watcher,
     /// Operations on one container that must not overlap.
     locks: Mutex<BTreeMap<Handle, Weak<RwLock<()>>>>,
@@ -71,11 +74,18 @@ impl Supervised {
             dirs: Dirs::open(base)?,
             disk: DiskCache::default(),
             supervisor: supervisor.to_owned(),
+            _executable: None,
             watcher: Watcher::new(&tasks),
             locks: Mutex::default(),
             starting: Mutex::default(),
             tasks,
         })
+    }
+
+    /// Has supervisors started from an open executable instead.
+    pub(crate) fn start_from(self, executable: OwnedFd) -> Self {
+        let supervisor = format!("/proc/self/fd/{}", executable.as_raw_fd()).into();
+        Self { supervisor, _executable: Some(executable), ..self }
     }
 
     /// Deletes what earlier agents did not come to delete.

@@ -13,8 +13,8 @@ use std::time::Duration;
 use drivers::conformance::{self, Subject};
 use drivers::oci::{Config, OciDriver};
 use drivers::{
-    ContainerSpec, Driver, EgressRule, Handle, Mount, Network, Outcome, ProcessId, ProcessSpec,
-    Protocol, Signal,
+    ContainerSpec, Driver, EgressRule, Handle, Mount, Network, Outcome, OutputOffset, ProcessId,
+    ProcessSpec, Protocol, Signal,
 };
 use futures_util::StreamExt as _;
 use futures_util::stream;
@@ -69,9 +69,12 @@ fn handle(name: &str) -> Handle {
     Handle::new(name).expect("a good handle")
 }
 
+fn id(name: &str) -> ProcessId {
+    ProcessId::new(name).expect("a good id")
+}
+
 fn sh(name: &str, text: &str) -> ProcessSpec {
-    let id = ProcessId::new(name).expect("a good id");
-    ProcessSpec::new(id, ["/bin/sh", "-c", text])
+    ProcessSpec::new(id(name), ["/bin/sh", "-c", text])
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -245,13 +248,44 @@ async fn a_session_whose_agent_and_keeper_were_killed_ends_with_the_next_agent()
     driver.remove(&handle("kept")).await.expect("removes");
 }
 
+/// Between fork and exec a process that enters a container is the agent's executable.
+#[tokio::test]
+async fn a_container_can_neither_run_nor_change_the_agent() {
+    let Some(place) = Place::new() else { return };
+    let driver = place.open_driver();
+    let handle = handle("own");
+    driver.create(ContainerSpec::new(handle.clone())).await.expect("creates");
+    let text = "ln -s /proc/self/exe /link; ln -s /proc/self /self; \
+                echo '#!/proc/self/exe' > /script; chmod 755 /script; echo done; exec sleep 1000";
+    driver.start(&handle, sh("p", text)).await.expect("starts");
+    let mut output = driver.attach(&handle, &id("p"), OutputOffset(0)).await.expect("attaches");
+    output.next().await.expect("is written").expect("is read");
+    let programs =
+        ["/proc/self/exe", "/proc/thread-self/exe", "/proc/1/exe", "/link", "/script", "exe"];
+    for program in programs {
+        let mut spec = ProcessSpec::new(id("other"), [program, "--version"]);
+        spec.env.insert("PATH".to_owned(), "/bin:/proc/self:/self".to_owned());
+        let fault = driver.start(&handle, spec).await.expect_err(program).to_string();
+        let refused = fault.contains("no such command") || fault.contains("permission denied");
+        assert!(refused, "{program}: {fault}");
+    }
+    let info = driver.inspect(&handle).await.expect("inspects");
+    let supervisor = info.processes.first().and_then(|process| process.supervisor);
+    let exe = format!("/proc/{}/exe", supervisor.expect("is supervised"));
+    let permissions = fs::metadata(&exe).expect("is there").permissions();
+    assert_eq!(permissions, fs::metadata(TESTBED).expect("is there").permissions());
+    let error = fs::set_permissions(&exe, permissions).expect_err("cannot be changed");
+    assert_eq!(error.kind(), std::io::ErrorKind::ReadOnlyFilesystem, "{error}");
+    driver.remove(&handle).await.expect("removes");
+}
+
 /// The last of a chain of links, each through thousands of directories, in a container's root.
 async fn long_way(driver: &OciDriver, handle: &Handle) {
     let text = "mkdir /l && cd /l && pad=$(printf './%.0s' $(seq 2000)) && mkdir 0 && \
                 for i in $(seq 38); do ln -s $pad$((i - 1)) $i || exit 1; done; \
                 ln -s l/38 /z && cd /z && echo x > /text && chmod 755 /text";
     driver.start(handle, sh("links", text)).await.expect("starts");
-    let exit = driver.wait(handle, &ProcessId::new("links").expect("a good id")).await;
+    let exit = driver.wait(handle, &id("links")).await;
     assert_eq!(exit.expect("ends").outcome, Outcome::Code(0));
 }
 
@@ -267,7 +301,7 @@ async fn a_container_with_a_long_way_to_its_programs_holds_up_nobody() {
     let begin = mono_now();
     // Sixty thousand parts, of which the first are looked at, and sixty with what is no program last.
     for (parts, wanted) in [(60_000, "in the first 64 directories"), (60, "not a program")] {
-        let mut spec = ProcessSpec::new(ProcessId::new("p").expect("a good id"), ["text"]);
+        let mut spec = ProcessSpec::new(id("p"), ["text"]);
         spec.env.insert("PATH".to_owned(), format!("{}/", "z:".repeat(parts)));
         let mut start = driver.start(&handle, spec);
         let fault = loop {

@@ -39,7 +39,8 @@ pub(super) fn judge(root: &Root, name: &str, dir: &str, search: &str) -> Result<
             Ok(Some(head)) => return judge_head(root, &head, dir),
             Err(Errno::NOENT | Errno::NOTDIR | Errno::NAMETOOLONG) => {}
             Err(Errno::TIMEDOUT) => return Err(too_slow()),
-            Err(Errno::LOOP) => return Err(StartFault::Denied),
+            // The second is the answer to links of `/proc` that are no paths.
+            Err(Errno::LOOP | Errno::XDEV) => return Err(StartFault::Denied),
             // What may not be executed, or what the system shall tell.
             Ok(None) | Err(_) => is_there = true,
         }

@@ -84,6 +84,12 @@ pub(crate) fn run() -> io::Error {
     error
 }
 
+/// Opens an executable through a mount of its own, attached nowhere and read-only: what a process of
+/// a container could get hold of while it is this executable can never be written to.
+pub(super) fn read_only(executable: &Path) -> io::Result<OwnedFd> {
+    mounts::tree(executable, None, mounts::Access::Read)
+}
+
 /// Who makes a container, or made it: the helper's process is the runtime's.
 pub(super) fn maker(container: &Path) -> Option<Id> {
     serde_json::from_slice(&fs::read(container.join(MAKER_FILE)).ok()?).ok()
