@@ -18,8 +18,8 @@ use rustix::process::{Gid, Pid, PidfdFlags, Uid, pidfd_open};
 use rustix::thread::{
     CapabilitySet, CapabilitySets, LinkNameSpaceType, ThreadNameSpaceType,
     capability_is_in_bounding_set, move_into_link_name_space, move_into_thread_name_spaces,
-    remove_capability_from_bounding_set, set_capabilities, set_no_new_privs, set_thread_groups,
-    set_thread_res_gid, set_thread_res_uid,
+    remove_capability_from_bounding_set, set_capabilities, set_keep_capabilities, set_no_new_privs,
+    set_thread_groups, set_thread_res_gid, set_thread_res_uid,
 };
 use serde::{Deserialize, Serialize};
 
@@ -183,7 +183,7 @@ impl Way {
         self.limit()?;
         hide()?;
         move_into_thread_name_spaces(self.container.as_fd(), self.namespaces)?;
-        self.be_the_user()?;
+        be_the_user(self.user, self.capabilities)?;
         rustix::process::setsid()?;
         rustix::io::write(&self.say, &[ENTERED])?;
         rustix::process::chdir(self.dir.as_str())?;
@@ -205,26 +205,6 @@ impl Way {
         Ok(())
     }
 
-    /// Becomes the user, and gives up every right the container does not have.
-    fn be_the_user(&self) -> io::Result<()> {
-        for number in 0..u64::BITS {
-            let one = CapabilitySet::from_bits_retain(1 << number);
-            if !self.capabilities.contains(one)
-                && capability_is_in_bounding_set(one).unwrap_or(false)
-            {
-                remove_capability_from_bounding_set(one)?;
-            }
-        }
-        let (user, group) = (Uid::from_raw(self.user.0), Gid::from_raw(self.user.1));
-        set_thread_groups(&[])?;
-        set_thread_res_gid(group, group, group)?;
-        set_thread_res_uid(user, user, user)?;
-        let own = if user.is_root() { self.capabilities } else { CapabilitySet::empty() };
-        let sets =
-            CapabilitySets { effective: own, permitted: own, inheritable: CapabilitySet::empty() };
-        Ok(set_capabilities(None, sets)?)
-    }
-
     #[expect(unsafe_code, reason = "there is no safe way to install a filter")]
     fn filter(&self) -> io::Result<()> {
         let len = u16::try_from(self.filter.len()).map_err(io::Error::other)?;
@@ -233,6 +213,28 @@ impl Way {
         let set = unsafe { libc::syscall(libc::SYS_seccomp, SET_FILTER, 0, &raw const program) };
         if set < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
     }
+}
+
+/// Becomes the user, and gives up every right the container does not have.
+fn be_the_user((user, group): (u32, u32), rights: CapabilitySet) -> io::Result<()> {
+    for number in 0..u64::BITS {
+        let one = CapabilitySet::from_bits_retain(1 << number);
+        if !rights.contains(one) && capability_is_in_bounding_set(one).unwrap_or(false) {
+            remove_capability_from_bounding_set(one)?;
+        }
+    }
+    let (user, group) = (Uid::from_raw(user), Gid::from_raw(group));
+    set_thread_groups(&[])?;
+    // With `fs.suid_dumpable`, entering a user namespace and becoming somebody show this process
+    // again. Until it is hidden, it keeps rights that keep everybody in the container out.
+    set_keep_capabilities(true)?;
+    set_thread_res_gid(group, group, group)?;
+    set_thread_res_uid(user, user, user)?;
+    hide()?;
+    let own = if user.is_root() { rights } else { CapabilitySet::empty() };
+    let sets =
+        CapabilitySets { effective: own, permitted: own, inheritable: CapabilitySet::empty() };
+    Ok(set_capabilities(None, sets)?)
 }
 
 /// Leaves the agent's keys behind. A kernel without keys has none to leave.
@@ -246,4 +248,37 @@ fn own_keyring() {
 /// Keeps everybody in the container from looking into this process.
 fn hide() -> io::Result<()> {
     Ok(rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use rustix::process::{DumpableBehavior, dumpable_behavior, set_dumpable_behavior};
+    use rustix::thread::capabilities;
+
+    use super::*;
+
+    #[test]
+    #[expect(unsafe_code, reason = "the child becomes somebody before it is a program")]
+    fn who_became_the_user_is_hidden_and_has_no_rights_but_the_containers() {
+        if !rustix::process::geteuid().is_root() {
+            // Nobody else enters containers.
+            return;
+        }
+        let rights = CapabilitySet::CHOWN | CapabilitySet::KILL;
+        for (user, wanted) in [(0, rights), (1000, CapabilitySet::empty())] {
+            let mut command = Command::new("/bin/true");
+            let become_the_user = move || {
+                // What `fs.suid_dumpable` does when it is 1.
+                set_dumpable_behavior(DumpableBehavior::Dumpable)?;
+                be_the_user((user, user), rights)?;
+                let hidden = dumpable_behavior()? == DumpableBehavior::NotDumpable;
+                let own = capabilities(None)?;
+                let right = own.permitted == wanted && own.effective == wanted;
+                if hidden && right { Ok(()) } else { Err(io::ErrorKind::PermissionDenied.into()) }
+            };
+            // SAFETY: the closure makes system calls only.
+            unsafe { command.pre_exec(become_the_user) };
+            assert!(command.status().expect("is hidden and has its rights").success(), "{user}");
+        }
+    }
 }
