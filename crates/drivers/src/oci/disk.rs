@@ -35,6 +35,8 @@ const OPTIONS: [&str; 12] = [
     "-E",
     "lazy_itable_init=1,nodiscard",
 ];
+/// How much is copied at once: what the file system calls data may be the whole file.
+const PIECE_BYTES: usize = 1 << 20;
 /// The smallest disk.
 const LEAST_BYTES: u64 = 4 << 20;
 /// What the file system needs for itself: a part of its size and a bit.
@@ -95,9 +97,10 @@ fn make(at: &Path, size: u64) -> io::Result<()> {
     Err(io::Error::other(format!("{MAKER}: {text}")))
 }
 
-/// Copies what is in a file of this size, and nothing of its holes.
+/// Copies what is in a file of this size, and nothing of its holes, where the file system tells them.
 fn copy(from: &File, to: &File, size: u64) -> io::Result<()> {
     to.set_len(size)?;
+    let mut buffer = vec![0; PIECE_BYTES];
     let mut at = 0;
     loop {
         let begin = match seek(from, SeekFrom::Data(at)) {
@@ -105,10 +108,15 @@ fn copy(from: &File, to: &File, size: u64) -> io::Result<()> {
             Err(Errno::NXIO) => return Ok(()),
             Err(error) => return Err(error.into()),
         };
-        at = seek(from, SeekFrom::Hole(begin))?;
-        let mut piece = vec![0; usize::try_from(at - begin).map_err(io::Error::other)?];
-        from.read_exact_at(&mut piece, begin)?;
-        to.write_all_at(&piece, begin)?;
+        let end = seek(from, SeekFrom::Hole(begin))?;
+        at = begin;
+        while at < end {
+            let bytes = usize::try_from(end - at).unwrap_or(usize::MAX).min(PIECE_BYTES);
+            let piece = buffer.get_mut(..bytes).unwrap_or_default();
+            from.read_exact_at(piece, at)?;
+            to.write_all_at(piece, at)?;
+            at += piece.len() as u64;
+        }
     }
 }
 
@@ -134,10 +142,39 @@ mod tests {
         for at in [0, 5 << 20, size - 4096] {
             file.write_all_at(&[7; 4096], at).expect("writes");
         }
+        // More than one piece, and not a whole number of them.
+        let long: Vec<u8> = (0..=250).cycle().take(2 * PIECE_BYTES + 4096).collect();
+        file.write_all_at(&long, 20 << 20).expect("writes");
         let open = File::open(&from).expect("opens");
         copy(&open, &File::create_new(&to).expect("makes"), size).expect("copies");
         assert!(fs::read(&from).expect("reads") == fs::read(&to).expect("reads"));
         let used = |path: &Path| fs::metadata(path).map(|it| it.blocks()).expect("is there");
         assert!(used(&to) <= used(&from), "{} blocks", used(&to));
+    }
+
+    /// The most memory this process had so far, in KiB.
+    fn peak() -> u64 {
+        let status = fs::read_to_string("/proc/self/status").expect("reads");
+        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("is there");
+        line.trim().trim_end_matches(" kB").parse().expect("a number")
+    }
+
+    #[test]
+    fn what_has_no_holes_is_copied_in_pieces() {
+        const PIECES: u64 = 64;
+        let dir = tempfile::tempdir().expect("makes a directory");
+        let (from, to) = (dir.path().join("from"), dir.path().join("to"));
+        let file = File::create_new(&from).expect("makes");
+        for number in 0..PIECES {
+            let piece = vec![u8::try_from(number).expect("is small"); PIECE_BYTES];
+            file.write_all_at(&piece, number * PIECE_BYTES as u64).expect("writes");
+        }
+        let before = peak();
+        let open = File::open(&from).expect("opens");
+        let size = PIECES * PIECE_BYTES as u64;
+        copy(&open, &File::create_new(&to).expect("makes"), size).expect("copies");
+        let more = (peak() - before) << 10;
+        assert!(more < size / 2, "{more} bytes of memory");
+        assert!(fs::read(&from).expect("reads") == fs::read(&to).expect("reads"));
     }
 }
