@@ -40,7 +40,7 @@ use crate::driver::{
 use crate::error::{Context as _, DriverError, Result};
 use crate::output::{OutputOffset, OutputStream};
 use crate::proc::Id;
-use crate::spec::{ContainerSpec, Handle, Mount, ProcessId, ProcessSpec};
+use crate::spec::{ContainerSpec, Handle, Mount, PATH, ProcessId, ProcessSpec};
 use crate::supervised::{OWN_EXECUTABLE, Supervised, locked};
 
 pub(crate) use cgroup::kill_group;
@@ -50,9 +50,6 @@ use layers::Layers;
 use net::Net;
 use slots::{Slot, Slots};
 
-/// Where programs of the system are.
-const PROGRAM_DIRS: [&str; 6] =
-    ["/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin"];
 /// The network containers have addresses of, if no other is given.
 const NETWORK: Ipv4Addr = Ipv4Addr::new(10, 208, 0, 0);
 /// The first kernel that shows layers with other owners and lays an overlay over them.
@@ -262,7 +259,7 @@ fn program(name: &str) -> Option<PathBuf> {
     if name.contains('/') {
         return Some(PathBuf::from(name)).filter(runs);
     }
-    PROGRAM_DIRS.into_iter().map(|dir| Path::new(dir).join(name)).find(runs)
+    PATH.split(':').map(|dir| Path::new(dir).join(name)).find(runs)
 }
 
 /// How names begin of what a driver makes outside of its base directory, so that two drivers never

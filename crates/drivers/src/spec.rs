@@ -297,6 +297,9 @@ impl ContainerSpec {
     }
 }
 
+/// Where programs are looked for, in containers and on the machine, when nothing else is said.
+pub(crate) const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
 /// Who runs a process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct User {

@@ -12,14 +12,11 @@ use crate::driver::{Started, Target, Terminal};
 use crate::error::{Context as _, DriverError, Result, StartFault};
 use crate::oci::bundle;
 use crate::shim::{Inside, Launch, Request};
-use crate::spec::{ContainerSpec, Handle, Limits, ProcessId, ProcessSpec};
+use crate::spec::{ContainerSpec, Handle, ProcessId, ProcessSpec};
 use crate::supervised::{Starting, locked};
 
-/// Open files of a process that is given no limit; it may raise that itself.
-const USUAL_OPEN_FILES: u64 = 1_024;
 /// Bytes of message queues of all containers, whose root is the machine's: half of what root has.
 const MESSAGE_QUEUE_BYTES: u64 = bundle::MESSAGE_QUEUE_BYTES / 2;
-const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// The environment variables that mark the processes of a container, or of one process in it.
 pub(super) fn marks(handle: &Handle, process: Option<&ProcessId>) -> BTreeMap<String, String> {
@@ -117,38 +114,19 @@ pub(super) fn order(
     spec: &ProcessSpec,
     terminal: Option<Terminal>,
 ) -> Order {
-    let mut env = BTreeMap::from([
-        ("PATH".to_owned(), DEFAULT_PATH.to_owned()),
-        ("HOME".to_owned(), "/home".to_owned()),
-        ("TMPDIR".to_owned(), "/tmp".to_owned()),
-    ]);
-    env.extend(container.env.clone());
+    let mut env = container.env.clone();
     env.extend(spec.env.clone());
+    let mut env = bundle::environment(&env);
     env.extend(marks(&container.handle, Some(&spec.id)));
+    let limits = spec.limits.or(container.limits);
+    // The container has a limit of files of its own, which Docker gave it.
+    let limits = bundle::process_limits(&limits, u64::MAX, MESSAGE_QUEUE_BYTES);
     Order {
         dir: spec.dir.clone().unwrap_or_else(|| "/".to_owned()),
         user: spec.user.or(container.user).map(|user| (user.uid, user.gid)),
         terminal: terminal.map(|terminal| (terminal.columns, terminal.rows)),
-        limits: resources(spec.limits.or(container.limits)),
+        limits: limits.map(bundle::ProcessLimit::numbers).collect(),
         argv: spec.argv.clone(),
         env: env.into_iter().map(|(name, value)| format!("{name}={value}")).collect(),
     }
-}
-
-/// The limits the kernel keeps for single processes, by its numbers for them.
-fn resources(limits: Limits) -> Vec<(u32, u64, u64)> {
-    let wanted = [
-        (libc::RLIMIT_CORE, Some(0)),
-        (libc::RLIMIT_NOFILE, limits.open_files),
-        (libc::RLIMIT_AS, limits.address_space_bytes),
-        (libc::RLIMIT_FSIZE, limits.file_bytes),
-        (libc::RLIMIT_CPU, limits.cpu_seconds),
-        (libc::RLIMIT_SIGPENDING, Some(bundle::PENDING_SIGNALS)),
-        (libc::RLIMIT_MSGQUEUE, Some(MESSAGE_QUEUE_BYTES)),
-    ];
-    // Docker gives a million, and some programs close or select every file they might have.
-    let usual = (libc::RLIMIT_NOFILE, USUAL_OPEN_FILES, u64::MAX);
-    let usual = [usual].into_iter().filter(|_| limits.open_files.is_none());
-    let wanted = wanted.into_iter().filter_map(|(kind, value)| Some((kind, value?, value?)));
-    wanted.chain(usual).collect()
 }

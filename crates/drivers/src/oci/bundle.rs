@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use super::seccomp;
 use super::slots::USERS;
 use crate::driver::Terminal;
-use crate::spec::{ContainerSpec, Limits, PLATFORM_BYTES, PLATFORM_DIR, Root, User};
+use crate::spec::{ContainerSpec, Limits, PATH, PLATFORM_BYTES, PLATFORM_DIR, Root, User};
 
 /// What the container's own root may do: manage its files and users, and listen on low ports.
 const CAPABILITIES: [(&str, CapabilitySet); 8] = [
@@ -27,10 +27,10 @@ pub(super) const IDLE: &str = "/dev/.shore-idle";
 /// Processes and threads of a container that has no other limit: of the 32,768 the kernel numbers
 /// unless it is told otherwise, a few containers must not take all.
 pub(crate) const PROCESSES: u64 = 512;
-/// Open files of a process that has no other limit: soft and hard.
-const OPEN_FILES: (u64, u64) = (1024, 1 << 19);
-/// Where programs are looked for.
-pub(super) const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+/// Open files of a process that has no other limit: soft, and hard. Some programs close or select every
+/// file they might have.
+const OPEN_FILES: u64 = 1024;
+const MAX_OPEN_FILES: u64 = 1 << 19;
 /// Signals that wait and timers of all processes of one user; the kernel gives hundreds of thousands
 /// to the machine's root, with whom containers without users of their own share what it counts.
 pub(crate) const PENDING_SIGNALS: u64 = 256;
@@ -240,7 +240,7 @@ pub(super) fn process(command: &Command<'_>) -> Value {
 }
 
 /// The environment of a process: what it is given, and what every one has.
-pub(super) fn environment(given: &BTreeMap<String, String>) -> BTreeMap<String, String> {
+pub(crate) fn environment(given: &BTreeMap<String, String>) -> BTreeMap<String, String> {
     let usual = [("PATH", PATH), ("HOME", "/home"), ("TMPDIR", "/tmp")];
     let mut env: BTreeMap<String, String> =
         usual.map(|(key, value)| (key.to_owned(), value.to_owned())).into();
@@ -250,21 +250,40 @@ pub(super) fn environment(given: &BTreeMap<String, String>) -> BTreeMap<String, 
 
 /// A limit the kernel keeps for a single process.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct ProcessLimit {
+pub(crate) struct ProcessLimit {
     name: &'static str,
-    /// The kernel's number of what is limited.
-    pub(super) kind: u32,
-    pub(super) soft: u64,
-    pub(super) hard: u64,
+    kind: Resource,
+    soft: u64,
+    hard: u64,
 }
 
 fn named(limit: ProcessLimit) -> Value {
     json!({"type": limit.name, "soft": limit.soft, "hard": limit.hard})
 }
 
-/// The limits the kernel keeps for single processes. None is raised above what the agent may.
+impl ProcessLimit {
+    /// The kernel's number of what is limited, the soft and the hard limit.
+    pub(crate) const fn numbers(self) -> (u32, u64, u64) {
+        (self.kind as u32, self.soft, self.hard)
+    }
+}
+
+/// The limits the kernel keeps for single processes, none of them above what the agent may.
 pub(super) fn rlimits(limits: &Limits) -> impl Iterator<Item = ProcessLimit> + use<> {
-    let files = limits.open_files.map_or(OPEN_FILES, |files| (files, files));
+    process_limits(limits, MAX_OPEN_FILES, MESSAGE_QUEUE_BYTES).map(|limit| {
+        let most = getrlimit(limit.kind).maximum.unwrap_or(u64::MAX);
+        ProcessLimit { soft: limit.soft.min(most), hard: limit.hard.min(most), ..limit }
+    })
+}
+
+/// The limits the kernel keeps for single processes. A process without a limit of open files may
+/// raise its own up to `files`.
+pub(crate) fn process_limits(
+    limits: &Limits,
+    files: u64,
+    queue_bytes: u64,
+) -> impl Iterator<Item = ProcessLimit> + use<> {
+    let files = limits.open_files.map_or((OPEN_FILES, files), |files| (files, files));
     let same = |limit: Option<u64>| limit.map(|limit| (limit, limit));
     let wanted = [
         ("RLIMIT_CORE", Resource::Core, Some((0, 0))),
@@ -273,12 +292,11 @@ pub(super) fn rlimits(limits: &Limits) -> impl Iterator<Item = ProcessLimit> + u
         ("RLIMIT_FSIZE", Resource::Fsize, same(limits.file_bytes)),
         ("RLIMIT_CPU", Resource::Cpu, same(limits.cpu_seconds)),
         ("RLIMIT_SIGPENDING", Resource::Sigpending, same(Some(PENDING_SIGNALS))),
-        ("RLIMIT_MSGQUEUE", Resource::Msgqueue, same(Some(MESSAGE_QUEUE_BYTES))),
+        ("RLIMIT_MSGQUEUE", Resource::Msgqueue, same(Some(queue_bytes))),
     ];
     wanted.into_iter().filter_map(|(name, kind, limit)| {
         let (soft, hard) = limit?;
-        let most = getrlimit(kind).maximum.unwrap_or(u64::MAX);
-        Some(ProcessLimit { name, kind: kind as u32, soft: soft.min(most), hard: hard.min(most) })
+        Some(ProcessLimit { name, kind, soft, hard })
     })
 }
 

@@ -21,7 +21,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::proc::Id;
 use crate::shim;
-use crate::spec::Mount;
+use crate::spec::{Mount, PATH};
 
 pub(super) use mounts::Root;
 
@@ -41,7 +41,6 @@ const OWN: &str = "own";
 pub(super) const COMPLAINT_FILE: &str = "stage.log";
 /// Who makes the container.
 const MAKER_FILE: &str = "maker.json";
-const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// What to lay out, and what to start then.
 #[derive(Debug, Serialize, Deserialize)]

@@ -16,7 +16,7 @@ use crate::driver::{Exit, Started, Target, Terminal};
 use crate::error::{Context as _, DriverError, Result, StartFault};
 use crate::proc::Id;
 use crate::shim::{Enter, Launch, Request};
-use crate::spec::{ContainerSpec, Handle, Limits, ProcessId, ProcessSpec, User};
+use crate::spec::{ContainerSpec, Handle, Limits, PATH, ProcessId, ProcessSpec, User};
 use crate::supervised::Starting;
 
 impl Inner {
@@ -72,7 +72,7 @@ impl Inner {
             dir: prepared.dir,
             user: (user.uid, user.gid),
             capabilities: bundle::rights(),
-            limits: limits.map(|limit| (limit.kind, limit.soft, limit.hard)).collect(),
+            limits: limits.map(bundle::ProcessLimit::numbers).collect(),
             oom_file: group.oom_file(),
         });
         let request = Request { state_dir: state_dir.to_owned(), launch };
@@ -168,7 +168,7 @@ impl Prepared {
             .map_err(|error| program::no_directory(dir, &error))?;
         let mut env = container.env.clone();
         env.extend(spec.env.clone());
-        let search = env.get("PATH").map_or(bundle::PATH, String::as_str);
+        let search = env.get("PATH").map_or(PATH, String::as_str);
         let program = spec.argv.first().map_or("", String::as_str);
         program::judge(&root, program, dir, search)?;
         let dir = if dir.starts_with('/') { dir } else { "/" };

@@ -9,10 +9,8 @@ use crate::driver::{Started, Target};
 use crate::error::{Context as _, DriverError, Result, StartFault};
 use crate::open_files;
 use crate::shim::{Direct, Launch, Request};
-use crate::spec::{ContainerSpec, Handle, ProcessId, ProcessSpec, User};
+use crate::spec::{ContainerSpec, Handle, PATH, ProcessId, ProcessSpec, User};
 use crate::supervised::Starting;
-
-const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// The environment variables that mark every process of a container, and only of it. They are how
 /// processes are found that escaped from everything else.
@@ -86,7 +84,7 @@ impl Inner {
         fs::create_dir_all(&dir).context(|| format!("make {}", dir.display()))?;
         let within = |name: &str| self.kept.dirs.host_path(handle, name).display().to_string();
         let mut env = BTreeMap::from([
-            ("PATH".to_owned(), DEFAULT_PATH.to_owned()),
+            ("PATH".to_owned(), PATH.to_owned()),
             ("HOME".to_owned(), within("home")),
             ("TMPDIR".to_owned(), within("tmp")),
         ]);

@@ -14,6 +14,7 @@ use rustix::thread::{set_thread_res_gid, set_thread_res_uid};
 use super::{KILLED_FILE, Through, command};
 use crate::driver::Outcome;
 use crate::error::StartFault;
+use crate::spec::PATH;
 
 /// The descriptor a runtime reads the process from.
 const PROCESS_FD: i32 = 3;
@@ -43,7 +44,7 @@ pub(super) fn runtime(dir: &Path, through: &Through) -> Result<Command, StartFau
         .arg(dir.join(PID_FILE))
         .args(&through.after)
         .env_clear()
-        .env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin");
+        .env("PATH", PATH);
     give(&mut runtime, process, through.real_user);
     Ok(runtime)
 }
