@@ -10,10 +10,8 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
-use drivers::remove_tree;
+use drivers::{disk_bytes, remove_tree};
 use runtime::Tasks;
-
-use crate::layers::disk_bytes;
 
 const USED: &str = ".used";
 /// How names of caches begin that are being removed. No key begins with a dot.
@@ -70,8 +68,11 @@ impl Caches {
         fs::create_dir_all(dir.join(USED))?;
         for entry in fs::read_dir(dir)? {
             let entry = entry?;
-            if entry.file_name().to_string_lossy().starts_with(REMOVED) {
-                remove_tree(&entry.path())?;
+            let name = entry.file_name();
+            if name.to_string_lossy().starts_with(REMOVED)
+                && let Err(error) = remove_tree(&entry.path())
+            {
+                tracing::warn!(cache = ?name, %error, "an old cache cannot be removed");
             }
         }
         let held = Mutex::default();
@@ -85,7 +86,8 @@ impl Caches {
     }
 
     /// Lets go of caches, writes down how large they are now, and removes those that were not used
-    /// for longest while all together are too large.
+    /// for longest while all together are too large. What cannot be measured is too large. What is
+    /// wrong with one cache does not keep others from being removed.
     pub(crate) async fn release(&self, caches: Vec<Cache>) {
         if caches.is_empty() {
             return;
@@ -93,14 +95,16 @@ impl Caches {
         let inner = Arc::clone(&self.0);
         let work = move || {
             for cache in &caches {
-                inner.measure(&cache.key)?;
+                if let Err(error) = inner.measure(&cache.key) {
+                    tracing::warn!(key = cache.key, %error, "a cache cannot be measured");
+                }
             }
             drop(caches);
-            inner.evict()
+            if let Err(error) = inner.evict() {
+                tracing::warn!(%error, "old caches cannot be listed");
+            }
         };
-        if let Err(error) = self.0.tasks.blocking(work).await {
-            tracing::warn!(%error, "old caches cannot be removed");
-        }
+        self.0.tasks.blocking(work).await;
     }
 }
 
@@ -114,10 +118,14 @@ impl Inner {
     }
 
     fn measure(&self, key: &str) -> io::Result<u64> {
-        let bytes = disk_bytes(&self.dir.join(key))?;
+        let file = self.used_file(key);
+        let bytes = disk_bytes(&self.dir.join(key)).inspect_err(|_| {
+            // What it says is no longer true. It may never have been there.
+            drop(fs::remove_file(&file));
+        })?;
         // Somebody may have removed all of it to have room.
         fs::create_dir_all(self.dir.join(USED))?;
-        fs::write(self.used_file(key), bytes.to_string())?;
+        fs::write(file, bytes.to_string())?;
         Ok(bytes)
     }
 
@@ -138,26 +146,36 @@ impl Inner {
         for entry in fs::read_dir(&self.dir)? {
             let name = entry?.file_name().to_string_lossy().into_owned();
             if !name.starts_with('.') {
-                let (used, bytes) = self.known(&name)?;
-                all.push((used, name, bytes));
+                // Without a size and a time a cache sorts first.
+                all.push((self.known(&name).ok(), name));
             }
         }
         all.sort_unstable();
-        let mut total: u64 = all.iter().map(|(.., bytes)| bytes).sum();
-        for (_, key, bytes) in all {
-            if total <= self.limit {
+        let size = |known: &Option<(SystemTime, u64)>| known.map_or(0, |(_, bytes)| bytes);
+        let mut total: u64 = all.iter().map(|(known, _)| size(known)).sum();
+        for (known, key) in all {
+            if total <= self.limit && known.is_some() {
                 break;
             }
-            if let Some(removed) = self.take_away(&key)? {
-                remove_tree(&removed)?;
-                total -= bytes;
+            match self.take_away(&key) {
+                Ok(true) => total -= size(&known),
+                Ok(false) => {}
+                Err(error) => tracing::warn!(key, %error, "an old cache cannot be removed"),
             }
         }
         Ok(())
     }
 
+    /// Removes a cache; false when somebody uses it.
+    fn take_away(&self, key: &str) -> io::Result<bool> {
+        let Some(removed) = self.move_away(key)? else { return Ok(false) };
+        tracing::info!(key, "removing the cache that was not used for longest");
+        remove_tree(&removed)?;
+        Ok(true)
+    }
+
     /// Moves a cache out of the way unless somebody uses it, so that a new one can begin at once.
-    fn take_away(&self, key: &str) -> io::Result<Option<PathBuf>> {
+    fn move_away(&self, key: &str) -> io::Result<Option<PathBuf>> {
         let mut held = self.held();
         if held.users.contains_key(key) {
             return Ok(None);
@@ -165,14 +183,18 @@ impl Inner {
         held.removed += 1;
         let to = self.dir.join(format!("{REMOVED}{key}-{}", held.removed));
         fs::rename(self.dir.join(key), &to)?;
-        fs::remove_file(self.used_file(key))?;
-        tracing::info!(key, "removing the cache that was not used for longest");
+        match fs::remove_file(self.used_file(key)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
         Ok(Some(to))
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::os::fd::AsFd as _;
+
     use super::*;
     use runtime::Stop;
 
@@ -203,6 +225,30 @@ mod tests {
             assert_eq!(names(&at), [key]);
             assert!(at.join(USED).join(key).exists(), "its size is known");
         }
+    }
+
+    #[tokio::test]
+    async fn what_one_cache_holds_does_not_keep_others() {
+        let dir = tempfile::tempdir().expect("makes a directory");
+        let caches = Caches::open(dir.path(), 16_384, Tasks::new(Stop::new())).expect("opens");
+        let deep = caches.hold("deep");
+        fill(&deep);
+        fs::write(deep.path().join("large"), vec![b'x'; 16_384]).expect("writes");
+        let mut at = drivers::archive::open_root(&deep.path()).expect("opens");
+        for _ in 0..30 {
+            at = drivers::archive::open_below(at.as_fd(), &"x".repeat(200), true).expect("makes");
+        }
+        drop(at);
+        caches.release(vec![deep]).await;
+        assert_eq!(names(dir.path()), [""; 0], "it is too large");
+        // No directory at all can never be measured.
+        fs::write(dir.path().join("file"), "").expect("writes");
+        for key in ["a", "b", "c"] {
+            let cache = caches.hold(key);
+            fill(&cache);
+            caches.release(vec![cache]).await;
+        }
+        assert_eq!(names(dir.path()), ["b", "c"], "what is no directory, and the oldest, went");
     }
 
     #[tokio::test]

@@ -6,14 +6,13 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
-use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
 use api::Client;
 use build::image::{ImageError, LayerStore, Limits};
-use drivers::remove_tree;
+use drivers::{disk_bytes, remove_tree};
 use model::Digest;
 use runtime::Tasks;
 use rustix::fs::{AtFlags, CWD, Timespec, Timestamps, UTIME_NOW, utimensat};
@@ -76,9 +75,14 @@ impl Layers {
             let name = entry.file_name();
             let name = name.to_string_lossy();
             if let Some((digest, path)) = named(&name, &store) {
-                found.push(known(dir, digest, path)?);
-            } else if name.starts_with(DRAFT) {
-                remove_tree(&entry.path())?;
+                match known(dir, digest, path) {
+                    Ok(layer) => found.push(layer),
+                    Err(error) => discard(&entry.path(), &error),
+                }
+            } else if name.starts_with(DRAFT)
+                && let Err(error) = remove_tree(&entry.path())
+            {
+                tracing::warn!(layer = %name, %error, "half an image layer cannot be removed");
             }
         }
         found.sort_unstable_by_key(|(used, digest, _)| (*used, *digest));
@@ -144,27 +148,18 @@ fn known(dir: &Path, digest: Digest, path: PathBuf) -> io::Result<(SystemTime, D
     Ok((used, digest, Unpacked { path, bytes }))
 }
 
+/// Removes a layer of which nobody knows how large it is; it can be fetched again.
+fn discard(layer: &Path, error: &io::Error) {
+    tracing::warn!(layer = %layer.display(), %error, "an image layer cannot be measured");
+    if let Err(error) = remove_tree(layer) {
+        tracing::warn!(layer = %layer.display(), %error, "an image layer cannot be removed");
+    }
+}
+
 /// Counts the bytes below `path` and writes them down.
 fn measure(path: &Path, file: &Path) -> io::Result<u64> {
     let bytes = disk_bytes(path)?;
     fs::write(file, bytes.to_string())?;
-    Ok(bytes)
-}
-
-/// The bytes that files below `path` take on disk.
-pub(crate) fn disk_bytes(path: &Path) -> io::Result<u64> {
-    let mut bytes: u64 = 0;
-    let mut waiting = vec![path.to_owned()];
-    while let Some(dir) = waiting.pop() {
-        for entry in fs::read_dir(dir)? {
-            let entry = entry?;
-            if entry.file_type()?.is_dir() {
-                waiting.push(entry.path());
-            } else {
-                bytes += entry.metadata()?.blocks().saturating_mul(512);
-            }
-        }
-    }
     Ok(bytes)
 }
 

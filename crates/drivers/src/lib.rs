@@ -31,4 +31,4 @@ pub use spec::{
     ContainerSpec, EgressRule, Handle, Limits, Mount, ProcessId, ProcessSpec, Protocol, Publish,
     Root, User,
 };
-pub use supervised::tree::remove as remove_tree;
+pub use supervised::tree::{disk_bytes, remove as remove_tree};

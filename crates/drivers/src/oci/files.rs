@@ -64,9 +64,10 @@ impl Inner {
             let own = inner.running(&handle).ok().filter(|(place, _)| place.own_disk);
             stats.disk_bytes = match own.map(|(_, init)| disk::used(&root_of(init))) {
                 Some(Ok(bytes)) => bytes,
-                Some(Err(_)) | None => {
-                    inner.kept.disk.get(&handle, || tree::disk_bytes(&container.join("own/upper")))
-                }
+                Some(Err(_)) | None => inner
+                    .kept
+                    .disk
+                    .get(&handle, || tree::disk_bytes_in_use(&container.join("own/upper"))),
             };
             stats
         };

@@ -39,7 +39,7 @@ impl Inner {
         }
         stats.cpu = proc::ticks(ticks);
         let root = self.kept.dirs.root(handle);
-        stats.disk_bytes = self.kept.disk.get(handle, || tree::disk_bytes(&root));
+        stats.disk_bytes = self.kept.disk.get(handle, || tree::disk_bytes_in_use(&root));
         Ok(stats)
     }
 }

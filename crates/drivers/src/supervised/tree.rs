@@ -4,11 +4,11 @@ use std::ffi::CString;
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
-use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{
-    AtFlags, CWD, Dir, FileType, Mode, OFlags, chmodat, fchmod, fstat, openat, statat, unlinkat,
+    AtFlags, CWD, Dir, FileType, Mode, OFlags, RawDir, SeekFrom, chmodat, fchmod, fstat, openat,
+    seek, statat, unlinkat,
 };
 use rustix::io::Errno;
 use rustix::path::Arg;
@@ -19,6 +19,8 @@ const DIRECTORY: OFlags =
     OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
 /// How many directories that are not empty are noted before one of them is dealt with.
 const MAX_FULL: usize = 64;
+/// Bytes of a directory's listing that are read at once.
+const LISTING_BYTES: usize = 16 << 10;
 /// How many containers of one name may wait in the trash.
 const MAX_NAMESAKES: u32 = 1_000;
 
@@ -147,25 +149,106 @@ fn clear(dir: &OwnedFd, full: &mut Vec<CString>) -> io::Result<bool> {
     Ok(found)
 }
 
-/// Bytes a tree takes on disk. What goes away or cannot be read meanwhile does not count.
-pub(crate) fn disk_bytes(dir: &Path) -> u64 {
-    let mut bytes = 0;
-    let mut next = vec![dir.to_owned()];
-    while let Some(dir) = next.pop() {
-        let Ok(entries) = fs::read_dir(&dir) else { continue };
-        for entry in entries.filter_map(Result::ok) {
-            let Ok(metadata) = entry.metadata() else { continue };
-            bytes += metadata.blocks() * BLOCK_BYTES;
-            if metadata.is_dir() {
-                next.push(entry.path());
+/// Bytes that what is in a directory takes on disk; an error when some of it cannot be counted.
+pub fn disk_bytes(dir: &Path) -> io::Result<u64> {
+    let mut counted = Counted::default();
+    counted.add(dir)?;
+    counted.unread.map_or(Ok(counted.bytes), Err)
+}
+
+/// The same of a tree that is in use. What goes away or cannot be read meanwhile does not count.
+pub(crate) fn disk_bytes_in_use(dir: &Path) -> u64 {
+    let mut counted = Counted::default();
+    if let Err(error) = counted.add(dir) {
+        tracing::debug!(dir = %dir.display(), %error, "a tree is not counted whole");
+    }
+    counted.bytes
+}
+
+/// What was counted of a tree.
+#[derive(Debug, Default)]
+struct Counted {
+    bytes: u64,
+    /// Why the first of the directories that are not counted cannot be read.
+    unread: Option<io::Error>,
+}
+
+/// A directory on the way down that is being counted.
+struct Step {
+    level: Level,
+    /// Where its listing goes on; none at its end.
+    next: Option<u64>,
+}
+
+impl Counted {
+    /// Counts what is in a directory. As in [`remove_contents`], one directory is open at a time.
+    fn add(&mut self, dir: &Path) -> io::Result<()> {
+        let mut at = openat(CWD, dir, DIRECTORY, Mode::empty())?;
+        let step = |at: &OwnedFd| Ok::<_, io::Error>(Step { level: Level::of(at)?, next: Some(0) });
+        let mut way = vec![step(&at)?];
+        let mut buffer = Vec::with_capacity(LISTING_BYTES);
+        while let Some(last) = way.last_mut() {
+            if let Some(name) = last.level.full.pop() {
+                match openat(&at, &name, DIRECTORY, Mode::empty()) {
+                    Ok(below) => {
+                        at = below;
+                        way.push(step(&at)?);
+                    }
+                    // It went away, or is something else now.
+                    Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => {}
+                    Err(error) => drop(self.unread.get_or_insert_with(|| error.into())),
+                }
+            } else if let Some(next) = last.next {
+                last.next = self.list(&at, next, (&mut buffer, &mut last.level.full))?;
+            } else {
+                way.pop();
+                if let Some(above) = way.last() {
+                    at = openat(&at, c"..", DIRECTORY, Mode::empty())?;
+                    if Level::of(&at)?.id != above.level.id {
+                        return Err(io::Error::other("a directory was moved while it was counted"));
+                    }
+                }
             }
         }
+        Ok(())
     }
-    bytes
+
+    /// Counts what a directory lists from a place on, and notes a few of the directories in it.
+    /// Gives the place where the listing goes on.
+    fn list(
+        &mut self,
+        dir: &OwnedFd,
+        from: u64,
+        (buffer, full): (&mut Vec<u8>, &mut Vec<CString>),
+    ) -> io::Result<Option<u64>> {
+        seek(dir, SeekFrom::Start(from))?;
+        let mut listing = RawDir::new(dir, buffer.spare_capacity_mut());
+        while let Some(entry) = listing.next() {
+            let entry = entry?;
+            let name = entry.file_name();
+            if name == c"." || name == c".." {
+                continue;
+            }
+            let found = match statat(dir, name, AtFlags::SYMLINK_NOFOLLOW) {
+                Err(Errno::NOENT) => continue,
+                other => other?,
+            };
+            let blocks = u64::try_from(found.st_blocks).unwrap_or(0);
+            self.bytes = self.bytes.saturating_add(blocks.saturating_mul(BLOCK_BYTES));
+            if FileType::from_raw_mode(found.st_mode).is_dir() {
+                full.push(name.to_owned());
+                if full.len() == MAX_FULL {
+                    return Ok(Some(entry.next_entry_cookie()));
+                }
+            }
+        }
+        Ok(None)
+    }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write as _;
     use std::os::unix::fs::PermissionsExt as _;
 
     use rustix::fs::mkdirat;
@@ -190,6 +273,38 @@ mod tests {
         drop(at);
         remove(&tree).expect("removes");
         assert!(!tree.exists());
+    }
+
+    #[test]
+    fn every_file_of_a_deep_and_wide_tree_counts() {
+        // Beyond the longest path, and more directories than are noted at once.
+        const DEPTH: usize = 30;
+        const WIDTH: usize = 3 * MAX_FULL + 1;
+        let dir = tempfile::tempdir().expect("makes a directory");
+        let write = |at: &OwnedFd| {
+            let file = openat(at, "file", OFlags::CREATE | OFlags::WRONLY, Mode::RUSR);
+            fs::File::from(file.expect("makes")).write_all(&vec![b'x'; 65_536]).expect("writes");
+        };
+        let mut at = open(CWD, dir.path()).expect("opens");
+        for _ in 0..DEPTH {
+            let name = "x".repeat(200);
+            mkdirat(&at, &name, Mode::RWXU).expect("makes");
+            at = open(at.as_fd(), &*name).expect("opens");
+            write(&at);
+        }
+        for number in 0..WIDTH {
+            let name = number.to_string();
+            mkdirat(&at, &name, Mode::RWXU).expect("makes");
+            write(&open(at.as_fd(), &*name).expect("opens"));
+        }
+        let files = 65_536 * (DEPTH + WIDTH) as u64;
+        let counted = disk_bytes(dir.path()).expect("counts");
+        // Directories take a bit, too.
+        assert!((files..files + files / 4).contains(&counted), "{counted} of {files}");
+        assert_eq!(disk_bytes_in_use(dir.path()), counted);
+        assert!(disk_bytes(&dir.path().join("missing")).is_err());
+        drop(at);
+        remove(dir.path()).expect("removes");
     }
 
     #[test]
