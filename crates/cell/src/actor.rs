@@ -1,5 +1,6 @@
 //! What takes care of one piece of work from its beginning to its end.
 
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -10,6 +11,7 @@ use tokio::sync::{oneshot, watch};
 
 use crate::bucket::Bucket;
 use crate::caches::Cache;
+use crate::growth::Outgrown;
 use crate::layers::Slot;
 use crate::limits::{LOG_BYTES, REMOVE_PAUSES};
 use crate::lines::Position;
@@ -32,6 +34,8 @@ pub(crate) struct Actor {
     pub(crate) journal: Journal,
     /// How much of what its container says is kept.
     pub(crate) bucket: Arc<Mutex<Bucket>>,
+    /// Whether it must end because of its caches.
+    pub(crate) outgrown: Arc<Outgrown>,
     /// What its container needs.
     pub(crate) needs: Mutex<Needs>,
 }
@@ -143,9 +147,12 @@ impl Actor {
         self.needs().layers.extend(layers);
     }
 
-    /// The same for a cache.
-    pub(crate) fn hold_cache(&self, cache: Cache) {
+    /// The same for a cache. Gives the place where it is on this machine.
+    pub(crate) fn hold_cache(&self, key: &str) -> PathBuf {
+        let cache = self.shared.caches.hold(key, &self.outgrown);
+        let path = cache.path();
         self.needs().caches.push(cache);
+        path
     }
 
     /// The same for volumes.

@@ -88,6 +88,7 @@ impl Cell {
         let mut agent = Agent::new(options, endpoint, (identities, tasks))?;
         agent.adopt().await?;
         agent.watch_drivers();
+        agent.watch_caches();
         let stayed = Box::pin(agent.stay()).await;
         if agent.shared.options.leave.is_stopped() {
             agent.shared.identities.close().await;
@@ -136,6 +137,14 @@ impl Agent {
         });
     }
 
+    /// Looks after caches, so that none takes the disk of all.
+    fn watch_caches(&self) {
+        let (caches, stop) = (self.shared.caches.clone(), self.shared.tasks.stop().clone());
+        self.shared.tasks.spawn_ok("look after caches", async move {
+            stop.or_stop(caches.watch()).await;
+        });
+    }
+
     async fn adopt(&mut self) -> Result<(), CellError> {
         let positions = self.resume.read();
         let found = adopt(&self.shared).await?;
@@ -146,7 +155,9 @@ impl Agent {
             let actor = self.open(key, driver, position);
             actor.limit_logs(notes.log_bytes, UNREAD_CREDIT);
             actor.hold(self.shared.images.held(&held.layers));
-            held.caches.iter().for_each(|key| actor.hold_cache(self.shared.caches.hold(key)));
+            for key in &held.caches {
+                actor.hold_cache(key);
+            }
             let volumes = held.volumes.iter();
             actor.hold_volumes(
                 volumes.map(|(id, writes)| self.shared.volumes.hold_on(*id, *writes)),
@@ -181,7 +192,8 @@ impl Agent {
         let shared = Arc::clone(&self.shared);
         let (handle, needs) = (key.handle(), Mutex::default());
         let bucket = Arc::new(Mutex::new(Bucket::new(None, mono_now())));
-        Actor { shared, driver, key, handle, want: wanted, reporter, journal, bucket, needs }
+        let (want, outgrown) = (wanted, Arc::default());
+        Actor { shared, driver, key, handle, want, reporter, journal, bucket, outgrown, needs }
     }
 
     /// Starts what takes care of the entry that was made last.

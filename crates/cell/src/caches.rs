@@ -12,6 +12,10 @@ use std::time::SystemTime;
 
 use drivers::{disk_bytes, remove_tree};
 use runtime::Tasks;
+use tokio::sync::watch;
+
+use crate::growth::Outgrown;
+use crate::space::{DiskUse, Space, sum_of_files};
 
 const USED: &str = ".used";
 /// How names of caches begin that are being removed. No key begins with a dot.
@@ -22,18 +26,37 @@ const REMOVED: &str = ".old-";
 pub(crate) struct Caches(Arc<Inner>);
 
 #[derive(Debug)]
-struct Inner {
+pub(crate) struct Inner {
     dir: PathBuf,
-    limit: u64,
-    tasks: Tasks,
+    pub(crate) limits: DiskUse,
+    pub(crate) space: Space,
+    pub(crate) tasks: Tasks,
     held: Mutex<Held>,
+    /// How many caches are in use.
+    in_use: watch::Sender<usize>,
 }
 
-/// How many containers use a cache now, and how many caches were removed.
+/// Which caches are in use now, and how many caches were removed.
 #[derive(Debug, Default)]
 struct Held {
-    users: BTreeMap<String, usize>,
+    used: BTreeMap<String, Use>,
     removed: u64,
+}
+
+/// What is known of a cache in use.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Use {
+    /// How large it was when it was given out.
+    pub(crate) began: u64,
+    /// Those who use it.
+    users: Vec<Arc<Outgrown>>,
+}
+
+impl Use {
+    /// Ends those who use it.
+    pub(crate) fn end(&self, reason: &str) {
+        self.users.iter().for_each(|user| user.end(reason));
+    }
 }
 
 /// A cache in use. It stays on disk as long as somebody holds this.
@@ -41,6 +64,7 @@ struct Held {
 pub(crate) struct Cache {
     caches: Caches,
     key: String,
+    user: Arc<Outgrown>,
 }
 
 impl Cache {
@@ -53,18 +77,26 @@ impl Cache {
 impl Drop for Cache {
     fn drop(&mut self) {
         let mut held = self.caches.0.held();
-        if let Some(users) = held.users.get_mut(&self.key) {
-            *users -= 1;
-            if *users == 0 {
-                held.users.remove(&self.key);
+        if let Some(used) = held.used.get_mut(&self.key) {
+            let same = |user: &Arc<Outgrown>| Arc::ptr_eq(user, &self.user);
+            if let Some(at) = used.users.iter().position(same) {
+                used.users.swap_remove(at);
+            }
+            if used.users.is_empty() {
+                held.used.remove(&self.key);
             }
         }
+        self.caches.0.in_use.send_replace(held.used.len());
     }
 }
 
 impl Caches {
     /// Opens the directory, with what an earlier agent left there.
-    pub(crate) fn open(dir: &Path, limit: u64, tasks: Tasks) -> io::Result<Self> {
+    pub(crate) fn open(
+        dir: &Path,
+        (limits, space): (DiskUse, Space),
+        tasks: Tasks,
+    ) -> io::Result<Self> {
         fs::create_dir_all(dir.join(USED))?;
         for entry in fs::read_dir(dir)? {
             let entry = entry?;
@@ -75,14 +107,41 @@ impl Caches {
                 tracing::warn!(cache = ?name, %error, "an old cache cannot be removed");
             }
         }
-        let held = Mutex::default();
-        Ok(Self(Arc::new(Inner { dir: dir.to_owned(), limit, tasks, held })))
+        let (dir, held, in_use) = (dir.to_owned(), Mutex::default(), watch::Sender::new(0));
+        Ok(Self(Arc::new(Inner { dir, limits, space, tasks, held, in_use })))
     }
 
-    /// Keeps a cache from being removed. `key` is one that a container's spec may have.
-    pub(crate) fn hold(&self, key: &str) -> Cache {
-        *self.0.held().users.entry(key.to_owned()).or_default() += 1;
-        Cache { caches: self.clone(), key: key.to_owned() }
+    /// Keeps a cache from being removed. `key` is one that a container's spec may have; `user` is
+    /// told when it becomes too large.
+    pub(crate) fn hold(&self, key: &str, user: &Arc<Outgrown>) -> Cache {
+        let mut held = self.0.held();
+        let began = || Use { began: self.0.noted(key).unwrap_or(0), users: Vec::new() };
+        let entry = held.used.entry(key.to_owned()).or_insert_with(began);
+        entry.users.push(Arc::clone(user));
+        self.0.in_use.send_replace(held.used.len());
+        Cache { caches: self.clone(), key: key.to_owned(), user: Arc::clone(user) }
+    }
+
+    /// Removes caches that nobody uses as long as the disk is full; an error when it still is.
+    pub(crate) async fn make_room(&self) -> io::Result<()> {
+        let inner = Arc::clone(&self.0);
+        let work = move || {
+            inner.evict_while_full()?;
+            inner.space.check()
+        };
+        self.0.tasks.blocking(work).await
+    }
+
+    /// Waits until a cache is in use.
+    pub(crate) async fn used(&self) {
+        let mut in_use = self.0.in_use.subscribe();
+        // The sender is in `self`.
+        drop(in_use.wait_for(|count| *count > 0).await);
+    }
+
+    /// What all caches have in common.
+    pub(crate) const fn inner(&self) -> &Arc<Inner> {
+        &self.0
     }
 
     /// Lets go of caches, writes down how large they are now, and removes those that were not used
@@ -129,11 +188,20 @@ impl Inner {
         Ok(bytes)
     }
 
+    fn noted(&self, key: &str) -> Option<u64> {
+        fs::read_to_string(self.used_file(key)).ok()?.parse().ok()
+    }
+
+    /// Which caches are in use, how large each is now if that can be counted.
+    pub(crate) fn in_use(&self) -> Vec<(Use, io::Result<u64>)> {
+        let used = self.held().used.clone();
+        used.into_iter().map(|(key, used)| (used, disk_bytes(&self.dir.join(key)))).collect()
+    }
+
     /// A cache's last use and size.
     fn known(&self, key: &str) -> io::Result<(SystemTime, u64)> {
         let file = self.used_file(key);
-        let told = fs::read_to_string(&file).ok().and_then(|text| text.parse().ok());
-        let bytes = match told {
+        let bytes = match self.noted(key) {
             Some(bytes) => bytes,
             // The agent died before it wrote that down.
             None => self.measure(key)?,
@@ -142,19 +210,32 @@ impl Inner {
     }
 
     fn evict(&self) -> io::Result<()> {
+        self.evict_while(|total| total > self.limits.caches)
+    }
+
+    /// The same while too little of the disk is free.
+    pub(crate) fn evict_while_full(&self) -> io::Result<()> {
+        if self.space.check().is_ok() {
+            return Ok(());
+        }
+        self.evict_while(|_| self.space.check().is_err())
+    }
+
+    fn evict_while(&self, too_much: impl Fn(u64) -> bool) -> io::Result<()> {
         let mut all = Vec::new();
         for entry in fs::read_dir(&self.dir)? {
             let name = entry?.file_name().to_string_lossy().into_owned();
             if !name.starts_with('.') {
-                // Without a size and a time a cache sorts first.
-                all.push((self.known(&name).ok(), name));
+                let known = self.known(&name).ok();
+                // Without a good size and a time a cache sorts first.
+                all.push((known.filter(|(_, bytes)| *bytes <= self.limits.cache), name));
             }
         }
         all.sort_unstable();
         let size = |known: &Option<(SystemTime, u64)>| known.map_or(0, |(_, bytes)| bytes);
         let mut total: u64 = all.iter().map(|(known, _)| size(known)).sum();
         for (known, key) in all {
-            if total <= self.limit && known.is_some() {
+            if known.is_some() && !too_much(total) {
                 break;
             }
             match self.take_away(&key) {
@@ -177,7 +258,7 @@ impl Inner {
     /// Moves a cache out of the way unless somebody uses it, so that a new one can begin at once.
     fn move_away(&self, key: &str) -> io::Result<Option<PathBuf>> {
         let mut held = self.held();
-        if held.users.contains_key(key) {
+        if held.used.contains_key(key) {
             return Ok(None);
         }
         held.removed += 1;
@@ -191,19 +272,34 @@ impl Inner {
     }
 }
 
+/// The bytes of the caches in a directory, as far as they were written down.
+pub(crate) fn noted_bytes(dir: &Path) -> u64 {
+    sum_of_files(&dir.join(USED), None)
+}
+
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use std::os::fd::AsFd as _;
 
     use super::*;
     use runtime::Stop;
 
-    fn fill(cache: &Cache) {
+    pub(crate) fn open(dir: &Path, (caches, cache, reserve): (u64, u64, u64)) -> Caches {
+        let limits = DiskUse { caches, cache, reserve, ..DiskUse::of(0) };
+        let space = Space::new(dir, reserve);
+        Caches::open(dir, (limits, space), Tasks::new(Stop::new())).expect("opens")
+    }
+
+    fn caches_in(dir: &Path) -> Caches {
+        open(dir, (16_384, u64::MAX, 0))
+    }
+
+    pub(crate) fn fill(cache: &Cache) {
         fs::create_dir_all(cache.path()).expect("makes");
         fs::write(cache.path().join("file"), vec![b'x'; 8_192]).expect("writes");
     }
 
-    fn names(dir: &Path) -> Vec<String> {
+    pub(crate) fn names(dir: &Path) -> Vec<String> {
         let all = fs::read_dir(dir).expect("lists").flatten();
         let mut names: Vec<String> =
             all.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
@@ -216,10 +312,10 @@ mod tests {
     async fn directories_that_vanish_are_made_again() {
         let dir = tempfile::tempdir().expect("makes a directory");
         let at = dir.path().join("caches");
-        let caches = Caches::open(&at, 16_384, Tasks::new(Stop::new())).expect("opens");
+        let caches = caches_in(&at);
         for key in ["a", "b", "c"] {
             fs::remove_dir_all(&at).expect("is there");
-            let cache = caches.hold(key);
+            let cache = caches.hold(key, &Arc::default());
             fill(&cache);
             caches.release(vec![cache]).await;
             assert_eq!(names(&at), [key]);
@@ -230,8 +326,8 @@ mod tests {
     #[tokio::test]
     async fn what_one_cache_holds_does_not_keep_others() {
         let dir = tempfile::tempdir().expect("makes a directory");
-        let caches = Caches::open(dir.path(), 16_384, Tasks::new(Stop::new())).expect("opens");
-        let deep = caches.hold("deep");
+        let caches = caches_in(dir.path());
+        let deep = caches.hold("deep", &Arc::default());
         fill(&deep);
         fs::write(deep.path().join("large"), vec![b'x'; 16_384]).expect("writes");
         let mut at = drivers::archive::open_root(&deep.path()).expect("opens");
@@ -244,7 +340,7 @@ mod tests {
         // No directory at all can never be measured.
         fs::write(dir.path().join("file"), "").expect("writes");
         for key in ["a", "b", "c"] {
-            let cache = caches.hold(key);
+            let cache = caches.hold(key, &Arc::default());
             fill(&cache);
             caches.release(vec![cache]).await;
         }
@@ -254,10 +350,10 @@ mod tests {
     #[tokio::test]
     async fn the_oldest_unused_goes_first_and_one_in_use_never() {
         let dir = tempfile::tempdir().expect("makes a directory");
-        let open = || Caches::open(dir.path(), 16_384, Tasks::new(Stop::new())).expect("opens");
+        let open = || caches_in(dir.path());
         let caches = open();
         for key in ["a", "b"] {
-            let cache = caches.hold(key);
+            let cache = caches.hold(key, &Arc::default());
             fill(&cache);
             caches.release(vec![cache]).await;
         }
@@ -266,11 +362,11 @@ mod tests {
         // Another agent goes on; `a` is the oldest, and in use.
         let caches = open();
         assert_eq!(names(dir.path()), ["a", "b"], "what was being removed is gone");
-        let (held, third) = (caches.hold("a"), caches.hold("c"));
+        let (held, third) = (caches.hold("a", &Arc::default()), caches.hold("c", &Arc::default()));
         fill(&third);
         caches.release(vec![third]).await;
         assert_eq!(names(dir.path()), ["a", "c"]);
-        let fourth = caches.hold("d");
+        let fourth = caches.hold("d", &Arc::default());
         fill(&fourth);
         drop(held);
         caches.release(vec![fourth]).await;

@@ -52,8 +52,9 @@ fn root(actor: &Actor) -> Result<Option<OwnedFd>, Failure> {
 }
 
 /// Makes a file of what `input` gives.
-pub(crate) async fn put(actor: &Actor, path: &str, mut input: Input) -> Result<(), Failure> {
+pub(crate) async fn put(actor: &Actor, path: &str, input: Input) -> Result<(), Failure> {
     let (dir, name) = split(path)?;
+    let mut input = actor.shared.space.guard(input);
     if let Some(root) = root(actor)? {
         let dir = archive::open_below(root.as_fd(), dir, true)?;
         let mut file = tokio::fs::File::from_std(open(&dir, name, CREATE)?);
@@ -111,7 +112,7 @@ pub(crate) async fn directory(actor: &Actor, path: &str, most: u64) -> Result<Ou
 async fn copy(actor: &Actor, path: &str, most: u64) -> Result<Outside, Failure> {
     let copy = tempfile::tempdir_in(actor.shared.spool()?)?;
     let dir = archive::open_root(copy.path())?;
-    let tar = actor.driver.copy_out(&actor.handle, path).await?;
+    let tar = actor.shared.space.guard(actor.driver.copy_out(&actor.handle, path).await?);
     let below = dir.try_clone()?;
     let limits = archive::Limits { bytes: most, ..archive::Limits::default() };
     let unpack = move || archive::unpack(SyncIoBridge::new(tar), below.as_fd(), limits);

@@ -216,6 +216,10 @@ impl Running<'_> {
                 biased;
                 want = actor.unwanted() => return Ok(End::Unwanted(want)),
                 () = &mut renewal => {}
+                reason = actor.outgrown.told() => {
+                    actor.stop(Duration::ZERO).await;
+                    return Ok(End::Unhealthy(reason.to_owned()));
+                }
                 exit = &mut exit => {
                     return exit.map(End::Exited).context(|| "its end is unknown".to_owned());
                 }

@@ -21,6 +21,7 @@ use tokio_util::io::SyncIoBridge;
 
 use crate::blob;
 use crate::error::Failure;
+use crate::space::{Space, sum_of_files};
 
 /// The layers there are. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -31,6 +32,7 @@ struct Inner {
     dir: PathBuf,
     store: LayerStore,
     limit: u64,
+    space: Space,
     tasks: Tasks,
     table: Mutex<Table>,
 }
@@ -67,7 +69,7 @@ impl Slot {
 
 impl Layers {
     /// Opens the directory, with what an earlier agent left there.
-    pub(crate) fn open(dir: &Path, limit: u64, tasks: Tasks) -> io::Result<Self> {
+    pub(crate) fn open(dir: &Path, (limit, space): (u64, Space), tasks: Tasks) -> io::Result<Self> {
         let store = LayerStore::open(dir).map_err(io::Error::other)?;
         let mut found = Vec::new();
         for entry in fs::read_dir(dir)? {
@@ -93,7 +95,7 @@ impl Layers {
             table.layers.insert(digest, Entry { slot, used: table.uses });
         }
         let table = Mutex::new(table);
-        Ok(Self(Arc::new(Inner { dir: dir.to_owned(), store, limit, tasks, table })))
+        Ok(Self(Arc::new(Inner { dir: dir.to_owned(), store, limit, space, tasks, table })))
     }
 
     /// A layer that is here.
@@ -148,6 +150,11 @@ fn known(dir: &Path, digest: Digest, path: PathBuf) -> io::Result<(SystemTime, D
     Ok((used, digest, Unpacked { path, bytes }))
 }
 
+/// The bytes of the layers in a directory, as far as they were written down.
+pub(crate) fn noted_bytes(dir: &Path) -> u64 {
+    sum_of_files(dir, Some("bytes"))
+}
+
 /// Removes a layer of which nobody knows how large it is; it can be fetched again.
 fn discard(layer: &Path, error: &io::Error) {
     tracing::warn!(layer = %layer.display(), %error, "an image layer cannot be measured");
@@ -189,7 +196,7 @@ impl Inner {
     }
 
     async fn fetch(&self, client: &Client, digest: Digest) -> Result<Unpacked, Failure> {
-        let input = blob::read(client, digest).await?;
+        let input = self.space.guard(blob::read(client, digest).await?);
         let (store, file) = (self.store.clone(), size_file(&self.dir, digest));
         // This goes on to its end even if nobody waits for it any more.
         self.tasks
@@ -275,7 +282,9 @@ mod tests {
     #[tokio::test]
     async fn the_oldest_idle_layers_go_first_and_use_is_remembered() {
         let dir = tempfile::tempdir().expect("makes a directory");
-        let open = |limit| Layers::open(dir.path(), limit, Tasks::new(Stop::new()));
+        let space = Space::new(dir.path(), 0);
+        let open =
+            |limit| Layers::open(dir.path(), (limit, space.clone()), Tasks::new(Stop::new()));
         let layers = open(u64::MAX).expect("opens");
         let [a, b, c] = ["a", "b", "c"].map(|name| add(&layers, name, 8192));
         runtime::sleep(std::time::Duration::from_millis(20)).await;

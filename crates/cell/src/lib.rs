@@ -15,6 +15,7 @@ mod checksum;
 mod error;
 mod files;
 mod furnish;
+mod growth;
 mod health;
 mod identity;
 mod image;
@@ -38,6 +39,7 @@ mod resume;
 mod session;
 mod sessions;
 mod shared;
+mod space;
 mod tail;
 mod task;
 mod transfer;
@@ -52,9 +54,11 @@ pub use egress::{MAX_REDIRECTS, Network};
 pub use error::CellError;
 pub use gate::{PORT as GATE_PORT, maybe_run as maybe_run_gate};
 pub use limits::{
-    CACHED_BUILD_BYTES, CACHED_LAYER_BYTES, LOG_BURST_SECONDS, LOG_BYTES, MAX_CREATES,
-    MAX_DOWNLOADS, MAX_FETCHES, MAX_LINE, MAX_NAMED_UPLOADS, MAX_SESSIONS, MAX_UPLOADS,
-    SESSION_WINDOW, TASK_GRACE, TASK_LEASE, UNREACHABLE_LIMIT,
+    CACHED_BUILD_BYTES, CACHED_LAYER_BYTES, LOG_BURST_SECONDS, LOG_BYTES, MAX_CACHE_BYTES,
+    MAX_CREATES, MAX_DOWNLOADS, MAX_FETCHES, MAX_LINE, MAX_NAMED_UPLOADS, MAX_SESSIONS,
+    MAX_UPLOADS, RESERVE_BYTES, SESSION_WINDOW, SPOOL_BYTES, TASK_GRACE, TASK_LEASE,
+    UNREACHABLE_LIMIT,
 };
 pub use metrics::Metrics;
 pub use options::{Capacity, DefaultLimits, Options};
+pub use space::DiskUse;

@@ -18,6 +18,19 @@ pub const MAX_NAMED_UPLOADS: usize = 4;
 pub const CACHED_LAYER_BYTES: u64 = 10 << 30;
 /// How many bytes of caches of builds are kept for later.
 pub const CACHED_BUILD_BYTES: u64 = 10 << 30;
+/// How many bytes one of them may have, also while it is in use.
+pub const MAX_CACHE_BYTES: u64 = 5 << 30;
+/// How many bytes on their way into and out of containers a cell expects to have on disk.
+pub const SPOOL_BYTES: u64 = 4 << 30;
+/// How many bytes of its disk a cell leaves free.
+pub const RESERVE_BYTES: u64 = 2 << 30;
+/// None of these is more than this part of the disk.
+pub(crate) const DISK_PART: u64 = 10;
+/// How often the cell looks for free disk while caches are in use, and how large those are.
+pub(crate) const SPACE_LOOKS: (Duration, Duration) =
+    (Duration::from_millis(250), Duration::from_secs(2));
+/// A look takes at most one part of this many of the time.
+pub(crate) const LOOK_PART: u32 = 20;
 /// How long a task's process has between TERM and KILL.
 pub const TASK_GRACE: Duration = Duration::from_secs(10);
 /// How long after the connection broke a task may still begin. The server's lease is 15 s; a dead

@@ -6,22 +6,22 @@ use std::path::Path;
 
 use model::CellId;
 use runtime::{Ids, Random, SystemClock};
-use rustix::fs::{FlockOperation, flock, statvfs};
+use rustix::fs::{FlockOperation, flock};
 
 use crate::error::CellError;
 use crate::limits::DEFAULT_CONTAINERS;
 use crate::options::Capacity;
+use crate::space;
 
-/// All memory and all free disk.
+/// All memory, and the free disk without what the cell needs itself.
 pub(crate) fn capacity(dir: &Path) -> Capacity {
     let meminfo = fs::read_to_string("/proc/meminfo").unwrap_or_default();
     let total = meminfo.lines().find_map(|line| {
         line.strip_prefix("MemTotal:")?.trim().strip_suffix(" kB")?.parse::<u64>().ok()
     });
-    let disk = statvfs(dir).map_or(0, |stat| stat.f_bavail.saturating_mul(stat.f_frsize) >> 20);
     Capacity {
         memory_mb: total.unwrap_or(0) / 1024,
-        disk_mb: disk,
+        disk_mb: space::for_containers(dir) >> 20,
         containers: DEFAULT_CONTAINERS,
         cpu_shares: None,
         pids: None,

@@ -16,6 +16,7 @@ use egress::Network;
 use crate::limits::{DRIVER_LOOK, LEAVE_LIMIT, TASK_LEASE};
 use crate::machine;
 use crate::metrics::Metrics;
+use crate::space::DiskUse;
 
 /// The ports instances get on a shared network unless told otherwise.
 const PORTS: RangeInclusive<u16> = 20_000..=29_999;
@@ -39,6 +40,8 @@ pub struct Options {
     pub labels: BTreeMap<String, String>,
     /// What it offers; all of the machine when absent.
     pub capacity: Option<Capacity>,
+    /// What it uses its disk for besides containers; the usual when absent.
+    pub disk_use: Option<DiskUse>,
     /// Limits of containers that name none.
     pub default_limits: DefaultLimits,
     /// Ways to run containers, best first; the process driver when empty.
@@ -100,7 +103,8 @@ pub struct DefaultLimits {
 }
 
 impl Capacity {
-    /// All of this machine's memory and the free disk that `dir` is on.
+    /// All of this machine's memory, and the free disk that `dir` is on without what the cell will
+    /// need itself for image layers, caches and the like (but half of it at most).
     pub fn of_machine(dir: &Path) -> Self {
         machine::capacity(dir)
     }
@@ -125,6 +129,7 @@ impl Options {
             required_tags: BTreeSet::new(),
             labels: BTreeMap::new(),
             capacity: None,
+            disk_use: None,
             default_limits: DefaultLimits::default(),
             drivers: Vec::new(),
             address: Ipv4Addr::LOCALHOST.into(),

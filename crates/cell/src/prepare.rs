@@ -77,7 +77,7 @@ pub(crate) async fn container(actor: &Actor, order: Order<'_>) -> Result<Option<
     let layers: Vec<PathBuf> = image.paths();
     let dir = image.dir.clone();
     actor.hold(image.layers.into_iter().map(|(_, slot)| slot).collect());
-    let mut places = places(actor, spec)?;
+    let mut places = places(actor, spec).await?;
     places.extend(volumes.mounts);
     if able.can(Ability::LayOut) {
         let tmp_bytes = spec.tmp_mb.map(|mb| mb << 20);
@@ -139,12 +139,15 @@ async fn volumes_of(
 }
 
 /// The caches of a container. They are held from here on.
-fn places(actor: &Actor, spec: &ContainerSpec) -> Result<Vec<Mount>, Failure> {
+async fn places(actor: &Actor, spec: &ContainerSpec) -> Result<Vec<Mount>, Failure> {
     let mut places = Vec::new();
+    if !spec.caches.is_empty() {
+        let room = actor.shared.caches.make_room().await;
+        room.context(|| "cannot give it a cache".to_owned())?;
+    }
     for (key, target) in &spec.caches {
-        let cache = actor.shared.caches.hold(key);
-        let source = made(&cache.path()).context(|| format!("cannot make cache {target}"))?;
-        actor.hold_cache(cache);
+        let source = made(&actor.hold_cache(key));
+        let source = source.context(|| format!("cannot make cache {target}"))?;
         places.push(Mount { source, target: target.clone(), read_only: false });
     }
     Ok(places)

@@ -18,12 +18,12 @@ use crate::identity::Identities;
 use crate::image::Images;
 use crate::layers::Layers;
 use crate::limits::{
-    CACHED_BUILD_BYTES, CACHED_LAYER_BYTES, MAX_CREATES, MAX_DOWNLOADS, MAX_FETCHES, MAX_SENDS,
-    MAX_UPLOADS, OWN_NETWORK_PORT,
+    MAX_CREATES, MAX_DOWNLOADS, MAX_FETCHES, MAX_SENDS, MAX_UPLOADS, OWN_NETWORK_PORT,
 };
 use crate::link::{Fence, Link};
 use crate::options::Options;
 use crate::ports::{Port, Ports};
+use crate::space::{DiskUse, Space};
 use crate::volumes::Volumes;
 use crate::web::{Guard, Web};
 use crate::working::Working;
@@ -43,6 +43,7 @@ pub(crate) struct Shared {
     pub(crate) caches: Caches,
     pub(crate) volumes: Volumes,
     pub(crate) web: Arc<Web>,
+    pub(crate) space: Space,
     /// Emptied when the agent starts.
     spool: PathBuf,
     pub(crate) downloads: Arc<Semaphore>,
@@ -70,11 +71,13 @@ impl Shared {
         link: Link,
         tasks: Tasks,
     ) -> Result<Self, CellError> {
+        let disk = options.disk_use.unwrap_or_else(|| DiskUse::of_disk(&options.dir));
+        let space = Space::new(&options.dir, disk.reserve);
         let layers = options.dir.join("layers");
-        let opened = Layers::open(&layers, CACHED_LAYER_BYTES, tasks.clone());
+        let opened = Layers::open(&layers, (disk.layers, space.clone()), tasks.clone());
         let opened = opened.map_err(|source| CellError::Data { path: layers, source })?;
         let caches = options.dir.join("caches");
-        let kept = Caches::open(&caches, CACHED_BUILD_BYTES, tasks.clone());
+        let kept = Caches::open(&caches, (disk, space.clone()), tasks.clone());
         let kept = kept.map_err(|source| CellError::Data { path: caches, source })?;
         let spool = options.dir.join("spool");
         empty(&spool).map_err(|source| CellError::Data { path: spool.clone(), source })?;
@@ -87,6 +90,7 @@ impl Shared {
             volumes: Volumes::new(options.dir.join("volumes")),
             ports: Ports::new(options.ports.clone(), &Random::system()),
             web: Arc::new(Web::new(guard, tasks.clone())),
+            space,
             spool,
             fetches: Semaphore::new(MAX_FETCHES),
             uploads: Semaphore::new(MAX_UPLOADS),

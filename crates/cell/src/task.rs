@@ -24,6 +24,8 @@ type Order<'a> = (&'a TaskSpec, &'a HashMap<String, String>);
 enum Cut {
     Unwanted(Want),
     Late,
+    /// A cache of it grew too large.
+    Outgrown(String),
     /// The server gave it up.
     Away,
 }
@@ -80,6 +82,11 @@ async fn carry_out(actor: &Actor, order: Order<'_>) {
                 return finish(actor, Some(report)).await;
             }
             () = runtime::sleep(limit) => Cut::Late,
+            reason = actor.outgrown.told() => {
+                // What it writes meanwhile others may need.
+                actor.stop(Duration::ZERO).await;
+                Cut::Outgrown(reason.to_owned())
+            }
             () = actor.shared.fence.closed_for(lease) => Cut::Away,
         };
         stop.stop();
@@ -92,6 +99,7 @@ async fn carry_out(actor: &Actor, order: Order<'_>) {
                 let reason = format!("the server was out of reach for {}", Length(lease));
                 Some(TaskReport::Failed { reason, detail: None })
             }
+            Cut::Outgrown(reason) => Some(TaskReport::Failed { reason, detail: None }),
             Cut::Late => {
                 let reason = format!("exceeded {} timeout", Length(limit));
                 Some(TaskReport::Failed { reason, detail: None })

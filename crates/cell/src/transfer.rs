@@ -76,7 +76,7 @@ pub(crate) async fn download(actor: &Actor, what: &Download<'_>) -> Result<(), F
         let leash = Leash(Stop::new());
         let input = leash.tie(open(actor, what).await?);
         if what.unpack {
-            unpack(actor, what.to, input).await
+            unpack(actor, what.to, shared.space.guard(input)).await
         } else {
             files::put(actor, what.to, input).await
         }

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::io::Write as _;
 
 use api::proto::cell_down::Message as Down;
+use cell::DiskUse;
 use flate2::Compression;
 use flate2::write::GzEncoder;
 use model::{Action, Digest, TaskSpec, UploadMode};
@@ -377,4 +378,32 @@ async fn caches_outlive_their_containers() {
     .await;
     stream.meanwhile(bench.until_empty()).await;
     agent.stop().await;
+}
+
+/// Runs a task with a cache on a cell that uses its disk like this; gives its report as text.
+async fn with_a_cache(used: impl FnOnce(&mut DiskUse), script: &str) -> String {
+    let (bench, mut server) = (Bench::new(), Server::start().await);
+    let agent = bench.start_with(&server.url, |options| {
+        let mut own = DiskUse { reserve: 0, ..DiskUse::of(10 << 30) };
+        used(&mut own);
+        options.disk_use = Some(own);
+    });
+    let mut stream = server.accept().await;
+    let mut spec = task_spec(sh(script));
+    spec.container.caches.insert("deps".into(), "/var/cache".into());
+    begin(&mut stream, &spec).await;
+    let (_, report) = stream.report().await;
+    stream.gone(&task_work(1, 1)).await;
+    stream.meanwhile(bench.until_empty()).await;
+    agent.stop().await;
+    report["reason"].as_str().expect("it failed").to_owned()
+}
+
+#[tokio::test]
+async fn a_task_ends_whose_cache_outgrows_its_limit_or_the_disk() {
+    let fill = "head -c 4194304 /dev/zero > \"$SHORE_ROOT/var/cache/large\"; sleep 60";
+    let reason = with_a_cache(|own| own.cache = 1 << 20, fill).await;
+    assert_eq!(reason, "its cache grew beyond the 1 MiB one may have here");
+    let reason = with_a_cache(|own| own.reserve = u64::MAX, "true").await;
+    assert!(reason.starts_with("cannot give it a cache: the cell's disk is full: "), "{reason}");
 }
