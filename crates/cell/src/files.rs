@@ -25,6 +25,8 @@ const CREATE: OFlags = OFlags::WRONLY
     .union(OFlags::CLOEXEC);
 /// Tar is written in blocks of this size.
 const BLOCK: u64 = 512;
+/// The most entries of an archive with one file, with those that say more about it.
+const FILE_ENTRIES: u64 = 8;
 
 /// A directory outside that holds something of a container as long as this lives.
 #[derive(Debug)]
@@ -89,7 +91,7 @@ pub(crate) async fn file(actor: &Actor, path: &str, most: u64) -> Result<(File, 
             let dir = archive::open_below(root.as_fd(), dir, false)?;
             Outside { dir, _copy: None }
         }
-        None => copy(actor, path, most).await?,
+        None => copy(actor, path, (most, FILE_ENTRIES)).await?,
     };
     let file = open(&outside.dir, name, READ)?;
     if file.metadata()?.len() > most {
@@ -105,16 +107,16 @@ pub(crate) async fn directory(actor: &Actor, path: &str, most: u64) -> Result<Ou
             let dir = archive::open_below(root.as_fd(), path, false)?;
             Ok(Outside { dir, _copy: None })
         }
-        None => copy(actor, path, most).await,
+        None => copy(actor, path, (most, archive::MAX_ENTRIES)).await,
     }
 }
 
-async fn copy(actor: &Actor, path: &str, most: u64) -> Result<Outside, Failure> {
+async fn copy(actor: &Actor, path: &str, (bytes, entries): (u64, u64)) -> Result<Outside, Failure> {
     let copy = tempfile::tempdir_in(actor.shared.spool()?)?;
     let dir = archive::open_root(copy.path())?;
     let tar = actor.shared.space.guard(actor.driver.copy_out(&actor.handle, path).await?);
     let below = dir.try_clone()?;
-    let limits = archive::Limits { bytes: most, ..archive::Limits::default() };
+    let limits = archive::Limits { bytes, entries };
     let unpack = move || archive::unpack(SyncIoBridge::new(tar), below.as_fd(), limits);
     actor.shared.tasks.blocking(unpack).await?;
     Ok(Outside { dir, _copy: Some(copy) })

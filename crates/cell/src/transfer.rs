@@ -187,16 +187,20 @@ pub(crate) enum Left {
 
 /// Reads a task's result file. Once this returns, nothing of the container is needed for it.
 pub(crate) async fn result(actor: &Actor, path: &str) -> Result<Left, Failure> {
-    let (file, _outside) = files::file(actor, path, MAX_TASK_ARTIFACT).await?;
-    let mut bytes = Vec::new();
-    let start = tokio::fs::File::from_std(file.try_clone()?);
-    start.take(MAX_TASK_RESULT as u64 + 1).read_to_end(&mut bytes).await?;
-    if bytes.len() <= MAX_TASK_RESULT
-        && let Ok(text) = String::from_utf8(bytes)
-    {
-        return Ok(Left::Text(text));
+    // Little is read at once. Whatever is wrong shows again below.
+    if let Ok((file, _outside)) = files::file(actor, path, MAX_TASK_RESULT as u64).await {
+        let mut bytes = Vec::new();
+        let start = tokio::fs::File::from_std(file);
+        start.take(MAX_TASK_RESULT as u64 + 1).read_to_end(&mut bytes).await?;
+        if bytes.len() <= MAX_TASK_RESULT
+            && let Ok(text) = String::from_utf8(bytes)
+        {
+            return Ok(Left::Text(text));
+        }
     }
+    // Before anything is spooled, so that this many are on disk at most.
     let _place = actor.shared.uploads.acquire().await.map_err(Failure::new)?;
+    let (file, _outside) = files::file(actor, path, MAX_TASK_ARTIFACT).await?;
     let kept = || async { store(actor, None, limited(content(&file)?, MAX_TASK_ARTIFACT)).await };
     blob::retry(kept).await.map(Left::Blob)
 }

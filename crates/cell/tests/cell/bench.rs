@@ -158,6 +158,12 @@ pub(crate) fn task_spec(action: Action) -> TaskSpec {
     TaskSpec::new(action, 60_000)
 }
 
+/// A task of a project.
+pub(crate) fn task_of(project: &str, id: u128, spec: &TaskSpec) -> DesiredWork {
+    let labels = HashMap::from([("project".to_owned(), project.to_owned())]);
+    DesiredWork { labels, ..task(id, spec) }
+}
+
 pub(crate) fn task(id: u128, spec: &TaskSpec) -> DesiredWork {
     let spec_json = serde_json::to_vec(spec).expect("specs serialise");
     DesiredWork {

@@ -1,6 +1,7 @@
 //! What a driver is told that lays out containers itself.
 
 use std::net::IpAddr;
+use std::os::unix::fs::MetadataExt as _;
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::PathBuf;
 use std::process::Stdio;
@@ -19,8 +20,11 @@ use drivers::{
 use futures_util::future::BoxFuture;
 use model::{Action, EgressProtocol, EgressRule, UploadMode, VolumeMount};
 use runtime::{Stop, Tasks};
+use serde_json::json;
 
-use crate::bench::{Bench, TESTBED, instance, process, sh, stopped, task_spec};
+use crate::bench::{
+    Bench, TESTBED, instance, process, sh, stopped, task, task_of, task_spec, task_work, until,
+};
 use crate::images::image;
 use crate::instances::ready;
 use crate::server::{Server, token};
@@ -372,5 +376,40 @@ async fn files_go_in_and_out_through_the_driver() {
     stream.meanwhile(bench.until_empty()).await;
     let spool = std::fs::read_dir(bench.dir.path().join("spool")).expect("lists");
     assert_eq!(spool.count(), 0, "nothing is left behind");
+    agent.stop().await;
+}
+
+#[tokio::test]
+async fn as_many_results_are_spooled_as_are_sent() {
+    let (bench, mut server) = (Bench::new(), Server::start().await);
+    let (driver, _tasks) = pretender(&bench);
+    let agent = bench.start_with(&server.url, |options| options.drivers = vec![driver]);
+    let held = server.blobs.hold();
+    let mut stream = server.accept().await;
+    let mut spec = task_spec(sh("head -c 2097152 /dev/zero > \"$SHORE_ROOT/result\""));
+    spec.result_file = Some("/result".into());
+    let many = 2 * cell::MAX_UPLOADS as u128;
+    for number in 1..=many {
+        stream.desire(false, vec![task_of(&number.to_string(), number, &spec)]).await;
+        stream.expect(json!({"report": "claim"})).await;
+        stream.send(Down::Claimed(task_work(number, 1))).await;
+    }
+    until("uploads begin", || server.blobs.writes() == cell::MAX_UPLOADS).await;
+    // A small result waits for nobody.
+    spec = task_spec(sh("echo small > \"$SHORE_ROOT/result\""));
+    spec.result_file = Some("/result".into());
+    stream.desire(false, vec![task(many + 1, &spec)]).await;
+    stream.expect(json!({"report": "claim"})).await;
+    stream.send(Down::Claimed(task_work(many + 1, 1))).await;
+    stream.expect(json!({"report": "succeeded", "result": "small\n"})).await;
+    let spooled = || std::fs::read_dir(bench.dir.path().join("spool")).expect("lists").flatten();
+    assert_eq!(spooled().count(), cell::MAX_UPLOADS);
+    let blocks = spooled().map(|copy| copy.path().join("result").metadata().expect("is there"));
+    assert!(blocks.map(|file| file.blocks()).sum::<u64>() < 128, "zeros take no room");
+    held.stop();
+    for _ in 1..=many {
+        let (_, report) = stream.report().await;
+        assert_eq!(report["report"], "succeeded", "{report}");
+    }
     agent.stop().await;
 }

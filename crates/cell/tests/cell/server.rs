@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::pin::Pin;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -33,6 +34,8 @@ pub(crate) const SOON: Duration = Duration::from_secs(20);
 pub(crate) struct Blobs {
     bytes: Arc<Mutex<BTreeMap<String, Bytes>>>,
     reads: Arc<Mutex<Vec<String>>>,
+    held: Arc<Mutex<Option<Stop>>>,
+    writes: Arc<AtomicUsize>,
 }
 
 impl Blobs {
@@ -59,6 +62,18 @@ impl Blobs {
         std::mem::take(&mut self.reads.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
+    /// Lets uploads that come from here on wait until what it gives is stopped.
+    pub(crate) fn hold(&self) -> Stop {
+        let stop = Stop::new();
+        *self.held.lock().unwrap_or_else(PoisonError::into_inner) = Some(stop.clone());
+        stop
+    }
+
+    /// How many uploads came.
+    pub(crate) fn writes(&self) -> usize {
+        self.writes.load(Ordering::SeqCst)
+    }
+
     fn map(&self) -> std::sync::MutexGuard<'_, BTreeMap<String, Bytes>> {
         self.bytes.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -74,6 +89,11 @@ async fn write(
     path: Option<Path<String>>,
     body: Bytes,
 ) -> (StatusCode, String) {
+    blobs.writes.fetch_add(1, Ordering::SeqCst);
+    let held = blobs.held.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    if let Some(stop) = held {
+        stop.stopped().await;
+    }
     let digest = Digest::of(&body);
     if path.is_some_and(|Path(wanted)| wanted != digest.to_string()) {
         return (StatusCode::CONFLICT, "{}".to_owned());

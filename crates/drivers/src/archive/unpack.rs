@@ -2,7 +2,7 @@
 
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
-use std::io::{self, Read};
+use std::io::{self, Read, Seek as _, SeekFrom, Write as _};
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::PathBuf;
@@ -19,6 +19,9 @@ use crate::error::{DriverError, Result};
 
 /// The longest long name or extended header.
 const MAX_EXTENSION_BYTES: u64 = 1 << 20;
+
+/// How much of a file is copied at once, or becomes a hole.
+const PIECE_BYTES: usize = 64 << 10;
 
 /// Unpacks `tar` below `root`. What was unpacked before an error stays.
 pub fn unpack(tar: impl Read, root: BorrowedFd<'_>, limits: Limits) -> Result<Summary> {
@@ -261,7 +264,7 @@ impl Unpacker<'_> {
         let fd =
             replacing(parent, name, || openat(parent, name, flags, Mode::from_raw_mode(0o600)))?;
         let mut file = File::from(fd);
-        let copied = io::copy(data, &mut file).map_err(Fault::Data)?;
+        let copied = copy(data, &mut file).map_err(Fault::Data)?;
         if copied != facts.size {
             return Err(Fault::Refused("the archive ends in the middle of a file"));
         }
@@ -320,6 +323,34 @@ impl Unpacker<'_> {
     }
 }
 
+/// Copies all bytes to a new file and gives their number. Long runs of zeros become holes: an archive
+/// of a file with holes takes no more of the disk than the file.
+fn copy(data: &mut impl Read, file: &mut File) -> io::Result<u64> {
+    let mut piece = vec![0; PIECE_BYTES];
+    let (mut copied, mut hole) = (0_u64, false);
+    loop {
+        // Whole pieces, so that holes are found whatever the reader gives at once.
+        let read = data.by_ref().take(PIECE_BYTES as u64).read_to_end({
+            piece.clear();
+            &mut piece
+        })?;
+        if read == 0 {
+            break;
+        }
+        copied += read as u64;
+        hole = piece.iter().all(|byte| *byte == 0);
+        if hole {
+            file.seek(SeekFrom::Start(copied))?;
+        } else {
+            file.write_all(&piece)?;
+        }
+    }
+    if hole {
+        file.set_len(copied)?;
+    }
+    Ok(copied)
+}
+
 /// Whether a file system or a single file is mounted at this name: removing it would unmount that for
 /// who is in there.
 fn is_mount(parent: BorrowedFd<'_>, name: &OsStr) -> bool {
@@ -345,5 +376,40 @@ fn replacing<T>(
         Ok(()) | Err(Errno::NOENT) => Ok(make()?),
         Err(Errno::ISDIR | Errno::PERM) => Err(Fault::Refused(IS_DIRECTORY)),
         Err(error) => Err(error.into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::MetadataExt as _;
+
+    use super::*;
+    use crate::archive::open_root;
+
+    #[test]
+    fn zeros_become_holes_and_stay_zeros() {
+        let (zeros, text) = (vec![0; 5 * PIECE_BYTES], b"text".repeat(PIECE_BYTES / 2));
+        let files = [
+            ("empty", Vec::new()),
+            ("zeros", zeros.clone()),
+            ("middle", [text.clone(), zeros.clone(), text.clone()].concat()),
+            ("end", [text, zeros, vec![0; 7]].concat()),
+        ];
+        let mut tar = tar::Builder::new(Vec::new());
+        for (name, content) in &files {
+            let mut header = tar::Header::new_gnu();
+            header.set_size(content.len() as u64);
+            header.set_mode(0o644);
+            tar.append_data(&mut header, name, content.as_slice()).expect("packs");
+        }
+        let tar = tar.into_inner().expect("packs");
+        let dir = tempfile::tempdir().expect("makes a directory");
+        let root = open_root(dir.path()).expect("opens");
+        unpack(tar.as_slice(), root.as_fd(), Limits::default()).expect("unpacks");
+        for (name, content) in &files {
+            assert!(fs::read(dir.path().join(name)).expect("is there") == *content, "{name}");
+        }
+        assert_eq!(fs::metadata(dir.path().join("zeros")).expect("is there").blocks(), 0);
     }
 }
