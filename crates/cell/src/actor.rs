@@ -29,6 +29,8 @@ pub(crate) struct Actor {
     pub(crate) driver: Arc<dyn Driver>,
     pub(crate) key: Key,
     pub(crate) handle: Handle,
+    /// Whose turns it takes.
+    pub(crate) owner: String,
     pub(crate) want: watch::Receiver<Want>,
     pub(crate) reporter: Arc<Reporter>,
     pub(crate) journal: Journal,

@@ -30,6 +30,7 @@ use crate::resume::ResumeFile;
 use crate::session::Departure;
 use crate::sessions::Place;
 use crate::shared::Shared;
+use crate::turns;
 use crate::work::{Key, Want};
 use crate::{instance, refuse, task, volumes};
 
@@ -152,7 +153,7 @@ impl Agent {
         for Found { key, notes, held, driver } in found {
             let position = positions.get(&key.to_string()).copied().unwrap_or_default();
             tracing::info!(work = %key, "taking over an instance");
-            let actor = self.open(key, driver, position);
+            let actor = self.open((key, turns::owner(None)), driver, position);
             actor.limit_logs(notes.log_bytes, UNREAD_CREDIT);
             actor.hold(self.shared.images.held(&held.layers));
             for key in &held.caches {
@@ -168,7 +169,12 @@ impl Agent {
     }
 
     /// Makes the entry of new work and what takes care of it.
-    fn open(&mut self, key: Key, driver: Arc<dyn Driver>, position: Position) -> Actor {
+    fn open(
+        &mut self,
+        (key, owner): (Key, String),
+        driver: Arc<dyn Driver>,
+        position: Position,
+    ) -> Actor {
         let (want, wanted) = watch::channel(Want::Run);
         let link = self.shared.link.clone();
         let window = Arc::new(Window::new(position));
@@ -193,7 +199,19 @@ impl Agent {
         let (handle, needs) = (key.handle(), Mutex::default());
         let bucket = Arc::new(Mutex::new(Bucket::new(None, mono_now())));
         let (want, outgrown) = (wanted, Arc::default());
-        Actor { shared, driver, key, handle, want, reporter, journal, bucket, outgrown, needs }
+        Actor {
+            shared,
+            driver,
+            key,
+            handle,
+            owner,
+            want,
+            reporter,
+            journal,
+            bucket,
+            outgrown,
+            needs,
+        }
     }
 
     /// Starts what takes care of the entry that was made last.
@@ -381,12 +399,13 @@ impl Agent {
 
     fn begin(&mut self, key: Key, spec: &[u8], item: &DesiredWork) -> Result<(), tonic::Status> {
         let labels = item.labels.clone();
+        let owner = turns::owner(labels.get("project"));
         match key.kind {
             Kind::Task => {
                 let spec: TaskSpec = from_json("task spec", spec)?;
                 let (driver, refusal) = self
                     .driver(&spec.container, |driver| refuse::task(&spec, &driver.capabilities()));
-                let actor = self.open(key, driver, Position::default());
+                let actor = self.open((key, owner.clone()), driver, Position::default());
                 if let Some(reason) = refusal {
                     self.spawn_end(key, async move { task::reject(&actor, &reason).await });
                     return Ok(());
@@ -408,7 +427,7 @@ impl Agent {
                 let (driver, refusal) = self.driver(&spec.container, |driver| {
                     refuse::instance(&spec, &driver.capabilities(), driver.network(&handle))
                 });
-                let actor = self.open(key, driver, Position::default());
+                let actor = self.open((key, owner.clone()), driver, Position::default());
                 if let Some(reason) = refusal {
                     self.spawn_end(key, async move { instance::reject(&actor, &reason).await });
                     return Ok(());

@@ -73,10 +73,19 @@ where
 
 /// The same bytes, and an error once there are more than `most`.
 pub(crate) fn limited(pieces: Pieces, most: u64) -> Pieces {
+    limited_by(pieces, most, move || too_large(most))
+}
+
+/// The same with an error of one's own.
+pub(crate) fn limited_by(
+    pieces: Pieces,
+    most: u64,
+    fault: impl Fn() -> io::Error + Send + 'static,
+) -> Pieces {
     let mut left = most;
     let piece = move |piece: io::Result<Bytes>| {
         let piece = piece?;
-        left = left.checked_sub(piece.len() as u64).ok_or_else(|| too_large(most))?;
+        left = left.checked_sub(piece.len() as u64).ok_or_else(&fault)?;
         Ok(piece)
     };
     pieces.map(piece).boxed()

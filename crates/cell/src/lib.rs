@@ -30,6 +30,7 @@ mod machine;
 mod metrics;
 mod notes;
 mod options;
+mod pace;
 mod ports;
 mod prepare;
 mod probe;
@@ -43,6 +44,7 @@ mod space;
 mod tail;
 mod task;
 mod transfer;
+mod turns;
 mod unpack;
 mod volumes;
 mod web;
@@ -56,7 +58,7 @@ pub use gate::{PORT as GATE_PORT, maybe_run as maybe_run_gate};
 pub use limits::{
     CACHED_BUILD_BYTES, CACHED_LAYER_BYTES, LOG_BURST_SECONDS, LOG_BYTES, MAX_CACHE_BYTES,
     MAX_CREATES, MAX_DOWNLOADS, MAX_FETCHES, MAX_LINE, MAX_NAMED_UPLOADS, MAX_SESSIONS,
-    MAX_UPLOADS, RESERVE_BYTES, SESSION_WINDOW, SPOOL_BYTES, TASK_GRACE, TASK_LEASE,
+    MAX_UPLOADS, PROJECT_TURNS, RESERVE_BYTES, SESSION_WINDOW, SPOOL_BYTES, TASK_GRACE, TASK_LEASE,
     UNREACHABLE_LIMIT,
 };
 pub use metrics::Metrics;

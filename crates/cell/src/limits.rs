@@ -12,6 +12,14 @@ pub const MAX_FETCHES: usize = 5;
 pub const MAX_UPLOADS: usize = 5;
 /// How many uploads to URLs are under way at once.
 pub(crate) const MAX_SENDS: usize = 5;
+/// How many of each of these one project has under way at once, with the projects below it.
+pub const PROJECT_TURNS: usize = 2;
+/// How many bytes an archive may have before it is compressed and uploaded.
+pub(crate) const MAX_ARCHIVE_BYTES: u64 = model::MAX_TRANSFER_BYTES;
+/// How many bytes of a transfer must come in each period, and how long that is.
+pub(crate) const MIN_PACE_BYTES: u64 = 256 << 10;
+/// See [`MIN_PACE_BYTES`]. Longer than a URL may send nothing before it is asked again.
+pub(crate) const PACE_PERIOD: Duration = Duration::from_mins(2);
 /// How many files named by their digests one upload sends at once.
 pub const MAX_NAMED_UPLOADS: usize = 4;
 /// How many bytes of unpacked image layers are kept for later.

@@ -24,6 +24,7 @@ use crate::link::{Fence, Link};
 use crate::options::Options;
 use crate::ports::{Port, Ports};
 use crate::space::{DiskUse, Space};
+use crate::turns::Turns;
 use crate::volumes::Volumes;
 use crate::web::{Guard, Web};
 use crate::working::Working;
@@ -46,10 +47,10 @@ pub(crate) struct Shared {
     pub(crate) space: Space,
     /// Emptied when the agent starts.
     spool: PathBuf,
-    pub(crate) downloads: Arc<Semaphore>,
-    pub(crate) fetches: Semaphore,
-    pub(crate) uploads: Semaphore,
-    pub(crate) sends: Semaphore,
+    pub(crate) downloads: Turns,
+    pub(crate) fetches: Turns,
+    pub(crate) uploads: Turns,
+    pub(crate) sends: Turns,
     pub(crate) creates: Semaphore,
 }
 
@@ -83,6 +84,7 @@ impl Shared {
         empty(&spool).map_err(|source| CellError::Data { path: spool.clone(), source })?;
         let guard = Guard::new(options.allowed_networks.clone());
         let downloads = Arc::new(Semaphore::new(MAX_DOWNLOADS));
+        let turns = |most| Turns::new(Arc::new(Semaphore::new(most)));
         let drivers = Working::open(&options, &tasks)?;
         Ok(Self {
             images: Images::new(client.clone(), opened, Arc::clone(&downloads)),
@@ -92,9 +94,9 @@ impl Shared {
             web: Arc::new(Web::new(guard, tasks.clone())),
             space,
             spool,
-            fetches: Semaphore::new(MAX_FETCHES),
-            uploads: Semaphore::new(MAX_UPLOADS),
-            sends: Semaphore::new(MAX_SENDS),
+            fetches: turns(MAX_FETCHES),
+            uploads: turns(MAX_UPLOADS),
+            sends: turns(MAX_SENDS),
             creates: Semaphore::new(MAX_CREATES),
             fence: Fence::default(),
             options,
@@ -103,7 +105,7 @@ impl Shared {
             identities,
             tasks,
             link,
-            downloads,
+            downloads: Turns::new(downloads),
         })
     }
 

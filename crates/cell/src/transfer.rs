@@ -19,10 +19,11 @@ use tokio_util::io::{ReaderStream, StreamReader};
 
 use crate::actor::Actor;
 use crate::blob::{self, Pieces};
-use crate::checksum::{limited, permanent, too_large, verified};
+use crate::checksum::{limited, limited_by, permanent, too_large, verified};
 use crate::error::Failure;
 use crate::files;
-use crate::limits::MAX_NAMED_UPLOADS;
+use crate::limits::{MAX_ARCHIVE_BYTES, MAX_NAMED_UPLOADS};
+use crate::pace::Pace;
 use crate::unpack::{gzip, unpack};
 use crate::web::{Ask, Body, Url, fetch};
 
@@ -67,21 +68,22 @@ impl Leash {
 pub(crate) async fn download(actor: &Actor, what: &Download<'_>) -> Result<(), Failure> {
     let shared = &actor.shared;
     let places = match what.from {
-        Origin::Blob(_) => shared.downloads.as_ref(),
+        Origin::Blob(_) => &shared.downloads,
         // A server that is slow on purpose must not keep images waiting.
         Origin::Url(_) => &shared.fetches,
     };
-    let _place = places.acquire().await.map_err(Failure::new)?;
-    blob::retry(|| async {
+    let _place = places.take(&actor.owner).await?;
+    let pace = Pace::default();
+    let work = blob::retry(|| async {
         let leash = Leash(Stop::new());
-        let input = leash.tie(open(actor, what).await?);
+        let input = leash.tie(pace.count(open(actor, what).await?));
         if what.unpack {
             unpack(actor, what.to, shared.space.guard(input)).await
         } else {
             files::put(actor, what.to, input).await
         }
-    })
-    .await
+    });
+    pace.keep(work).await
 }
 
 async fn open(actor: &Actor, what: &Download<'_>) -> Result<Pieces, Failure> {
@@ -114,7 +116,7 @@ pub(crate) async fn upload(actor: &Actor, what: &Upload<'_>) -> Result<(), Failu
     let shared = &actor.shared;
     // As with downloads, a server that is slow on purpose must not keep builds waiting.
     let places = if what.url.is_some() { &shared.sends } else { &shared.uploads };
-    let _place = places.acquire().await.map_err(Failure::new)?;
+    let _place = places.take(&actor.owner).await?;
     let most = what.max_bytes.unwrap_or(MAX_TRANSFER_BYTES);
     let url = what.url.map(Url::parse).transpose()?;
     match what.mode {
@@ -122,8 +124,7 @@ pub(crate) async fn upload(actor: &Actor, what: &Upload<'_>) -> Result<(), Failu
             blob::retry(|| async {
                 let tar = actor.driver.copy_out(&actor.handle, what.from).await?;
                 let leash = Leash(Stop::new());
-                let pieces = Box::pin(ReaderStream::with_capacity(tar, PIECE_BYTES));
-                let packed = limited(gzip(actor, leash.tie(pieces)), most);
+                let packed = limited(gzip(actor, leash.tie(plain(tar))), most);
                 match &url {
                     Some(url) => put_once(actor, url, packed).await,
                     None => store(actor, None, packed).await.map(drop),
@@ -150,6 +151,14 @@ pub(crate) async fn upload(actor: &Actor, what: &Upload<'_>) -> Result<(), Failu
     }
 }
 
+/// A tar stream before it is compressed: zeros take next to no room then, so their number is limited
+/// here.
+fn plain(tar: Input) -> Pieces {
+    let pieces = ReaderStream::with_capacity(tar, PIECE_BYTES).boxed();
+    let too_large = || permanent(format!("it has more than {MAX_ARCHIVE_BYTES} bytes unpacked"));
+    limited_by(pieces, MAX_ARCHIVE_BYTES, too_large)
+}
+
 async fn send_named(actor: &Actor, dir: &OwnedFd, digest: Digest) -> Result<(), Failure> {
     if blob::retry(|| async { Ok(actor.shared.client.has_blob(digest).await?) }).await? {
         return Ok(());
@@ -170,10 +179,15 @@ async fn send(actor: &Actor, digest: Option<Digest>, file: &File) -> Result<Dige
 
 async fn store(actor: &Actor, digest: Option<Digest>, content: Pieces) -> Result<Digest, Failure> {
     let (fault, content) = watched(content);
-    match actor.shared.client.put_blob(digest, content).await {
-        Ok(stored) => Ok(stored.digest),
-        Err(error) => Err(own_fault(&fault).unwrap_or_else(|| Failure::from(error))),
-    }
+    let pace = Pace::default();
+    let content = pace.count(content);
+    let put = async {
+        match actor.shared.client.put_blob(digest, content).await {
+            Ok(stored) => Ok(stored.digest),
+            Err(error) => Err(own_fault(&fault).unwrap_or_else(|| Failure::from(error))),
+        }
+    };
+    pace.keep(put).await
 }
 
 /// What a task left in its result file.
@@ -199,7 +213,7 @@ pub(crate) async fn result(actor: &Actor, path: &str) -> Result<Left, Failure> {
         }
     }
     // Before anything is spooled, so that this many are on disk at most.
-    let _place = actor.shared.uploads.acquire().await.map_err(Failure::new)?;
+    let _place = actor.shared.uploads.take(&actor.owner).await?;
     let (file, _outside) = files::file(actor, path, MAX_TASK_ARTIFACT).await?;
     let kept = || async { store(actor, None, limited(content(&file)?, MAX_TASK_ARTIFACT)).await };
     blob::retry(kept).await.map(Left::Blob)
@@ -230,16 +244,19 @@ fn body(pieces: Pieces) -> Body {
 /// Sends a file to a URL.
 async fn put(actor: &Actor, url: &Url, file: &File) -> Result<(), Failure> {
     let length = Some(file.metadata()?.len());
-    let again = || Ok(body(content(file)?));
+    let pace = Pace::default();
+    let again = || Ok(body(pace.count(content(file)?)));
     let headers = vec![(CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"))];
     let ask = Ask { method: Method::PUT, headers, body: &again, length };
     let sent = || async { Ok(actor.shared.web.ask(url, &ask).await.map(drop)?) };
-    blob::retry(sent).await
+    pace.keep(blob::retry(sent)).await
 }
 
 /// Sends what can be made only once; a redirect fails.
 async fn put_once(actor: &Actor, url: &Url, pieces: Pieces) -> Result<(), Failure> {
     let (fault, pieces) = watched(pieces);
+    let pace = Pace::default();
+    let pieces = pace.count(pieces);
     let only = Mutex::new(Some(pieces));
     let once = || {
         let pieces = only.lock().unwrap_or_else(PoisonError::into_inner).take();
@@ -247,8 +264,11 @@ async fn put_once(actor: &Actor, url: &Url, pieces: Pieces) -> Result<(), Failur
     };
     let headers = vec![(CONTENT_TYPE, HeaderValue::from_static("application/gzip"))];
     let ask = Ask { method: Method::PUT, headers, body: &once, length: None };
-    let sent = actor.shared.web.ask(url, &ask).await;
-    sent.map(drop).map_err(|failure| own_fault(&fault).unwrap_or_else(|| failure.into()))
+    let sent = async {
+        let sent = actor.shared.web.ask(url, &ask).await;
+        sent.map(drop).map_err(|failure| own_fault(&fault).unwrap_or_else(|| failure.into()))
+    };
+    pace.keep(sent).await
 }
 
 /// The files of a directory, all of which must be named by a digest.

@@ -99,6 +99,8 @@ fn take(specs: &mut Specs, desired: Desired) -> BTreeSet<Vec<u8>> {
     for work in desired.work {
         let id = work.work.expect("names its work").id.to_vec();
         if let Some(spec) = work.spec_json {
+            let project = work.labels.get("project").map(String::as_str);
+            assert_eq!(project, Some("shop"), "whose it is");
             specs.insert(id.clone(), serde_json::from_slice(&spec).expect("is a spec"));
         }
         named.insert(id);

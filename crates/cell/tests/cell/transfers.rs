@@ -14,7 +14,7 @@ use runtime::{Stop, Tasks};
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 
-use crate::bench::{Bench, sh, stopped, task, task_spec, task_work, until};
+use crate::bench::{Bench, sh, stopped, task, task_of, task_spec, task_work, until};
 use crate::server::Server;
 use crate::tasks::{archive, begin, gzip};
 
@@ -323,8 +323,8 @@ async fn files_and_archives_go_where_they_are_wanted() {
     }
 }
 
-/// As many uploads to URLs as are under way at once.
-const SENDS: usize = 5;
+/// As many uploads to URLs as one project has under way at once.
+const SENDS: usize = cell::PROJECT_TURNS;
 
 #[tokio::test]
 async fn slow_servers_do_not_keep_the_blob_store_waiting() {
@@ -376,4 +376,32 @@ async fn an_archive_goes_into_the_blob_store() {
     });
     assert!(packed);
     agent.stop().await;
+}
+
+#[tokio::test]
+async fn a_project_with_slow_servers_does_not_keep_others_waiting() {
+    let (bench, mut server) = (Bench::new(), Server::start().await);
+    let tasks = Tasks::new(Stop::new());
+    let (port, seen) = web(&tasks).await;
+    let agent = bench.start_with(&server.url, |options| {
+        options.allowed_networks = vec!["127.0.0.0/8".parse().expect("a network")];
+    });
+    let mut stream = server.accept().await;
+    let fetch = |name| task_spec(from(format!("http://127.0.0.1:{port}/{name}")));
+    let slow = 2 * cell::MAX_FETCHES as u128;
+    for number in 1..=slow {
+        let name = if number % 2 == 0 { "greedy" } else { "greedy/below" };
+        stream.desire(false, vec![task_of(name, number, &fetch("endless"))]).await;
+        stream.expect(json!({"report": "claim"})).await;
+        stream.send(Down::Claimed(task_work(number, 1))).await;
+    }
+    let sent = || seen.asked().iter().filter(|line| *line == "sent").count();
+    stream.meanwhile(until("slow ones are under way", || sent() == cell::PROJECT_TURNS)).await;
+    stream.desire(false, vec![task_of("other", slow + 1, &fetch("plain"))]).await;
+    stream.expect(json!({"report": "claim"})).await;
+    stream.send(Down::Claimed(task_work(slow + 1, 1))).await;
+    stream.expect(json!({"report": "succeeded", "result": null})).await;
+    assert_eq!(sent(), cell::PROJECT_TURNS);
+    agent.stop().await;
+    tasks.stop().stop();
 }

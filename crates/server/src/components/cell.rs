@@ -511,7 +511,12 @@ fn wanted(
 /// One thing to do; what the cell knows of it already, or has no use for, is left out.
 fn item(state: &State, unit: &CellUnit, (key, order): (WorkKey, Order), is_known: bool) -> Item {
     let (spec, labels, volumes) = match unit {
-        CellUnit::Task(task) => (Spec::Task(task.spec.clone()), HashMap::new(), HashMap::new()),
+        CellUnit::Task(task) => {
+            let project = task.project.and_then(|id| state.get::<Project>(id));
+            let label = |project: &Project| ("project".to_owned(), project.name.to_string());
+            let labels = project.map(|it| label(it)).into_iter().collect();
+            (Spec::Task(task.spec.clone()), labels, HashMap::new())
+        }
         CellUnit::Instance(it) => {
             let labels = labels(state, &it.process, it.row.index);
             (Spec::Process(it.process.spec.clone()), labels, volumes(state, &it.row))
