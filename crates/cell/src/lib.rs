@@ -50,6 +50,7 @@ mod volumes;
 mod web;
 mod work;
 mod working;
+mod zips;
 
 pub use agent::Cell;
 pub use egress::{MAX_REDIRECTS, Network};

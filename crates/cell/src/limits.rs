@@ -20,6 +20,11 @@ pub(crate) const MAX_ARCHIVE_BYTES: u64 = model::MAX_TRANSFER_BYTES;
 pub(crate) const MIN_PACE_BYTES: u64 = 256 << 10;
 /// See [`MIN_PACE_BYTES`]. Longer than a URL may send nothing before it is asked again.
 pub(crate) const PACE_PERIOD: Duration = Duration::from_mins(2);
+/// The most entries of a zip archive that is unpacked, and the most bytes of its table: both are held
+/// in memory.
+pub(crate) const MAX_ZIP_ENTRIES: u64 = 200_000;
+/// See [`MAX_ZIP_ENTRIES`].
+pub(crate) const MAX_ZIP_TABLE: u64 = 16 << 20;
 /// How many files named by their digests one upload sends at once.
 pub const MAX_NAMED_UPLOADS: usize = 4;
 /// How many bytes of unpacked image layers are kept for later.

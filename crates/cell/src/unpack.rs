@@ -11,12 +11,12 @@ use flate2::read::MultiGzDecoder;
 use futures_util::StreamExt as _;
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::io::{StreamReader, SyncIoBridge};
-use zip::ZipArchive;
 
 use crate::actor::Actor;
 use crate::blob;
 use crate::checksum::permanent;
 use crate::error::Failure;
+use crate::zips::{self, unreadable};
 
 /// Pieces of an archive that wait to be unpacked.
 const PIECES: usize = 8;
@@ -143,12 +143,11 @@ fn convert(
 /// The table of a zip archive is at its end, so it is written to disk first.
 fn unzip(mut input: impl Read, out: impl Write, mut spool: File) -> io::Result<()> {
     io::copy(&mut input, &mut spool)?;
-    let unreadable = |error: zip::result::ZipError| permanent(format!("zip archive: {error}"));
-    let mut archive = ZipArchive::new(spool).map_err(unreadable)?;
+    let mut archive = zips::open(spool)?;
     let mut tar = tar::Builder::new(out);
     for number in 0..archive.len() {
-        let mut entry = archive.by_index(number).map_err(unreadable)?;
-        let name = entry.name().map_err(unreadable)?.into_owned();
+        let mut entry = archive.by_index(number).map_err(|error| unreadable(&error))?;
+        let name = entry.name().map_err(|error| unreadable(&error))?.into_owned();
         let mut header = tar::Header::new_gnu();
         let (is_dir, is_link) = (entry.is_dir(), entry.is_symlink());
         let usual = if is_dir { 0o755 } else { 0o644 };
