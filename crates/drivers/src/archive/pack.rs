@@ -1,11 +1,11 @@
 //! Tar stream out.
 
-use std::ffi::{CString, OsStr, OsString};
+use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::{self, Read as _, Write};
 use std::ops::Range;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
-use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{
@@ -14,7 +14,7 @@ use rustix::fs::{
 use rustix::io::Errno;
 use tar::{Builder, EntryType, Header};
 
-use super::{DIRECTORY, Leading, MAX_DEPTH, descend, names};
+use super::{DIRECTORY, Leading, MAX_DEPTH, MAX_ENTRIES, descend, names};
 use crate::error::{DriverError, Result};
 
 /// Packs `path` below `root`: the contents of a directory, or one file under its own name.
@@ -31,7 +31,7 @@ pub fn pack_as(out: impl Write, root: BorrowedFd<'_>, path: &str, name: &str) ->
     let packed = match source.place {
         Place::Directory(_) => Err(io::Error::other("it is a directory")),
         Place::Entry { parent, name: own } => {
-            let mut packer = Packer { builder: Builder::new(out), rights: source.rights };
+            let mut packer = Packer::new(out, source.rights);
             packer
                 .entry(parent.as_fd(), &own, Path::new(name), 0)
                 .and_then(|()| packer.builder.into_inner()?.flush())
@@ -120,7 +120,7 @@ impl Source {
     }
 
     pub(crate) fn pack_into(self, out: impl Write) -> io::Result<()> {
-        let mut packer = Packer { builder: Builder::new(out), rights: self.rights };
+        let mut packer = Packer::new(out, self.rights);
         match self.place {
             Place::Directory(dir) => packer.directory(&dir, Path::new(""), 0)?,
             Place::Entry { parent, name } => {
@@ -182,24 +182,67 @@ fn is_readable(dir: BorrowedFd<'_>) -> rustix::io::Result<()> {
 struct Packer<W: Write> {
     builder: Builder<W>,
     rights: Rights,
+    listed: Listed,
 }
 
+/// What was found in directories.
+#[derive(Debug, Default)]
+struct Listed {
+    /// Entries of all of them, as unpacking counts them.
+    entries: u64,
+    /// Bytes that the names take of those on the way to what is packed now.
+    held: usize,
+}
+
+impl Listed {
+    /// The names in a directory.
+    fn names(&mut self, dir: &OwnedFd) -> io::Result<Vec<Box<OsStr>>> {
+        let mut names = Vec::new();
+        for child in Dir::read_from(dir)? {
+            let child = child?;
+            let name = child.file_name().to_bytes();
+            if name == b"." || name == b".." {
+                continue;
+            }
+            self.entries += 1;
+            self.held += held(name.len());
+            if self.entries > MAX_ENTRIES {
+                return Err(io::Error::other(format!("more than {MAX_ENTRIES} entries")));
+            }
+            if self.held > MAX_HELD_BYTES {
+                let most = MAX_HELD_BYTES >> 20;
+                let reason = format!("names in directories take more than {most} MiB");
+                return Err(io::Error::other(reason));
+            }
+            names.push(OsStr::from_bytes(name).into());
+        }
+        names.sort_unstable();
+        Ok(names)
+    }
+}
+
+/// What a name of this length takes.
+const fn held(length: usize) -> usize {
+    length + size_of::<Box<OsStr>>()
+}
+
+/// The most bytes of names that are held at once: those of a directory are sorted before they are
+/// packed.
+const MAX_HELD_BYTES: usize = 32 << 20;
+
 impl<W: Write> Packer<W> {
+    fn new(out: W, rights: Rights) -> Self {
+        Self { builder: Builder::new(out), rights, listed: Listed::default() }
+    }
+
     fn directory(&mut self, dir: &OwnedFd, path: &Path, depth: usize) -> io::Result<()> {
         if depth > MAX_DEPTH {
             return Err(io::Error::other("directories are nested too deep"));
         }
-        let mut children = Vec::new();
-        for child in Dir::read_from(dir)? {
-            let name = CString::from(child?.file_name()).into_bytes();
-            if name != b"." && name != b".." {
-                children.push(OsString::from_vec(name));
-            }
-        }
-        children.sort_unstable();
-        for name in children {
-            let below: PathBuf = path.join(&name);
+        for name in self.listed.names(dir)? {
+            let below: PathBuf = path.join(&*name);
             self.entry(dir.as_fd(), &name, &below, depth)?;
+            self.listed.held -= held(name.len());
         }
         Ok(())
     }
@@ -278,6 +321,29 @@ mod tests {
 
     use super::*;
     use crate::archive::open_root;
+
+    #[test]
+    fn as_much_is_packed_as_can_be_unpacked() {
+        let place = tempfile::tempdir().expect("makes a directory");
+        for name in ["b/c", "a", "b/d"] {
+            fs::create_dir_all(place.path().join(name)).expect("makes a directory");
+        }
+        let pack_after = |listed: Listed| {
+            let root = open_root(place.path()).expect("opens");
+            let mut packer = Packer { listed, ..Packer::new(Vec::new(), Rights::All) };
+            let done = packer.directory(&root, Path::new(""), 0);
+            done.map(|()| packer.listed).map_err(|error| error.to_string())
+        };
+        let before = Listed { entries: MAX_ENTRIES - 4, held: MAX_HELD_BYTES - 4 * held(1) };
+        let after = pack_after(before).expect("just fits");
+        assert_eq!(after.entries, MAX_ENTRIES);
+        assert_eq!(after.held, MAX_HELD_BYTES - 4 * held(1), "no name is held any more");
+        let many = pack_after(Listed { entries: MAX_ENTRIES - 3, held: 0 });
+        assert_eq!(many.expect_err("one too many"), "more than 1000000 entries");
+        let long = pack_after(Listed { entries: 0, held: MAX_HELD_BYTES - 2 * held(1) });
+        let reason = long.expect_err("too many at once");
+        assert_eq!(reason, "names in directories take more than 32 MiB");
+    }
 
     #[test]
     fn what_is_somebody_elses_is_packed_only_when_everybody_may_read_it() {
