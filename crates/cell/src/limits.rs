@@ -41,7 +41,7 @@ pub const RESERVE_BYTES: u64 = 2 << 30;
 pub(crate) const DISK_PART: u64 = 10;
 /// How often the cell looks for free disk while caches are in use, and how large those are.
 pub(crate) const SPACE_LOOKS: (Duration, Duration) =
-    (Duration::from_millis(250), Duration::from_secs(2));
+    (Duration::from_millis(50), Duration::from_secs(2));
 /// A look takes at most one part of this many of the time.
 pub(crate) const LOOK_PART: u32 = 20;
 /// How long a task's process has between TERM and KILL.
