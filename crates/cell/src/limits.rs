@@ -37,8 +37,8 @@ pub const MAX_CACHE_BYTES: u64 = 5 << 30;
 pub const SPOOL_BYTES: u64 = 4 << 30;
 /// How many bytes of its disk a cell leaves free.
 pub const RESERVE_BYTES: u64 = 2 << 30;
-/// None of these is more than this part of the disk.
-pub(crate) const DISK_PART: u64 = 10;
+/// None of these is more than this part of the disk, and one cache in use no more than the second.
+pub(crate) const DISK_PARTS: (u64, u64) = (10, 4);
 /// How often the cell looks for free disk while caches are in use, and how large those are.
 pub(crate) const SPACE_LOOKS: (Duration, Duration) =
     (Duration::from_millis(50), Duration::from_secs(2));

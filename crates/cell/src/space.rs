@@ -16,7 +16,7 @@ use tokio::io::{AsyncRead, ReadBuf};
 use crate::caches;
 use crate::layers;
 use crate::limits::{
-    CACHED_BUILD_BYTES, CACHED_LAYER_BYTES, DISK_PART, MAX_CACHE_BYTES, RESERVE_BYTES, SPOOL_BYTES,
+    CACHED_BUILD_BYTES, CACHED_LAYER_BYTES, DISK_PARTS, MAX_CACHE_BYTES, RESERVE_BYTES, SPOOL_BYTES,
 };
 
 /// What a cell uses its disk for besides containers, in bytes.
@@ -37,11 +37,11 @@ pub struct DiskUse {
 impl DiskUse {
     /// The usual of a disk with this many bytes.
     pub fn of(total: u64) -> Self {
-        let part = |most: u64| most.min(total / DISK_PART);
+        let part = |most: u64| most.min(total / DISK_PARTS.0);
         Self {
             layers: part(CACHED_LAYER_BYTES),
             caches: part(CACHED_BUILD_BYTES),
-            cache: part(MAX_CACHE_BYTES),
+            cache: MAX_CACHE_BYTES.min(total / DISK_PARTS.1),
             spool: part(SPOOL_BYTES),
             reserve: part(RESERVE_BYTES),
         }
