@@ -248,6 +248,23 @@ async fn a_session_whose_agent_and_keeper_were_killed_ends_with_the_next_agent()
     driver.remove(&handle("kept")).await.expect("removes");
 }
 
+#[tokio::test]
+async fn what_is_sent_to_a_container_that_is_gone_does_not_leave_the_machine() {
+    let Some(place) = Place::new() else { return };
+    let driver = place.open_driver();
+    let handle = handle("gone");
+    driver.create(ContainerSpec::new(handle.clone())).await.expect("creates");
+    let Network::Own(address) = driver.network(&handle) else {
+        unreachable!("it shares no network")
+    };
+    let connect = || timeout(SOON, tokio::net::TcpStream::connect((address, 80)));
+    let error = connect().await.expect("an answer").expect_err("nothing listens");
+    assert_eq!(error.kind(), std::io::ErrorKind::ConnectionRefused, "{error}");
+    driver.remove(&handle).await.expect("removes");
+    let error = connect().await.expect("an answer").expect_err("it is gone");
+    assert_eq!(error.kind(), std::io::ErrorKind::HostUnreachable, "{error}");
+}
+
 /// Between fork and exec a process that enters a container is the agent's executable.
 #[tokio::test]
 async fn a_container_can_neither_run_nor_change_the_agent() {

@@ -209,6 +209,7 @@ impl Inner {
         let mut accepted = locked(&self.accepted);
         let now = runtime::mono_now();
         if accepted.is_none_or(|at| now.saturating_duration_since(at) > ACCEPT_PERIOD) {
+            self.net.close()?;
             self.net.accept()?;
             *accepted = Some(now);
         }

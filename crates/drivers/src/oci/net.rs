@@ -29,6 +29,8 @@ pub(super) use rules::{Facts, exception, forget, published, table, unpublished};
 const UPSTREAM: &str = "/run/systemd/resolve/resolv.conf";
 const RESOLVERS: &str = "/etc/resolv.conf";
 const MAX_RESOLVERS: usize = 3;
+/// Any route to a container, or one that the machine had before, goes first.
+const LAST_METRIC: u32 = u32::MAX;
 
 /// The network of one driver.
 #[derive(Debug, Clone)]
@@ -115,6 +117,15 @@ impl Net {
             }
         }
         Ok(())
+    }
+
+    /// Has the machine refuse what is sent to addresses that no container has. Without this it would
+    /// leave for wherever the machine's packets go, as when a router still knows a container that is
+    /// gone. It stays until the machine restarts: who knows the address may live longer than us.
+    pub(super) fn close(&self) -> io::Result<()> {
+        let (network, metric) = (format!("{}/16", self.network), LAST_METRIC.to_string());
+        let route = ["route", "replace", "unreachable", &network, "metric", &metric];
+        run("ip", &route, "").map(drop)
     }
 
     /// Has packets of our links accepted by who refuses what they do not know.
