@@ -227,8 +227,9 @@ pub(crate) struct JoinArgs {
     /// The server's address
     #[arg(long, default_value = "http://127.0.0.1:7420", env = "SHORE_SERVER")]
     pub(crate) server: String,
-    /// The join token that `shore token create --role …` printed
-    #[arg(long, env = "SHORE_TOKEN", hide_env_values = true, required = true)]
+    /// The join token that `shore token create --role …` printed; the one it joined with before when
+    /// absent
+    #[arg(long, env = "SHORE_TOKEN", hide_env_values = true)]
     pub(crate) token: Option<String>,
     /// Where this component keeps what is its own; below `$XDG_DATA_HOME/longshore` when absent
     #[arg(long)]
@@ -251,7 +252,7 @@ pub(crate) struct RunnerArgs {
 }
 
 #[derive(Debug, Args)]
-#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
+#[command(args_conflicts_with_subcommands = true)]
 pub(crate) struct CellArgs {
     #[command(subcommand)]
     pub(crate) command: Option<CellCommand>,

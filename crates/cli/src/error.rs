@@ -8,6 +8,8 @@ use api::ClientError;
 pub(crate) enum ErrorKind {
     /// The work itself failed: a build, a deployment. 1.
     Failed,
+    /// The command line is wrong. 2, as the parser of command lines has it.
+    Usage,
     /// There is no such thing. 3.
     NotFound,
     /// Not logged in, or not allowed. 4.
@@ -28,6 +30,7 @@ impl ErrorKind {
     pub(crate) const fn exit_code(self) -> u8 {
         match self {
             Self::Failed => 1,
+            Self::Usage => 2,
             Self::NotFound => 3,
             Self::Denied => 4,
             Self::Conflict => 5,
@@ -41,6 +44,7 @@ impl ErrorKind {
     pub(crate) const fn name(self) -> &'static str {
         match self {
             Self::Failed => "failed",
+            Self::Usage => "usage",
             Self::NotFound => "not_found",
             Self::Denied => "denied",
             Self::Conflict => "conflict",
@@ -180,12 +184,13 @@ mod tests {
 
     #[test]
     fn exit_codes_differ() {
-        use ErrorKind::{Conflict, Denied, Failed, Internal, Invalid, NotFound, Unavailable};
-        let all = [Failed, NotFound, Denied, Conflict, Invalid, Unavailable, Internal];
+        use ErrorKind::{
+            Conflict, Denied, Failed, Internal, Invalid, NotFound, Unavailable, Usage,
+        };
+        let all = [Failed, Usage, NotFound, Denied, Conflict, Invalid, Unavailable, Internal];
         let codes: std::collections::BTreeSet<u8> =
             all.iter().map(|kind| kind.exit_code()).collect();
         assert_eq!(codes.len(), all.len());
-        // 2 is what a wrong command line gives.
-        assert!(!codes.contains(&0) && !codes.contains(&2));
+        assert!(!codes.contains(&0));
     }
 }

@@ -27,6 +27,8 @@ use crate::context::private_dir;
 use crate::env;
 use crate::error::{CliError, ErrorKind, Result};
 
+use identity::OwnToken;
+
 pub(crate) use all_in_one::AllInOne;
 
 /// The store's file in a server's data directory.
@@ -293,16 +295,15 @@ fn own_dir(given: Option<PathBuf>, name: &str) -> Result<PathBuf> {
     }
 }
 
-fn joined(join: &JoinArgs, role: Role) -> Result<(Endpoint, PathBuf)> {
-    // The command line demands one.
-    let token = join.token.as_deref().unwrap_or_default();
-    let endpoint = endpoint(&join.server, token, role)?;
+fn joined(join: &JoinArgs, role: Role) -> Result<(Endpoint, PathBuf, OwnToken)> {
     let dir = own_dir(join.data.clone(), role.name())?;
+    let token = OwnToken::find(join.token.as_deref(), &dir, role)?;
+    let endpoint = endpoint(&join.server, &token.text, role)?;
     private_dir(&dir)?;
     // What runs containers is told of places in it, from wherever that runs.
     let dir = std::path::absolute(&dir)
         .map_err(|error| CliError::invalid(format!("cannot use {}: {error}", dir.display())))?;
-    Ok((endpoint, dir))
+    Ok((endpoint, dir, token))
 }
 
 /// A server as a component reaches it.
@@ -317,17 +318,17 @@ fn endpoint(url: &str, token: &str, role: Role) -> Result<Endpoint> {
 
 /// `shore runner`
 pub(crate) async fn runner(shell: &Shell, args: RunnerArgs) -> Result<()> {
-    let (endpoint, dir) = joined(&args.join, Role::Runner)?;
+    let (endpoint, dir, token) = joined(&args.join, Role::Runner)?;
     let tasks = Tasks::new(Stop::new());
     let name = identity::name(args.join.name, "runner")?;
     let options = identity::runner(&dir, name, args.labels.into_iter().collect(), args.jobs)?;
     let ended = tasks.stop().clone();
-    let ready = Ready::new("runner", &options.name, &endpoint);
+    let ready = Ready::new("runner", &options.name, &endpoint, &token);
     let joined = options.joined.clone();
     let running = runner::run(options, endpoint, tasks.clone());
     let done = tokio::select! {
         done = running => done.map_err(|error| match error {
-            runner::RunnerError::Refused(reason) => refused("runner", &args.join.server, &reason),
+            runner::RunnerError::Refused(reason) => refused("runner", &args.join.server, &reason, &token),
             runner::RunnerError::Client(error) => CliError::from(error),
         }),
         () = ready.once(&joined, shell) => Ok(()),
@@ -340,7 +341,7 @@ pub(crate) async fn runner(shell: &Shell, args: RunnerArgs) -> Result<()> {
 
 /// `shore cell`
 pub(crate) async fn cell(shell: &Shell, args: CellArgs) -> Result<()> {
-    let (endpoint, dir) = joined(&args.join, Role::Cell)?;
+    let (endpoint, dir, token) = joined(&args.join, Role::Cell)?;
     let tasks = Tasks::new(Stop::new());
     let name = identity::name(args.join.name.clone(), "cell")?;
     let mut options = identity::cell(&dir, name)?;
@@ -360,7 +361,7 @@ pub(crate) async fn cell(shell: &Shell, args: CellArgs) -> Result<()> {
     let (drivers, chosen) = containers::drivers(&args.drivers, at, &tasks)?;
     options.drivers = drivers;
     shell.output.say(&chosen);
-    let ready = Ready::new("cell", &options.name, &endpoint);
+    let ready = Ready::new("cell", &options.name, &endpoint, &token);
     let joined = options.joined.clone();
     if !options.isolates() {
         shell.output.say(NOT_ISOLATED);
@@ -368,7 +369,7 @@ pub(crate) async fn cell(shell: &Shell, args: CellArgs) -> Result<()> {
     let running = cell::Cell::run(options, endpoint, tasks.clone());
     let done = tokio::select! {
         done = running => done.map_err(|error| match error {
-            cell::CellError::Refused(reason) => refused("cell", &args.join.server, &reason),
+            cell::CellError::Refused(reason) => refused("cell", &args.join.server, &reason, &token),
             other => CliError::new(ErrorKind::Unavailable, other.to_string()),
         }),
         () = ready.once(&joined, shell) => Ok(()),
@@ -393,7 +394,7 @@ fn capacity(args: &CellArgs, dir: &Path) -> cell::Capacity {
 
 /// `shore router`
 pub(crate) async fn router(shell: &Shell, args: RouterArgs) -> Result<()> {
-    let (endpoint, dir) = joined(&args.join, Role::Router)?;
+    let (endpoint, dir, token) = joined(&args.join, Role::Router)?;
     let tasks = Tasks::new(Stop::new());
     let mut options = identity::router(&dir, vec![args.listen], args.threads)?;
     options.shares = args.share_port;
@@ -401,6 +402,12 @@ pub(crate) async fn router(shell: &Shell, args: RouterArgs) -> Result<()> {
         Some(address) => Some(port::bind("metrics", address, "--metrics").await?),
         None => None,
     };
+    let (joined, kept, stop) = (options.joined.clone(), token.clone(), tasks.stop().clone());
+    tasks.spawn_ok("token", async move {
+        if stop.or_stop(joined.stopped()).await.is_some() {
+            kept.keep();
+        }
+    });
     let router = router::Router::start(options, Some(endpoint), &tasks)
         .map_err(|error| router_error(&error, "--listen"))?;
     if let Some(listener) = metrics {
@@ -410,7 +417,7 @@ pub(crate) async fn router(shell: &Shell, args: RouterArgs) -> Result<()> {
     shell.output.value(&ready, || format!("ready: {}", args.listen));
     let ended = until_stopped(&tasks).await;
     match router.refusal() {
-        Some(reason) => Err(refused("router", &args.join.server, &reason)),
+        Some(reason) => Err(refused("router", &args.join.server, &reason, &token)),
         None => ended,
     }
 }
@@ -420,17 +427,19 @@ struct Ready {
     role: &'static str,
     name: Name,
     server: String,
+    token: OwnToken,
 }
 
 impl Ready {
-    fn new(role: &'static str, name: &Name, endpoint: &Endpoint) -> Self {
-        Self { role, name: name.clone(), server: endpoint.shown() }
+    fn new(role: &'static str, name: &Name, endpoint: &Endpoint, token: &OwnToken) -> Self {
+        Self { role, name: name.clone(), server: endpoint.shown(), token: token.clone() }
     }
 
     /// Says it when `joined` fires; never ends.
     async fn once(&self, joined: &Stop, shell: &Shell) {
         joined.stopped().await;
-        let Self { role, name, server } = self;
+        self.token.keep();
+        let Self { role, name, server, token: _ } = self;
         let ready = serde_json::json!({
             "event": "ready", "role": role, "name": name, "server": server
         });
@@ -440,14 +449,16 @@ impl Ready {
 }
 
 /// A component the server does not want, or which does not want the server.
-fn refused(role: &str, server: &str, reason: &str) -> CliError {
+fn refused(role: &str, server: &str, reason: &str, token: &OwnToken) -> CliError {
     let message = if reason == api::OTHER_AUTHORITY {
         format!("cannot use the server at {server}: {reason}")
     } else {
         format!("the server refused this {role}: {reason}")
     };
-    CliError::new(ErrorKind::Denied, message)
-        .hint(format!("check `--server` and the token: `shore token create --role {role}`"))
+    let hint = token.hint().unwrap_or_else(|| {
+        format!("check `--server` and the token: `shore token create --role {role}`")
+    });
+    CliError::new(ErrorKind::Denied, message).hint(hint)
 }
 
 /// A router that does not start.

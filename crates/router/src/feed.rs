@@ -76,6 +76,7 @@ pub(crate) fn start(
         url: endpoint.url,
         id: options.id,
         name: options.name,
+        joined: options.joined,
         changed: watch::Sender::new(router.generation()),
         kept: watch::Sender::new(router.generation()),
         keeps: true,
@@ -142,6 +143,7 @@ struct Feed {
     token: MetadataValue<Ascii>,
     id: u128,
     name: String,
+    joined: Stop,
     changed: watch::Sender<u64>,
     /// The generation that a restart would serve: the server is told that one, since it ends
     /// instances once no router would send requests to them any more.
@@ -219,6 +221,7 @@ impl Feed {
             if let Some(message) = message.message {
                 self.message(message, &mut coming, &up).await?;
                 backoff.reset();
+                self.joined.stop();
                 if let Some(sentence) = joining.joined() {
                     tracing::warn!("{sentence}");
                 }

@@ -4,6 +4,8 @@ use std::net::{SocketAddr, TcpListener};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use runtime::Stop;
+
 /// How long a client may take to send the head of a request.
 pub const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
 /// Most bytes of a message's head, either way.
@@ -60,6 +62,8 @@ pub struct Options {
     pub name: String,
     /// Where the last table is kept, so that a restart serves before the server is reached.
     pub keep: Option<PathBuf>,
+    /// Fires once the server has let it in.
+    pub joined: Stop,
     /// The limits.
     pub limits: Limits,
 }

@@ -134,8 +134,8 @@ impl Core {
         if known.is_some_and(|it| self.get::<Token>(it).is_some_and(|row| row.works(now))) {
             // A cell gets the variables and files of what runs on it.
             let message = format!(
-                "cell {id} belongs to another token, which still works: revoke that one, or start this \
-                 cell with a directory of its own"
+                "cell {id} belongs to another token, which still works: start it without a new one (it \
+                 keeps its own), revoke that one, or start this cell with a directory of its own"
             );
             return Err(Refusal::Conflict(message));
         }

@@ -147,8 +147,8 @@ impl Core {
         let other = before.filter(|it| token != Some(*it)).and_then(|it| self.get::<Token>(it));
         if other.is_some_and(|row| row.works(now)) {
             let message = format!(
-                "runner {id} belongs to another token, which still works: revoke that one, or start \
-                 this runner with a directory of its own"
+                "runner {id} belongs to another token, which still works: start it without a new one \
+                 (it keeps its own), revoke that one, or start this runner with a directory of its own"
             );
             return Err(Refusal::Conflict(message));
         }

@@ -1,10 +1,10 @@
-//! What a component keeps of itself: its id, and what it is called.
+//! What a component keeps of itself: its id, its token, and what it is called.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
-use model::{Name, RunnerId};
+use model::{Name, Role, RunnerId};
 use runtime::{Ids, Random, Stop, SystemClock};
 
 use crate::context::write_private;
@@ -43,6 +43,56 @@ fn id(dir: &Path) -> Result<u128> {
     let text = RunnerId(fresh).to_string();
     write_private(&path, text.trim_start_matches("run_"))?;
     Ok(fresh)
+}
+
+/// The token a component joins with, and where it is kept between starts.
+#[derive(Clone)]
+pub(crate) struct OwnToken {
+    pub(crate) text: String,
+    /// The one that is kept, if there is one.
+    kept: Option<String>,
+    path: PathBuf,
+}
+
+impl OwnToken {
+    /// The token that was given, else the one that is kept in `dir`.
+    pub(crate) fn find(given: Option<&str>, dir: &Path, role: Role) -> Result<Self> {
+        let path = dir.join("token");
+        let kept = match std::fs::read_to_string(&path) {
+            Ok(text) => Some(text.trim().to_owned()),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
+            Err(error) => return Err(CliError::file("read", &path, &error)),
+        };
+        let given = given.filter(|text| !text.is_empty()).map(str::to_owned);
+        let text = given.or_else(|| kept.clone()).ok_or_else(|| {
+            let (role, dir) = (role.name(), dir.display());
+            let message = format!("cannot start the {role}: no token is given or kept in {dir}");
+            CliError::new(ErrorKind::Usage, message).hint(format!(
+                "make one with `shore token create --role {role}` and give it to the first start, \
+                 in SHORE_TOKEN or with `--token`"
+            ))
+        })?;
+        Ok(Self { text, kept, path })
+    }
+
+    /// Keeps the token for the next start, once the server took it. A component that cannot goes on.
+    pub(crate) fn keep(&self) {
+        if self.kept.as_ref() == Some(&self.text) {
+            return;
+        }
+        if let Err(error) = write_private(&self.path, &self.text) {
+            tracing::warn!("the next start needs the token again: {}", error.message);
+        }
+    }
+
+    /// What to do where this token was refused.
+    pub(crate) fn hint(&self) -> Option<String> {
+        let path = self.path.display();
+        let kept = self.kept.as_ref()?;
+        (*kept != self.text).then(|| {
+            format!("start it without SHORE_TOKEN and `--token`: it keeps its own token in {path}")
+        })
+    }
 }
 
 /// A runner that keeps its id in `dir`.

@@ -2,6 +2,8 @@
 
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::TcpStream;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
@@ -209,6 +211,7 @@ fn a_runner_belongs_to_the_token_it_joined_with() -> Result<(), Failure> {
     runner.wait().map_err(told)?;
     let (_, said) = ended(component(&server, "runner", &other)?)?;
     holds(&said, &["belongs to another token", "revoke that one", "a directory of its own"])?;
+    holds(&said, &["start it without a new one", "it keeps its own token in"])?;
     let id = own.split('_').nth(1).ok_or("a token has an id")?;
     server.shore(&["token", "revoke", &format!("tok_{id}")])?.ok("token revoke")?;
     let mut second = component(&server, "runner", &other)?;
@@ -216,6 +219,57 @@ fn a_runner_belongs_to_the_token_it_joined_with() -> Result<(), Failure> {
     second.kill().map_err(told)?;
     second.wait().map_err(told)?;
     taken
+}
+
+/// Starts a component; what it says once it is ready.
+fn starts(
+    server: &Alone,
+    role: &str,
+    data: &Path,
+    token: Option<&str>,
+) -> Result<(Child, String), Failure> {
+    let url = format!("http://127.0.0.1:{}", server.port);
+    let mut command = server.command(&[role, "--server", &url]);
+    command.arg("--data").arg(data).envs(token.map(|token| ("SHORE_TOKEN", token)));
+    match role {
+        "router" => drop(command.args(["--listen", "127.0.0.1:0"])),
+        "cell" => drop(command.args(["--driver", "process"])),
+        _ => {}
+    }
+    command.stdin(Stdio::null()).stdout(Stdio::piped());
+    let mut child = command.spawn().map_err(told)?;
+    let mut said = String::new();
+    let out = child.stdout.take().ok_or("it has standard output")?;
+    BufReader::new(out).read_line(&mut said).map_err(told)?;
+    Ok((child, said))
+}
+
+#[test]
+fn a_component_keeps_the_token_it_joined_with() -> Result<(), Failure> {
+    let server = Alone::start(program(), &[])?;
+    for role in ["runner", "cell", "router"] {
+        let data = server.home().join(format!("own-{role}"));
+        let mut command = server.command(&[role, "--data"]);
+        let none = command.arg(&data).output().map_err(told)?;
+        let said = String::from_utf8_lossy(&none.stderr);
+        holds(&said, &["no token is given or kept in", &format!("token create --role {role}")])?;
+        assert_eq!(none.status.code(), Some(2), "{said}");
+        let token = server.make_token(&["--role", role])?;
+        let kept = data.join("token");
+        let (mut child, said) = starts(&server, role, &data, Some(&token))?;
+        let waited = wait_for("the token to be kept", LIMIT, || {
+            (std::fs::read_to_string(&kept).ok()? == token).then_some(())
+        });
+        child.kill().map_err(told)?;
+        child.wait().map_err(told)?;
+        waited.map_err(|late| format!("{late}: {said}"))?;
+        assert_eq!(std::fs::metadata(&kept).map_err(told)?.permissions().mode() & 0o777, 0o600);
+        let (mut child, said) = starts(&server, role, &data, None)?;
+        child.kill().map_err(told)?;
+        child.wait().map_err(told)?;
+        holds(&said, &["ready"]).map_err(|it| format!("{role} without a token: {it}"))?;
+    }
+    Ok(())
 }
 
 #[test]
