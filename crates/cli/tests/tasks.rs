@@ -1,6 +1,8 @@
 //! Tasks that people make, the stream of what changes, and metrics, through the real program.
 
+use std::io::{BufRead as _, BufReader};
 use std::path::Path;
+use std::process::Stdio;
 
 use serde_json::{Value, json};
 use testkit::{Alone, Dev, Failure, Page};
@@ -168,6 +170,22 @@ fn metrics_are_for_those_who_may_look() -> Result<(), Failure> {
     }
     let open = Alone::start(program(), &["--metrics-open"])?;
     assert_eq!(open.call("GET /metrics", &[], b"")?.status, 200);
+    Ok(())
+}
+
+#[test]
+fn a_task_that_waits_says_why() -> Result<(), Failure> {
+    let server = Alone::start(program(), &[])?;
+    server.shore(&["project", "create", "shop"])?.ok("project create")?;
+    let mut run = server.command(&["task", "run", "-p", "shop", "--", "/bin/true"]);
+    let mut run = run.stderr(Stdio::piped()).spawn().map_err(|error| error.to_string())?;
+    let mut said = String::new();
+    let err = run.stderr.take().ok_or("it has standard error")?;
+    // There is no cell, so this is the only line that comes.
+    BufReader::new(err).read_line(&mut said).map_err(|error| error.to_string())?;
+    run.kill().map_err(|error| error.to_string())?;
+    run.wait().map_err(|error| error.to_string())?;
+    assert!(said.starts_with("task ") && said.contains("waits for a cell: no cell"), "{said}");
     Ok(())
 }
 

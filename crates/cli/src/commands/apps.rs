@@ -322,7 +322,7 @@ pub(super) async fn run(shell: &Shell, args: RunArgs) -> Result<()> {
     let mut waits = None;
     tokio::select! {
         shown = show_logs(shell, &client, &path, |line| shell.output.command_line(line)) => shown?,
-        never = say_why(shell, &client, &task, &mut waits) => match never {},
+        never = say_why(shell, &client, (&task, "the command"), &mut waits) => match never {},
         () = crate::roles::interrupted() => {
             let cancel = format!("/v1/tasks/{}/cancel", task.id);
             client.post::<_, ()>(&cancel, &()).await?;
@@ -360,11 +360,12 @@ pub(super) fn exit_code(exit: ExitStatus) -> Option<u8> {
     }
 }
 
-/// Says why a task waits, each reason once; `waits` holds it as long as it does. Never ends.
-async fn say_why(
+/// Says why a task waits for a cell, and again when the reason changes; `waits` holds it as long as it
+/// does. Never ends.
+pub(super) async fn say_why(
     shell: &Shell,
     client: &Client,
-    task: &TaskView,
+    (task, what): (&TaskView, &str),
     waits: &mut Option<String>,
 ) -> Infallible {
     let path = format!("/v1/tasks/{}", task.id);
@@ -376,7 +377,7 @@ async fn say_why(
             if waits.is_some() && *waits != said {
                 said.clone_from(waits);
                 let why = waits.as_deref().unwrap_or_default();
-                shell.output.say(&format!("the command waits for a cell: {why}"));
+                shell.output.say(&format!("{what} waits for a cell: {why}"));
             }
         }
         runtime::sleep(LOOK).await;

@@ -13,7 +13,7 @@ use tokio_util::io::StreamReader;
 
 use super::Shell;
 use super::access::now;
-use super::apps::{lines_of, show_logs};
+use super::apps::{lines_of, say_why, show_logs};
 use crate::args::{TaskCommand, TaskRunArgs};
 use crate::error::{CliError, ErrorKind, Result};
 use crate::output::{Output, ago};
@@ -177,11 +177,14 @@ fn show(output: Output, line: &LogLine) {
     }
 }
 
-/// Shows what a task says until it ends, and the attempts that follow it.
+/// Shows what a task says until it ends, also why it waits, and the attempts that follow it.
 async fn follow(shell: &Shell, client: &Client, mut task: TaskView) -> Result<TaskView> {
     loop {
         let events = format!("/v1/tasks/{}/events", task.id);
+        let what = format!("task {}", task.id);
+        let mut waits = None;
         tokio::select! {
+            never = say_why(shell, client, (&task, &what), &mut waits) => match never {},
             shown = show_logs(shell, client, &events, |line| show(shell.output, line)) => shown?,
             () = crate::roles::interrupted() => {
                 client.delete(&format!("/v1/tasks/{}", task.id)).await?;
