@@ -609,6 +609,9 @@ pub(crate) struct EventsArgs {
 
 #[derive(Debug, Args)]
 pub(crate) struct StatusArgs {
+    /// The app, as in `web` or `PROJECT/web`; else as with `--app`
+    #[arg(value_name = "APP")]
+    pub(crate) name: Option<AppName>,
     #[command(flatten)]
     pub(crate) app: AppArgs,
     /// Show every deployment that is kept

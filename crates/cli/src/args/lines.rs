@@ -5,10 +5,13 @@ use std::time::Duration;
 use clap::Args;
 use model::Name;
 
-use super::AppArgs;
+use super::{AppArgs, AppName};
 
 #[derive(Debug, Args)]
 pub(crate) struct LogsArgs {
+    /// The app, as in `web` or `PROJECT/web`; else as with `--app`
+    #[arg(value_name = "APP")]
+    pub(crate) name: Option<AppName>,
     #[command(flatten)]
     pub(crate) app: AppArgs,
     /// Go on with lines that come later

@@ -50,12 +50,18 @@ pub(crate) struct Which {
 impl Which {
     /// From the command line, else from `shore.hcl` in `dir` (or here), else from its name.
     pub(crate) fn find(args: &AppArgs, dir: Option<&Path>) -> Result<Self> {
+        // With both named, nothing here matters; what is brought up is another thing.
+        if let (None, Some(project), Some(app)) = (dir, &args.project, &args.app) {
+            return Ok(Self { project: project.clone(), app: app.clone() });
+        }
+        let here = dir.is_none();
         let dir = dir.unwrap_or_else(|| Path::new("."));
         let path = dir.join(FILE_NAME);
         let file = match std::fs::read_to_string(&path) {
             Ok(text) => manifest::parse(&text).map_err(|error| {
-                CliError::invalid(format!("cannot use {}: {error}", dir.display()))
-                    .hint("mend the file; docs/shore-hcl.md shows all it may say")
+                let or = if here { ", or name both `--project` and `--app`" } else { "" };
+                let hint = format!("mend the file{or}; docs/shore-hcl.md shows all it may say");
+                CliError::invalid(format!("cannot use {}: {error}", dir.display())).hint(hint)
             })?,
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 manifest::ProjectFile::default()
@@ -148,7 +154,7 @@ pub(super) async fn status_of(shell: &Shell, args: &AppArgs) -> Result<AppStatus
 }
 
 pub(super) async fn status(shell: &Shell, args: StatusArgs) -> Result<()> {
-    let status = status_of(shell, &args.app).await?;
+    let status = status_of(shell, &args.app.named(args.name.as_ref())).await?;
     if shell.output.is_json() {
         shell.output.value(&status, String::new);
         return Ok(());
@@ -215,7 +221,7 @@ fn rows_of(deployment: &DeploymentView) -> Vec<Vec<String>> {
 }
 
 pub(super) async fn logs(shell: &Shell, args: LogsArgs) -> Result<()> {
-    let which = Which::find(&args.app, None)?;
+    let which = Which::find(&args.app.named(args.name.as_ref()), None)?;
     let client = shell.client()?;
     let only = only(&args)?;
     let rest = format!("logs?follow={}&{}{only}", args.follow, lines_of(args.lines));

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use testkit::{Dev, Failure, Ran};
+use testkit::{Alone, Dev, Failure, Ran};
 
 use crate::{holds, program, refused, told};
 
@@ -67,6 +67,33 @@ fn what_cannot_be_brought_up_is_refused_before_a_server_starts() -> Result<(), F
         return Err("a server was started for nothing".to_owned());
     }
     Ok(())
+}
+
+#[test]
+fn a_broken_file_is_of_no_concern_to_who_names_the_app() -> Result<(), Failure> {
+    let server = Alone::start(program(), &[])?;
+    let dir = server.home().join("broken");
+    std::fs::create_dir(&dir).map_err(told)?;
+    std::fs::write(dir.join("shore.hcl"), UNKNOWN_WORD).map_err(told)?;
+    let run = |words: &[&str]| -> Result<Ran, Failure> {
+        let output = server.command(words).current_dir(&dir).output().map_err(told)?;
+        Ok(Ran {
+            code: output.status.code().unwrap_or(-1),
+            out: String::from_utf8_lossy(&output.stdout).into_owned(),
+            err: String::from_utf8_lossy(&output.stderr).into_owned(),
+        })
+    };
+    let named: [&[&str]; 4] = [
+        &["exec", "notes/web", "--", "true"],
+        &["logs", "notes/web"],
+        &["status", "notes/web"],
+        &["config", "list", "-p", "notes", "-a", "web"],
+    ];
+    for words in named {
+        refused(run(words)?, 3, &["there is no project notes"])
+            .map_err(|failure| format!("{words:?}: {failure}"))?;
+    }
+    refused(run(&["logs", "-p", "notes"])?, 6, &["shore.hcl:3:3", "`--project` and `--app`"])
 }
 
 #[test]
