@@ -1,7 +1,9 @@
 //! The command line as people type it.
 
 mod lines;
+mod usage;
 
+use std::ffi::OsString;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
@@ -9,6 +11,8 @@ use clap::parser::ValueSource;
 use clap::{Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 use model::{HostName, Name, Role};
 use store::blobs::MAX_BLOB_BYTES;
+
+use crate::error::CliError;
 
 pub(crate) use lines::{AuditArgs, LineArgs, LogsArgs};
 
@@ -32,13 +36,18 @@ pub(crate) struct Cli {
 }
 
 impl Cli {
-    /// The command line of this process; what is wrong with it ends the process.
-    pub(crate) fn read() -> Self {
-        let matches = Self::command().get_matches();
+    /// The command line of this process; what is wrong with it is an error for who asks for JSON, and
+    /// else ends the process.
+    pub(crate) fn read() -> Result<Self, CliError> {
+        let words: Vec<OsString> = std::env::args_os().collect();
+        let matches = match Self::command().try_get_matches_from(&words) {
+            Ok(matches) => matches,
+            Err(error) => return Err(usage::told(&error, &words)),
+        };
         let typed = matches.value_source("context") == Some(ValueSource::CommandLine);
         let mut cli = Self::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
         cli.global.context_typed = typed;
-        cli
+        Ok(cli)
     }
 }
 
@@ -395,6 +404,9 @@ pub(crate) enum ProjectCommand {
     Remove {
         /// Its name
         name: Name,
+        /// As for other removals; a project without apps goes without it, too
+        #[arg(long, short)]
+        yes: bool,
     },
 }
 

@@ -57,6 +57,9 @@ impl Shell {
         let contexts = Contexts::load()?;
         let found = contexts.find(self.context.as_deref());
         let given = if self.context_typed { (None, None) } else { env::server_and_token() };
+        if let Some(url) = given.0.as_ref().filter(|url| !url.contains("://")) {
+            return Err(no_scheme(url));
+        }
         match given {
             (None, None) => {
                 Ok(found?.map(|(name, context)| (Some(name.to_owned()), context.clone())))
@@ -81,6 +84,13 @@ impl Shell {
 fn no_address() -> CliError {
     CliError::invalid("cannot use SHORE_TOKEN: no server is known")
         .hint("set SHORE_SERVER to the server's address, or unset SHORE_TOKEN")
+}
+
+fn no_scheme(url: &str) -> CliError {
+    CliError::invalid(format!(
+        "cannot use SHORE_SERVER: {url} does not begin with http:// or https://"
+    ))
+    .hint(format!("set it to `http://{url}`, or to `https://{url}` for a server that speaks TLS"))
 }
 
 fn no_token(url: &str) -> CliError {

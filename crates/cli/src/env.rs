@@ -20,6 +20,12 @@ pub(crate) fn server_and_token() -> (Option<String>, Option<String>) {
     (var("SHORE_SERVER"), var("SHORE_TOKEN"))
 }
 
+/// Whether `SHORE_JSON` asks for JSON, as the command line has it.
+pub(crate) fn wants_json() -> bool {
+    let off = ["n", "no", "f", "false", "off", "0"];
+    var("SHORE_JSON").is_some_and(|value| !off.contains(&value.to_lowercase().as_str()))
+}
+
 fn home(name: &str, below_home: &str) -> Result<PathBuf> {
     let dir = var(name).map(PathBuf::from);
     let dir = dir.or_else(|| var("HOME").map(|home| PathBuf::from(home).join(below_home)));

@@ -32,7 +32,13 @@ fn main() -> ExitCode {
     if let Some(code) = inside::maybe_run() {
         return code;
     }
-    let cli = args::Cli::read();
+    let cli = match args::Cli::read() {
+        Ok(cli) => cli,
+        Err(error) => {
+            output::Output::new(true).error(&error);
+            return ExitCode::from(error.exit_code());
+        }
+    };
     roles::log_to_stderr(&cli.global.log);
     let output = output::Output::new(cli.global.json);
     // Every role holds connections or files; here is the one place that all of them pass.

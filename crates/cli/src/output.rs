@@ -86,6 +86,15 @@ impl Output {
         }
     }
 
+    /// That something is done: JSON on standard output, talk for people.
+    pub(crate) fn done(self, value: &impl Serialize, text: &str) {
+        if self.json {
+            Self::line_of(value);
+        } else {
+            err(&inert_lines(text));
+        }
+    }
+
     /// An error, on standard error.
     pub(crate) fn error(self, error: &CliError) {
         if self.json {

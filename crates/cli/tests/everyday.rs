@@ -118,3 +118,55 @@ fn a_log_that_is_no_terminal_has_no_colours() -> Result<(), Failure> {
     holds(&said, &["DEBUG", "the server refused this router"])?;
     if said.contains('\u{1b}') { Err(format!("this has colours:\n{said}")) } else { Ok(()) }
 }
+
+#[test]
+fn every_command_answers_with_an_object() -> Result<(), Failure> {
+    let server = Alone::start(program(), &[])?;
+    let token = server.make_token(&["--role", "viewer"])?;
+    let id = format!("tok_{}", token.split('_').nth(1).ok_or("a token has an id")?);
+    server.shore(&["project", "create", "shop"])?.ok("project create")?;
+    let run = ["task", "run", "-p", "shop", "-d", "--", "/bin/true"];
+    let task = server.shore(&run)?.ok("task run")?.trim().to_owned();
+    for (words, key, value) in [
+        (&["task", "cancel", &task][..], "id", &*task),
+        (&["token", "revoke", &id], "token", &id),
+        (&["project", "remove", "shop", "--yes"], "project", "shop"),
+        (&["context", "use", "alone"], "context", "alone"),
+    ] {
+        let said = server.shore(&[words, &["--json"]].concat())?.ok("answers")?;
+        let said: serde_json::Value = serde_json::from_str(&said).map_err(told)?;
+        assert_eq!(said[key], value, "{words:?}: {said}");
+    }
+    for words in [&["scale", "--json", "web"][..], &["--json", "nonsense"], &["job", "--json"]] {
+        let ran = server.shore(words)?;
+        assert_eq!((ran.code, &*ran.out), (2, ""), "{words:?}");
+        let said: serde_json::Value = serde_json::from_str(&ran.err).map_err(told)?;
+        assert_eq!(said["error"]["kind"], "usage", "{words:?}: {said}");
+    }
+    Ok(())
+}
+
+#[test]
+fn what_has_ended_is_not_cancelled_and_an_address_has_a_scheme() -> Result<(), Failure> {
+    let server = Alone::start(program(), &[])?;
+    server.shore(&["project", "create", "shop"])?.ok("project create")?;
+    let body = br#"{"project":"shop","operation":{"op":"noop"}}"#;
+    let bearer = format!("Authorization: Bearer {}", server.token);
+    let length = format!("Content-Length: {}", body.len());
+    let headers = [&*bearer, "Content-Type: application/json", &length];
+    let job = server.call("POST /v1/jobs", &headers, body)?.body;
+    let job: serde_json::Value = serde_json::from_str(&job).map_err(told)?;
+    let id = job["id"].as_str().ok_or_else(|| format!("no job: {job}"))?;
+    // No runner has it, so it ends at once.
+    server.shore(&["job", "cancel", id])?.ok("job cancel")?;
+    let again = server.shore(&["job", "cancel", id])?;
+    assert_eq!(again.code, 5, "{again:?}");
+    holds(&again.err, &["it has ended already", "it is cancelled"])?;
+    let bare = format!("127.0.0.1:{}", server.port);
+    for vars in [&[("SHORE_SERVER", &*bare)][..], &[("SHORE_SERVER", &bare), ("SHORE_TOKEN", "x")]]
+    {
+        let said = with(&server, vars, &["project", "list"])?.failed("no scheme")?;
+        holds(&said, &["cannot use SHORE_SERVER", "http:// or https://", &bare])?;
+    }
+    Ok(())
+}

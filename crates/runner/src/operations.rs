@@ -355,7 +355,11 @@ async fn wait_healthy(
     }
     if deployment.state == "ready" {
         let count: u32 = deployment.processes.iter().map(|process| process.wanted).sum();
-        let plural = if count == 1 { "instance is" } else { "instances are" };
+        let healthy = match count {
+            0 => "no instance is wanted, so nothing runs".to_owned(),
+            1 => "1 instance is healthy".to_owned(),
+            _ => format!("{count} instances are healthy"),
+        };
         let apart = deployment.processes.iter().find(|it| it.wanted > 1 && !it.volumes.is_empty());
         if let Some(process) = apart {
             let (name, wanted) = (&process.name, process.wanted);
@@ -363,7 +367,7 @@ async fn wait_healthy(
                 .say(format!("each of the {wanted} instances of {name} has data of its own"))
                 .await;
         }
-        let detail = format!("deployment {}: {count} {plural} healthy", deployment.number);
+        let detail = format!("deployment {}: {healthy}", deployment.number);
         return Ok((deployment, detail));
     }
     last_lines(context, deployment.id).await;

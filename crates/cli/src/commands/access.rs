@@ -5,6 +5,7 @@ use api::http_types::{
 };
 use model::{ExitStatus, Time};
 use runtime::{Clock as _, SystemClock};
+use serde_json::json;
 
 use super::Shell;
 use crate::args::{AuditArgs, KeyCommand, ProjectCommand, TokenCommand};
@@ -28,17 +29,25 @@ fn audited(line: &AuditView) -> Vec<String> {
     let place = if production { place } else { format!("{place} in {}", line.workspace) };
     let what = match &line.action {
         Some(action) => format!("{action} {}", line.words.join(" ")),
-        None => match (&line.exit, &line.reason) {
-            (_, Some(reason)) => format!("ended: {reason}"),
-            (Some(ExitStatus::Code(code)), None) => format!("ended with {code}"),
-            (Some(ExitStatus::Signal(signal)), None) => format!("ended by signal {signal}"),
-            (Some(ExitStatus::OutOfMemory), None) => "ended: out of memory".to_owned(),
-            (Some(ExitStatus::Lost) | None, None) => "ended".to_owned(),
-        },
+        None => ended(line),
     };
     let at = ago(now(), line.at);
     let who = format!("{who} ({})", line.role.name());
     vec![line.line.to_string(), at, who, place, line.instance.clone(), what.trim_end().to_owned()]
+}
+
+/// How a session ended, as far as that is known.
+fn ended(line: &AuditView) -> String {
+    let how = match line.exit {
+        Some(ExitStatus::Code(code)) => format!("ended with {code}"),
+        Some(ExitStatus::Signal(signal)) => format!("ended by signal {signal}"),
+        Some(ExitStatus::OutOfMemory) => "ended out of memory".to_owned(),
+        Some(ExitStatus::Lost) | None => "ended".to_owned(),
+    };
+    match &line.reason {
+        Some(reason) => format!("{how}: {reason}"),
+        None => how,
+    }
 }
 
 /// Wall time, for tables.
@@ -62,9 +71,10 @@ pub(super) async fn project(shell: &Shell, command: ProjectCommand) -> Result<()
                 vec![it.name.to_string(), ago(now(), it.created_at), apps.join(", ")]
             });
         }
-        ProjectCommand::Remove { name } => {
+        ProjectCommand::Remove { name, yes: _ } => {
             client.delete(&format!("/v1/projects/{name}")).await?;
-            shell.output.say(&format!("project {name} is removed"));
+            let removed = json!({ "event": "removed", "project": name });
+            shell.output.done(&removed, &format!("project {name} is removed"));
         }
     }
     Ok(())
@@ -92,7 +102,8 @@ pub(super) async fn key(shell: &Shell, command: KeyCommand) -> Result<()> {
         }
         KeyCommand::Remove { key } => {
             client.delete(&format!("/v1/keys/{key}")).await?;
-            shell.output.say("the key may not push any more");
+            let removed = json!({ "event": "removed", "key": key });
+            shell.output.done(&removed, "the key may not push any more");
         }
     }
     Ok(())
@@ -110,7 +121,7 @@ fn expires(token: &TokenView, now: Time) -> String {
 pub(super) async fn token(shell: &Shell, command: TokenCommand) -> Result<()> {
     if let TokenCommand::Create { role, label, data: Some(dir), .. } = command {
         let token = crate::roles::token_in(&dir, role, label).await?.to_string();
-        shell.output.value(&serde_json::json!({ "token": token }), || token.clone());
+        shell.output.value(&json!({ "token": token }), || token.clone());
         return Ok(());
     }
     let client = shell.client()?;
@@ -140,7 +151,8 @@ pub(super) async fn token(shell: &Shell, command: TokenCommand) -> Result<()> {
         }
         TokenCommand::Revoke { token } => {
             client.delete(&format!("/v1/tokens/{token}")).await?;
-            shell.output.say("the token does not work any more");
+            let revoked = json!({ "event": "revoked", "token": token });
+            shell.output.done(&revoked, "the token does not work any more");
         }
     }
     Ok(())

@@ -17,6 +17,7 @@ use api::http_types::{
 use futures_util::StreamExt as _;
 use manifest::FILE_NAME;
 use model::{DEFAULT_APP, ExitStatus, Name, Operation};
+use serde_json::json;
 
 use super::Shell;
 use super::access::now;
@@ -92,6 +93,12 @@ impl Which {
     }
 }
 
+impl std::fmt::Display for Which {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}/{}", self.project, self.app)
+    }
+}
+
 fn name_of(dir: &Path) -> Result<Name> {
     let full = dir.canonicalize().map_err(|error| CliError::file("open", dir, &error))?;
     let name = full.file_name().and_then(|name| Name::suggest(&name.to_string_lossy()));
@@ -137,7 +144,8 @@ pub(super) async fn app(shell: &Shell, command: AppCommand) -> Result<()> {
                 return Err(unconfirmed(message));
             }
             client.delete(&format!("/v1/projects/{}/apps/{}", which.project, which.app)).await?;
-            shell.output.say(&format!("app {} is removed", which.app));
+            let removed = json!({ "event": "removed", "project": which.project, "app": which.app });
+            shell.output.done(&removed, &format!("app {} is removed", which.app));
         }
     }
     Ok(())
@@ -303,7 +311,8 @@ pub(super) async fn scale(shell: &Shell, args: ScaleArgs) -> Result<()> {
         let scale = Scale { process: process.clone(), instances };
         client.post::<_, ()>(&which.path("scale?", &args.app.workspace), &scale).await?;
         let noun = if instances == 1 { "instance" } else { "instances" };
-        shell.output.say(&format!("{process} is to have {instances} {noun}"));
+        let scaled = json!({ "event": "scaled", "process": process, "instances": instances });
+        shell.output.done(&scaled, &format!("{process} is to have {instances} {noun}"));
     }
     let status: AppStatus = client.get(&which.path("status?", &args.app.workspace)).await?;
     let released = status.deployments.iter().find(|it| it.released);
@@ -412,7 +421,9 @@ pub(super) async fn config(shell: &Shell, command: ConfigCommand) -> Result<()> 
         ConfigCommand::Unset(args) => {
             if !is_any_set(shell, &args.app, &args.names).await? {
                 let names = args.names.join(", ");
-                shell.output.say(&format!("{names}: not set, so nothing has changed"));
+                let unchanged = json!({ "event": "unchanged", "names": args.names });
+                let text = format!("{names}: not set, so nothing has changed");
+                shell.output.done(&unchanged, &text);
                 return Ok(());
             }
             let vars = args.names.into_iter().map(|name| (name, None)).collect();
@@ -441,7 +452,8 @@ async fn set(
     let app: AppView =
         client.get(&format!("/v1/projects/{}/apps/{}", which.project, which.app)).await?;
     if no_deploy || !app.released.contains_key(&args.workspace) {
-        shell.output.say("the next deployment has it");
+        let kept = json!({ "event": "set", "project": which.project, "app": which.app });
+        shell.output.done(&kept, "the next deployment has it");
         return Ok(());
     }
     // What is released with the new variables: not a newer build that was rolled back or refused.

@@ -44,7 +44,8 @@ pub(super) async fn cell(shell: &Shell, command: CellCommand) -> Result<()> {
         }
         CellCommand::Undrain { cell } => {
             client.delete(&format!("{}/drain", path(&cell))).await?;
-            shell.output.say(&format!("cell {cell} takes work again"));
+            let view: CellView = client.get(&path(&cell)).await?;
+            shell.output.done(&view, &format!("cell {cell} takes work again"));
         }
     }
     Ok(())

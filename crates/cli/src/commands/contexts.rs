@@ -30,8 +30,10 @@ pub(super) async fn context(shell: &Shell, command: ContextCommand) -> Result<()
         }
         ContextCommand::Use { name } => {
             contexts.find(Some(&name))?;
-            contexts.current = Some(name);
+            contexts.current = Some(name.clone());
             contexts.save()?;
+            let used = serde_json::json!({ "event": "used", "context": name });
+            shell.output.done(&used, &format!("commands talk to context {name} now"));
         }
         ContextCommand::Remove { name } => {
             if contexts.contexts.remove(&name).is_none() {
@@ -42,6 +44,8 @@ pub(super) async fn context(shell: &Shell, command: ContextCommand) -> Result<()
                 contexts.current = None;
             }
             contexts.save()?;
+            let removed = serde_json::json!({ "event": "removed", "context": name });
+            shell.output.done(&removed, &format!("context {name} is forgotten"));
         }
         ContextCommand::List => {
             let row = |(name, context): (&String, &Context)| Row {

@@ -49,10 +49,17 @@ pub(super) async fn job(shell: &Shell, command: JobCommand) -> Result<()> {
             finish(&ended)
         }
         JobCommand::Cancel { job, force } => {
+            let path = format!("/v1/jobs/{job}");
+            let view: JobView = client.get(&path).await?;
+            if view.ended {
+                let message = format!("cannot cancel job {job}: it has ended already");
+                return Err(CliError::new(ErrorKind::Conflict, message)
+                    .hint(format!("it is {}: see `shore job show {job}`", view.state)));
+            }
             let cancel = CancelJob { force, reason: None };
-            let path = format!("/v1/jobs/{job}/cancel");
-            client.post::<_, ()>(&path, &cancel).await?;
-            shell.output.say(&format!("job {job} is asked to stop"));
+            client.post::<_, ()>(&format!("{path}/cancel"), &cancel).await?;
+            let view: JobView = client.get(&path).await?;
+            shell.output.done(&view, &format!("job {job} is asked to stop"));
             Ok(())
         }
     }
@@ -208,7 +215,8 @@ pub(super) async fn restart(shell: &Shell, args: RestartArgs) -> Result<()> {
         let rest = format!("instances/{instance}/restart?");
         let path = which.path(&rest, &args.app.workspace);
         shell.client()?.post::<_, ()>(&path, &serde_json::json!({})).await?;
-        shell.output.say(&format!("instance {instance} is being restarted"));
+        let restarting = serde_json::json!({ "event": "restarting", "instance": instance });
+        shell.output.done(&restarting, &format!("instance {instance} is being restarted"));
         return Ok(());
     }
     change(shell, &args.app, Operation::Restart).await

@@ -48,8 +48,10 @@ pub(super) async fn task(shell: &Shell, command: TaskCommand) -> Result<()> {
             keep(bytes, output.as_deref()).await
         }
         TaskCommand::Cancel { task } => {
-            shell.client()?.delete(&format!("/v1/tasks/{task}")).await?;
-            shell.output.say(&format!("task {task} is asked to stop"));
+            let (client, path) = (shell.client()?, format!("/v1/tasks/{task}"));
+            client.delete(&path).await?;
+            let view: TaskView = client.get(&path).await?;
+            shell.output.done(&view, &format!("task {task} is asked to stop"));
             Ok(())
         }
     }

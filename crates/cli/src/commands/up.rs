@@ -6,6 +6,7 @@ use api::http_types::{AppStatus, BlobStored};
 use api::{Client, ClientError};
 use futures_util::StreamExt as _;
 use model::{Digest, Operation};
+use serde_json::json;
 use tokio_util::io::ReaderStream;
 
 use super::apps::{NO_ROUTER, Which, log_path, show_logs};
@@ -111,10 +112,15 @@ async fn deploy(
     let path =
         format!("/v1/projects/{}/apps/{}/status?workspace={workspace}", which.project, which.app);
     let status: AppStatus = client.get(&path).await?;
-    if let Some(url) = &status.url {
+    let (released, name) = (status.deployments.iter().find(|it| it.released), which.to_string());
+    if released.is_some_and(|it| it.processes.iter().all(|process| process.wanted == 0)) {
+        let idle = json!({ "event": "idle", "project": which.project, "app": which.app });
+        let text =
+            format!("\n{name} is released, but nothing runs: `shore scale web=1` changes that");
+        shell.output.done(&idle, &text);
+    } else if let Some(url) = &status.url {
         shell.output.live(&which.project, &which.app, url);
     } else {
-        let name = format!("{}/{}", which.project, which.app);
         shell.output.say(&format!("\n{name} is released; {NO_ROUTER}"));
     }
     Ok(())

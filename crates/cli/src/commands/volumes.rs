@@ -100,7 +100,9 @@ async fn remove(shell: &Shell, args: VolumeRemoveArgs) -> Result<()> {
     let path = format!("/v1/projects/{}/volumes/{}", which.project, found.id);
     client.delete(&format!("{path}?force={}", args.force)).await?;
     let later = if found.cell_online { "" } else { " once its cell is back" };
-    shell.output.say(&format!("volume {} is being deleted{later}", found.name));
+    let removing =
+        serde_json::json!({ "event": "removing", "volume": found.id, "name": found.name });
+    shell.output.done(&removing, &format!("volume {} is being deleted{later}", found.name));
     Ok(())
 }
 
