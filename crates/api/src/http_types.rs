@@ -206,6 +206,10 @@ pub struct InstanceView {
     /// How the last crash went; kept while it starts again.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_crash: Option<CrashView>,
+    /// When one that crashed starts again; it does not when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<u64>)]
+    pub restart_at: Option<Time>,
     /// When the state last changed.
     #[schema(value_type = u64)]
     pub since: Time,
@@ -511,6 +515,10 @@ pub struct Revision {
 pub struct Change {
     /// The number of the change; it only grows, also over restarts of the server.
     pub revision: u64,
+    /// When it was made.
+    #[serde(default)]
+    #[schema(value_type = u64)]
+    pub at: Time,
     /// The kind of row: `job`, `task`, `instance`, …
     pub kind: String,
     /// Its identifier.

@@ -205,6 +205,7 @@ struct Applied {
     base: u64,
     generation: u64,
     /// When it was applied.
+    now: Time,
     at: Instant,
     /// Whether there is anything to commit.
     commits: bool,
@@ -345,7 +346,8 @@ impl Applier {
         let event = Published::default();
         let (news, base, generation) = (Vec::new(), self.base, self.generation);
         let (at, commits) = (runtime::mono_now(), false);
-        let applied = Applied { answers, deliveries, event, news, base, generation, at, commits };
+        let applied =
+            Applied { answers, deliveries, event, news, base, generation, now, at, commits };
         let Some(live) = &mut self.live else { return applied.refuse("the state is not loaded") };
         let mut changes = match live.state.take_changes() {
             Ok(changes) => changes,
@@ -492,7 +494,7 @@ impl Publisher {
         if applied.commits {
             self.meters.commits.observe(applied.at.elapsed());
         }
-        self.feed.push(applied.news);
+        self.feed.push(applied.now, applied.news);
         self.wakes.wake(&applied.event.cells);
         self.waits.wake(&applied.event.rows);
         if !applied.event.rows.is_empty() {

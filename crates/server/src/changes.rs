@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use api::http_types::{Change, InstanceChange, ProcessView, TaskView};
 use serde::Serialize;
-use state::{AnyRow, App, Instance, News, Process, Project, Scope, State};
+use state::{AnyRow, App, Instance, Process, Project, Scope, State};
 
 use crate::apply::ApplyError;
 use crate::auth::Action;
@@ -61,7 +61,7 @@ impl Server {
         }
         self.read(move |state| {
             for kept in &kept {
-                kept.told.get_or_init(|| told(state, &kept.news));
+                kept.told.get_or_init(|| told(state, kept));
             }
             kept
         })
@@ -69,7 +69,8 @@ impl Server {
     }
 }
 
-fn told(state: &State, news: &News) -> Option<Told> {
+fn told(state: &State, kept: &Kept) -> Option<Told> {
+    let news = &kept.news;
     let scope = news.row.as_ref().map_or(news.scope, |row| state.scope_of(row));
     let action = match news.key.kind() {
         "token" | "key" => Action::Administer,
@@ -89,6 +90,7 @@ fn told(state: &State, news: &News) -> Option<Told> {
     let app = scope.app.and_then(|id| state.get::<App>(id));
     let change = Change {
         revision: news.revision,
+        at: kept.at,
         kind: news.key.kind().to_owned(),
         id: news.key.id_text(),
         op: if body.is_some() { "put" } else { "delete" }.to_owned(),

@@ -6,6 +6,7 @@
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
+use model::Time;
 use state::{AnyRow, News};
 use store::Epoch;
 use tokio::sync::watch;
@@ -32,6 +33,8 @@ pub(crate) fn first_revision(epoch: Epoch) -> u64 {
 pub struct Kept {
     /// What changed.
     pub news: News,
+    /// When it was made.
+    pub(crate) at: Time,
     /// What is told of it; made for the first watcher that wants it.
     pub(crate) told: OnceLock<Option<Told>>,
     bytes: usize,
@@ -86,14 +89,14 @@ impl Feed {
         self.ring.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Adds what became durable.
-    pub(crate) fn push(&self, news: Vec<News>) {
+    /// Adds what became durable, made at that time.
+    pub(crate) fn push(&self, at: Time, news: Vec<News>) {
         let Some(newest) = news.last().map(|last| last.revision) else { return };
         let mut ring = self.ring();
         for news in news {
             let bytes = bytes(&news);
             ring.bytes += bytes;
-            ring.events.push_back(Arc::new(Kept { news, told: OnceLock::new(), bytes }));
+            ring.events.push_back(Arc::new(Kept { news, at, told: OnceLock::new(), bytes }));
         }
         while ring.events.len() > MAX_KEPT_EVENTS || ring.bytes > MAX_KEPT_BYTES {
             let Some(oldest) = ring.events.pop_front() else { break };
@@ -173,7 +176,7 @@ mod tests {
         assert!(revisions(feed.after(100, 10)).is_empty());
         assert_eq!(revisions(feed.after(99, 10)), [0, 100], "from before the start");
         assert_eq!(revisions(feed.after(101, 10)), [0, 100], "from somewhere else");
-        feed.push(vec![news(101), news(102), news(105)]);
+        feed.push(Time(1), vec![news(101), news(102), news(105)]);
         assert_eq!(revisions(feed.after(100, 10)), [101, 102, 105]);
         assert_eq!(revisions(feed.after(101, 1)), [102]);
         assert_eq!(revisions(feed.after(103, 1)), [105]);
@@ -186,7 +189,7 @@ mod tests {
     fn the_oldest_go_first_and_whoever_is_behind_is_told() {
         let feed = Feed::new(0);
         let all = MAX_KEPT_EVENTS as u64 + 10;
-        feed.push((1..=all).map(news).collect());
+        feed.push(Time(1), (1..=all).map(news).collect());
         assert_eq!((feed.oldest(), feed.newest(), feed.dropped()), (10, all, 10));
         assert_eq!(revisions(feed.after(9, 5)), [0, all]);
         assert_eq!(revisions(feed.after(10, 2)), [11, 12]);
@@ -201,7 +204,7 @@ mod tests {
             row.state = model::TaskState::Succeeded { result, artifact: None };
             News { row: Some(AnyRow::Task(Arc::new(row))), ..news(revision) }
         };
-        feed.push((1..=100).map(large).collect());
+        feed.push(Time(1), (1..=100).map(large).collect());
         assert!(feed.dropped() >= 100 - 64, "{}", feed.dropped());
     }
 
@@ -212,7 +215,7 @@ mod tests {
             let row = state::Task { spec_bytes: model::MAX_SPEC_BYTES, ..task() };
             News { row: Some(AnyRow::Task(Arc::new(row))), ..news(revision) }
         };
-        feed.push((1..=100).map(large).collect());
+        feed.push(Time(1), (1..=100).map(large).collect());
         assert!(feed.dropped() >= 100 - 64, "{}", feed.dropped());
     }
 

@@ -102,9 +102,13 @@ fn process(state: &State, row: &Process) -> ProcessView {
 pub(crate) fn instance(state: &State, row: &Instance) -> InstanceView {
     let cell = row.state.cell();
     let cell_name = cell.and_then(|id| Some(state.get::<Cell>(id)?.spec.name.clone()));
+    let mut restarts = None;
     let (reason, address) = match &row.state {
         InstanceState::Unclaimed { reason } => (reason.clone(), None),
-        InstanceState::Crashed { reason, .. } => (Some(reason.clone()), None),
+        InstanceState::Crashed { reason, restart_at, .. } => {
+            restarts = *restart_at;
+            (Some(reason.clone()), None)
+        }
         InstanceState::Running { address, .. } => (None, Some(address.to_string())),
         InstanceState::Claimed { .. } | InstanceState::Stopping { .. } | InstanceState::Stopped => {
             (None, None)
@@ -120,6 +124,7 @@ pub(crate) fn instance(state: &State, row: &Instance) -> InstanceView {
         cell_name,
         address,
         crashes: row.crashes,
+        restart_at: restarts,
         last_crash: row.last_crash.as_deref().map(crash),
         since: row.since,
     }

@@ -26,7 +26,7 @@ use crate::args::{
     AppArgs, AppCommand, ConfigCommand, LineArgs, LogsArgs, RunArgs, ScaleArgs, StatusArgs,
 };
 use crate::error::{CliError, ErrorKind, Result};
-use crate::output::ago;
+use crate::output::{ago, until};
 
 /// Why something that is released has no URL.
 pub(super) const NO_ROUTER: &str =
@@ -194,6 +194,15 @@ pub(super) async fn status(shell: &Shell, args: StatusArgs) -> Result<()> {
     Ok(())
 }
 
+/// Why an instance is as it is, and when it starts again.
+fn why(it: &InstanceView) -> String {
+    let reason = it.reason.clone().or_else(|| restarted(it)).unwrap_or_default();
+    match it.restart_at {
+        Some(at) => format!("starts again {}: {reason}", until(now(), at)),
+        None => reason,
+    }
+}
+
 /// What an instance that runs again has behind it.
 fn restarted(it: &InstanceView) -> Option<String> {
     let crash = it.last_crash.as_ref().filter(|_| it.crashes > 0)?;
@@ -215,7 +224,7 @@ fn rows_of(deployment: &DeploymentView) -> Vec<Vec<String>> {
                 it.cell_name.as_ref().map_or_else(String::new, ToString::to_string),
                 if it.crashes > 0 { it.crashes.to_string() } else { String::new() },
                 ago(now(), it.since),
-                it.reason.clone().or_else(|| restarted(it)).unwrap_or_default(),
+                why(it),
             ]);
         }
     }

@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use api::sessions::SessionWhat;
 use drivers::archive;
+use serde_json::json;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::oneshot;
 use tokio_util::io::SyncIoBridge;
@@ -136,7 +137,7 @@ async fn shown<T>(shell: &Shell, bytes: &AtomicU64, copying: impl Future<Output 
 fn amount(bytes: u64) -> String {
     match bytes {
         0..1_024 => format!("{bytes} bytes"),
-        1_024..1_048_576 => format!("{} KiB", bytes >> 10),
+        1_024..1_048_576 => format!("{}.{} KiB", bytes >> 10, ((bytes & 0x3ff) * 10) >> 10),
         _ => format!("{}.{} MiB", bytes >> 20, ((bytes & 0xf_ffff) * 10) >> 20),
     }
 }
@@ -160,8 +161,33 @@ async fn finished<T>(work: oneshot::Receiver<drivers::Result<T>>) -> Result<T> {
     done.map_err(archived)
 }
 
+/// The bytes of the files at a path, and below it.
+fn bytes_of(path: &Path) -> io::Result<u64> {
+    let (mut bytes, mut left) = (0, vec![path.to_owned()]);
+    while let Some(path) = left.pop() {
+        let found = fs::symlink_metadata(&path)?;
+        if found.is_file() {
+            bytes += found.len();
+        } else if found.is_dir() {
+            for entry in fs::read_dir(&path)? {
+                left.push(entry?.path());
+            }
+        }
+    }
+    Ok(bytes)
+}
+
+/// Says what was copied, and how many bytes of files that was.
+fn copied(shell: &Shell, args: &CpArgs, bytes: u64) {
+    let (from, to) = (&args.from, &args.to);
+    let done = json!({ "event": "copied", "from": from, "to": to, "bytes": bytes });
+    shell.output.done(&done, &format!("copied {from} to {to} ({})", amount(bytes)));
+}
+
 /// Something of this machine that is copied.
 struct Source {
+    /// Its path, without symbolic links.
+    full: PathBuf,
     /// The directory it is in, or itself.
     root: OwnedFd,
     /// Its name there, and its name in the instance, if it is a file.
@@ -180,6 +206,7 @@ fn source(local: &str, to: &str) -> Result<Source> {
             root: archive::open_root(&full).map_err(archived)?,
             file: None,
             into: to.to_owned(),
+            full,
         });
     }
     let utf8 = |name: Option<&std::ffi::OsStr>| {
@@ -198,12 +225,13 @@ fn source(local: &str, to: &str) -> Result<Source> {
     }
     let parent = full.parent().unwrap_or_else(|| Path::new("/"));
     let root = archive::open_root(parent).map_err(archived)?;
-    Ok(Source { root, file: Some((own, name)), into })
+    Ok(Source { root, file: Some((own, name)), into, full })
 }
 
 async fn copy_in(shell: &Shell, args: &CpArgs, to: Remote) -> Result<()> {
     let url = path(&args.app, to.app.as_ref(), &args.which)?;
     let bytes = Arc::new(AtomicU64::new(0));
+    let mut local = None;
     let (ends, into) = if args.from == STANDARD {
         let input = Counted { inner: tokio::io::stdin(), bytes: Arc::clone(&bytes) };
         let ends = Ends {
@@ -215,7 +243,8 @@ async fn copy_in(shell: &Shell, args: &CpArgs, to: Remote) -> Result<()> {
         };
         (ends, to.path.clone())
     } else {
-        let Source { root, file, into } = source(&args.from, &to.path)?;
+        let Source { root, file, into, full } = source(&args.from, &to.path)?;
+        local = Some(full);
         let (reader, writer) = tokio::io::duplex(PIPE);
         let mut writer = SyncIoBridge::new(writer);
         let packed = in_thread("pack", move || {
@@ -238,8 +267,9 @@ async fn copy_in(shell: &Shell, args: &CpArgs, to: Remote) -> Result<()> {
     };
     let copying = work(shell, &url, SessionWhat::CopyIn(into), ends);
     shown(shell, &bytes, copying).await.map_err(|error| into_directory(error, &args.to))?;
-    let sent = amount(bytes.load(Ordering::Relaxed));
-    shell.output.say(&format!("copied {} to {} ({sent})", args.from, args.to));
+    // What is around the files in an archive is nobody's concern, nor are files that are gone by now.
+    let files = local.and_then(|path| bytes_of(&path).ok());
+    copied(shell, args, files.unwrap_or_else(|| bytes.load(Ordering::Relaxed)));
     Ok(())
 }
 
@@ -330,18 +360,36 @@ async fn copy_out(shell: &Shell, args: &CpArgs, from: Remote) -> Result<()> {
     })?;
     let output = Counted { inner: writer, bytes: Arc::clone(&bytes) };
     let copying = work(shell, &url, what, ends(Box::pin(output)));
-    let copied = shown(shell, &bytes, copying).await;
+    let came = shown(shell, &bytes, copying).await;
     // What unpacks has seen the end by now.
     let unpacked = finished(unpacked).await;
-    match (copied, unpacked) {
+    let summary = match (came, unpacked) {
         (Err(error), Err(refused)) if error.message.starts_with(UNWRITTEN) => {
             return Err(refused);
         }
         (Err(error), _) | (Ok(_), Err(error)) => return Err(error),
-        (Ok(_), Ok(_)) => {}
-    }
+        (Ok(_), Ok(summary)) => summary,
+    };
     target.keep(&from.path, local)?;
-    let got = amount(bytes.load(Ordering::Relaxed));
-    shell.output.say(&format!("copied {} to {} ({got})", args.from, args.to));
+    copied(shell, args, summary.bytes);
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_counted_are_the_bytes_of_files() {
+        let home = tempfile::tempdir().expect("made");
+        let below = home.path().join("below");
+        fs::create_dir(&below).expect("made");
+        fs::write(below.join("one"), [0; 3_482]).expect("written");
+        fs::write(home.path().join("two"), "text").expect("written");
+        std::os::unix::fs::symlink("one", below.join("link")).expect("made");
+        assert_eq!(bytes_of(&below.join("one")).expect("read"), 3_482);
+        assert_eq!(bytes_of(home.path()).expect("read"), 3_486);
+        let table = [(4, "4 bytes"), (3_482, "3.4 KiB"), (5 << 20, "5.0 MiB")];
+        assert!(table.iter().all(|(bytes, text)| amount(*bytes) == *text));
+    }
 }

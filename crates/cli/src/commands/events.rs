@@ -95,6 +95,7 @@ fn text(change: &Change) -> String {
         _ => word("/state").unwrap_or_else(|| "changed".to_owned()),
     };
     let parts = [
+        Some(change.at.to_string()),
         Some(change.revision.to_string()),
         Some(change.kind.clone()),
         (!place.is_empty()).then(|| place.join("/")),
@@ -121,6 +122,7 @@ fn instance(body: &serde_json::Value) -> String {
 
 #[cfg(test)]
 mod tests {
+    use model::Time;
     use serde_json::json;
 
     use super::*;
@@ -130,7 +132,8 @@ mod tests {
         let change = |kind: &str, op: &str, body| {
             let (project, app) = ("shop".parse().ok(), "web".parse().ok());
             let (kind, op) = (kind.to_owned(), op.to_owned());
-            text(&Change { revision: 7, kind, id: "x_1".to_owned(), op, project, app, body })
+            let (at, id) = (Time(0), "x_1".to_owned());
+            text(&Change { revision: 7, at, kind, id, op, project, app, body })
         };
         let ready = |ready: bool| {
             json!({
@@ -147,11 +150,11 @@ mod tests {
         assert_eq!(
             lines,
             [
-                "7  instance  shop/web  web.0  running, not ready  on a",
-                "7  instance  shop/web  web.0  running, takes requests  on a",
-                "7  instance  shop/web  x_1  gone",
-                "7  job  shop/web  x_1  failed  no room",
-                "7  app  shop/web  web  changed",
+                "1970-01-01T00:00:00.000Z  7  instance  shop/web  web.0  running, not ready  on a",
+                "1970-01-01T00:00:00.000Z  7  instance  shop/web  web.0  running, takes requests  on a",
+                "1970-01-01T00:00:00.000Z  7  instance  shop/web  x_1  gone",
+                "1970-01-01T00:00:00.000Z  7  job  shop/web  x_1  failed  no room",
+                "1970-01-01T00:00:00.000Z  7  app  shop/web  web  changed",
             ]
         );
     }

@@ -2,10 +2,10 @@
 
 use std::path::Path;
 
-use api::http_types::{AppStatus, BlobStored};
+use api::http_types::{AppStatus, BlobStored, ProcessView};
 use api::{Client, ClientError};
 use futures_util::StreamExt as _;
-use model::{Digest, Operation};
+use model::{Digest, Operation, WEB};
 use serde_json::json;
 use tokio_util::io::ReaderStream;
 
@@ -113,10 +113,13 @@ async fn deploy(
         format!("/v1/projects/{}/apps/{}/status?workspace={workspace}", which.project, which.app);
     let status: AppStatus = client.get(&path).await?;
     let (released, name) = (status.deployments.iter().find(|it| it.released), which.to_string());
-    if released.is_some_and(|it| it.processes.iter().all(|process| process.wanted == 0)) {
+    let idle = |process: &ProcessView| process.name.as_str() == WEB && process.wanted == 0;
+    if released.is_some_and(|it| it.processes.iter().any(idle)) {
         let idle = json!({ "event": "idle", "project": which.project, "app": which.app });
-        let text =
-            format!("\n{name} is released, but nothing runs: `shore scale web=1` changes that");
+        let text = format!(
+            "\n{name} is released, but no instance of {WEB} runs, so nothing answers: \
+             `shore scale {WEB}=1` changes that"
+        );
         shell.output.done(&idle, &text);
     } else if let Some(url) = &status.url {
         shell.output.live(&which.project, &which.app, url);
