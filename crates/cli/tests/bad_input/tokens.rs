@@ -188,6 +188,8 @@ fn a_runner_belongs_to_the_token_it_joined_with() -> Result<(), Failure> {
     };
     let mut runner = component(&server, "runner", &own)?;
     wait_for("the runner to join", LIMIT, joined)?;
+    let kept = server.home().join("data/longshore/runner/token");
+    wait_for("the token to be kept", LIMIT, || kept.exists().then_some(()))?;
     // It stands still, so it has the job for as long as this takes.
     let signal = |name: &str, child: &Child| {
         Command::new("kill").args([name, &child.id().to_string()]).status().map_err(told)
