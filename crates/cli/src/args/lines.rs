@@ -30,7 +30,7 @@ pub(crate) struct LogsArgs {
 /// Which lines of a log.
 #[derive(Debug, Clone, Copy, Args)]
 pub(crate) struct LineArgs {
-    /// Only the last so many lines of each instance; 100 unless `--since` is given
+    /// Only the last so many lines, of all instances together; 100 unless `--since` is given
     #[arg(long, short = 'n')]
     pub(crate) tail: Option<u64>,
     /// Only what was written since then, as in `90s`, `10m`, `2h` or `1d`

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
+use std::fmt;
 use std::time::Duration;
 
 use api::http_types::{LogLine, Skipped};
@@ -11,11 +12,11 @@ use axum::response::Sse;
 use axum::response::sse::{Event, KeepAlive};
 use futures_util::Stream;
 use http::{HeaderMap, StatusCode};
-use logbuf::{Batch, EntryRef, Group, Item, LogBuffer, Merge, Read, Start};
-use model::{AppId, DeploymentId, InstanceId, JobId, LogSource, Name, Time};
+use logbuf::{Batch, EntryRef, LogBuffer, Read, Start};
+use model::{DeploymentId, JobId, LogSource, Name, Time};
 use serde::{Deserialize, Serialize};
 use server::{Action, Following, MAX_FOLLOWED, Server, views};
-use state::{App, Deployment, Process, RowKey, State as Control, Task};
+use state::{App, Deployment, RowKey, Task};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 
@@ -23,14 +24,16 @@ use super::apps::app;
 use super::caller::{Caller, Path, Query, id, name, workspace};
 use super::{ApiError, jobs, work};
 
+mod follower;
+
+use follower::{AppFollower, Chosen, positions};
+
 /// Lines read at once.
 const BATCH: usize = 256;
 /// Events that may wait for a follower that reads slowly; then reading the log waits.
 const MAX_EVENTS: usize = 256;
 /// A comment is sent this often, so that proxies keep the connection.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
-/// How often a follower of an app looks for instances that came or went.
-const LOOK_AGAIN: Duration = Duration::from_millis(500);
 
 pub(super) type Events = Sse<axum::response::sse::KeepAliveStream<BoxedEvents>>;
 type BoxedEvents = std::pin::Pin<Box<dyn Stream<Item = Result<Event, Infallible>> + Send>>;
@@ -41,7 +44,7 @@ type Out = mpsc::Sender<Result<Event, Infallible>>;
 pub(crate) struct LogQuery {
     /// Whether to go on with lines that come later; true when absent.
     follow: Option<bool>,
-    /// Only the last so many lines of what is there; all when absent.
+    /// Only the last so many lines of what is there, of all instances together; all when absent.
     tail: Option<u64>,
     /// Only lines since this time, in milliseconds since 1970.
     since: Option<u64>,
@@ -49,7 +52,7 @@ pub(crate) struct LogQuery {
     workspace: Option<String>,
 }
 
-/// Which instances.
+/// Which instances; 404 with the names there are when an app that was deployed has none of them.
 #[derive(Debug, Clone, Default, Deserialize, utoipa::IntoParams)]
 pub(crate) struct Only {
     /// Only those of this process.
@@ -59,9 +62,19 @@ pub(crate) struct Only {
 }
 
 impl Only {
-    fn takes(&self, process: &Name, index: u32) -> bool {
+    fn takes_process(&self, process: &Name) -> bool {
         self.process.as_deref().is_none_or(|wanted| wanted == process.as_str())
-            && self.index.is_none_or(|wanted| wanted == index)
+    }
+}
+
+impl fmt::Display for Only {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (&self.process, self.index) {
+            (Some(process), Some(index)) => write!(f, "instance {process}.{index}"),
+            (Some(process), None) => write!(f, "process {process}"),
+            (None, Some(index)) => write!(f, "instance {index} of any process"),
+            (None, None) => f.write_str("instance"),
+        }
     }
 }
 
@@ -329,11 +342,15 @@ pub(crate) async fn deployment_logs(
     caller.require_on(Action::Read, project, missing)?;
     let bearer = counted(&server, caller)?;
     let query = LogQuery { follow: Some(false), ..query };
-    let follower = AppFollower::new(&server, (app, workspace, Some(id)), query, BTreeMap::new());
+    let chosen = Chosen { app, workspace, deployment: Some(id), only: Only::default() };
+    let follower = AppFollower::new(&server, chosen, query, BTreeMap::new());
     Ok(events(&server, bearer, move |sink| follower.run(sink)))
 }
 
-/// The lines of everything an app runs in a workspace, merged by time.
+/// What the instances of an app said in a workspace, merged by time.
+///
+/// Those of deployments that run nothing any more count, too: of the newest 10 that have lines that
+/// are kept, and of 64 of their instances at most. Who follows goes on with new deployments.
 #[utoipa::path(get, path = "/v1/projects/{project}/apps/{app}/logs", params(LogQuery, Only),
     responses((status = 200, content_type = "text/event-stream", body = LogLine)))]
 pub(crate) async fn app_logs(
@@ -345,146 +362,10 @@ pub(crate) async fn app_logs(
 ) -> Result<Events, ApiError> {
     let row = app!(server, caller, Action::Read, path);
     let place = workspace(query.workspace.as_deref())?;
+    let chosen = Chosen { app: row.id, workspace: place, deployment: None, only };
+    chosen.check(&server).await?;
     let bearer = counted(&server, caller)?;
     let from = last_event_id(&headers).map(positions).unwrap_or_default();
-    let follower = AppFollower::new(&server, (row.id, place, None), query, from);
-    let follower = AppFollower { only, ..follower };
+    let follower = AppFollower::new(&server, chosen, query, from);
     Ok(events(&server, bearer, move |sink| follower.run(sink)))
-}
-
-/// Where each log of a merged stream is, as its event ids say it: `ins_…=7,ins_…=9`.
-fn positions(id: &str) -> BTreeMap<InstanceId, u64> {
-    id.split(',')
-        .filter_map(|part| {
-            let (id, at) = part.split_once('=')?;
-            Some((id.parse().ok()?, at.parse().ok()?))
-        })
-        .collect()
-}
-
-struct AppFollower {
-    server: Server,
-    app: AppId,
-    workspace: Name,
-    /// Only this deployment; else those that run, and the newest.
-    deployment: Option<DeploymentId>,
-    /// Only these instances.
-    only: Only,
-    query: LogQuery,
-    merge: Merge<InstanceId>,
-    names: BTreeMap<InstanceId, String>,
-    at: BTreeMap<InstanceId, u64>,
-}
-
-impl AppFollower {
-    fn new(
-        server: &Server,
-        (app, workspace, deployment): (AppId, Name, Option<DeploymentId>),
-        query: LogQuery,
-        at: BTreeMap<InstanceId, u64>,
-    ) -> Self {
-        let server = server.clone();
-        let (merge, names) = (Merge::new(), BTreeMap::new());
-        let only = Only::default();
-        Self { server, app, workspace, deployment, only, query, merge, names, at }
-    }
-
-    async fn run(mut self, sink: Sink) -> Result<(), Gone> {
-        self.look().await;
-        loop {
-            let next = if self.query.follow() {
-                runtime::timeout(LOOK_AGAIN, self.next()).await.unwrap_or(Ok(None))
-            } else {
-                self.merge.next_now(BATCH).await
-            };
-            match next {
-                Ok(Some(group)) => self.show(group, &sink).await?,
-                Ok(None) if self.query.follow() => self.look().await,
-                Ok(None) => return sink.send("end", None, &()).await,
-                Err(error) => {
-                    tracing::warn!(%error, "a log could not be read");
-                    return Ok(());
-                }
-            }
-        }
-    }
-
-    async fn next(&mut self) -> Result<Option<Group<InstanceId>>, logbuf::LogError> {
-        match self.merge.next(BATCH).await? {
-            Some(group) => Ok(Some(group)),
-            // Nothing to follow yet: the caller's time limit ends this.
-            None => std::future::pending().await,
-        }
-    }
-
-    async fn show(&mut self, group: Group<InstanceId>, sink: &Sink) -> Result<(), Gone> {
-        let Group { key, item } = group;
-        match item {
-            Item::Entries(entries) => {
-                for entry in &entries {
-                    let entry = entry.get();
-                    self.at.insert(key, entry.seq + 1);
-                    if !self.query.takes(entry) {
-                        continue;
-                    }
-                    let name = self.names.get(&key).cloned();
-                    sink.send("log", Some(self.id()), &line(entry, name)).await?;
-                }
-                Ok(())
-            }
-            Item::Skipped { from, count } => {
-                self.at.insert(key, from + count);
-                sink.send("skipped", Some(self.id()), &Skipped { from, count }).await
-            }
-            Item::Ended => Ok(()),
-        }
-    }
-
-    fn id(&self) -> String {
-        let parts: Vec<_> = self.at.iter().map(|(id, at)| format!("{id}={at}")).collect();
-        parts.join(",")
-    }
-
-    /// Follows instances that came since the last look.
-    async fn look(&mut self) {
-        let (app, place, of) = (self.app, self.workspace.clone(), self.deployment);
-        let only = self.only.clone();
-        let look = move |state: &Control| instances(state, (app, &place), of, &only);
-        let found = self.server.read(look).await;
-        for (id, name) in found.unwrap_or_default() {
-            if self.names.contains_key(&id) {
-                continue;
-            }
-            if let Ok(log) = self.server.log(&id.to_string()) {
-                let start = self.query.start(self.at.get(&id).copied());
-                self.merge.add(id, log.reader(start));
-                self.names.insert(id, name);
-            }
-        }
-    }
-}
-
-/// The instances of the chosen deployment, else of those that run and of the newest, with the names
-/// people know them by.
-fn instances(
-    state: &Control,
-    (app, place): (AppId, &Name),
-    of: Option<DeploymentId>,
-    only: &Only,
-) -> Vec<(InstanceId, String)> {
-    let here = || state.deployments_of(app).filter(|row| row.workspace == *place);
-    let newest = here().last().map(|row| row.id);
-    let chosen = here().filter(|row| match of {
-        Some(of) => row.id == of,
-        None => row.state.wants_instances() || Some(row.id) == newest,
-    });
-    let processes =
-        chosen.flat_map(|row| &row.processes).filter_map(|id| state.get::<Process>(*id));
-    let named = processes.flat_map(|process| {
-        let name =
-            |index| (state::instance_id(process.id, index), format!("{}.{index}", process.name));
-        let wanted = (0..process.instances).filter(|index| only.takes(&process.name, *index));
-        wanted.map(name).collect::<Vec<_>>()
-    });
-    named.collect()
 }
