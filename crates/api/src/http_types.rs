@@ -285,7 +285,8 @@ pub struct QueueJob {
     #[serde(default)]
     #[schema(value_type = Vec<String>)]
     pub allow_failure: Vec<JobId>,
-    /// Replaces a queued job of the same app and workspace, and stops a running one.
+    /// Takes the place of a queued job of the same app and workspace, and stops a running one; their
+    /// `reason` names this job.
     #[serde(default)]
     pub supersede: bool,
     /// The same key twice gives the same job.

@@ -305,7 +305,12 @@ impl Core {
             if job.state == JobState::Queued {
                 queued_at = queued_at.min(job.queued_at);
             }
-            self.cancel_job(now, other, false, &format!("superseded by {id}"))?;
+            self.cancel_job(
+                now,
+                other,
+                false,
+                &format!("job {id}, which is newer, took its place"),
+            )?;
         }
         Ok(queued_at)
     }
@@ -344,6 +349,13 @@ impl Core {
 
     fn complete(&mut self, now: Time, at: Attempt, outcome: Outcome) -> Result<Reply, Refusal> {
         let job = self.attempt(at)?;
+        // Who asked it to stop said why; its runner cannot know.
+        let outcome = match (outcome, &job.cancel) {
+            (Outcome::Cancelled { .. }, Some(reason)) => {
+                Outcome::Cancelled { reason: reason.clone() }
+            }
+            (outcome, _) => outcome,
+        };
         if job.state.is_terminal() && job.state == JobState::from(outcome.clone()) {
             // The answer to the first report was lost on its way.
             return Ok(Reply::Done);

@@ -320,9 +320,11 @@ impl State {
         self.core.indexes.queue.ready_len()
     }
 
-    /// Why a job that is in line has not started, for people.
+    /// Why a job that is in line has not started, for people. `job` may have been read before: one
+    /// that a runner was given since would wait for itself.
     pub fn why_queued(&self, job: &Job) -> Option<String> {
-        if job.state != JobState::Queued {
+        let is_past = self.get::<Job>(job.id).is_none_or(|row| row.state != JobState::Queued);
+        if job.state != JobState::Queued || is_past {
             return None;
         }
         if let Some(first) = job.waits_for.first() {

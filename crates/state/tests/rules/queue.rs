@@ -1,6 +1,6 @@
 //! Who is next: order, targets, exclusion, dependencies, singletons, keys.
 
-use model::{JobId, Outcome, RunnerId, Target};
+use model::{JobId, JobState, Outcome, RunnerId, Target};
 use state::{Command, JobCommand, JobSpec, MAX_DEPENDENCIES, Refusal, Reply};
 
 use crate::bench::{Bench, labels, name, new_job, noop, up};
@@ -99,9 +99,11 @@ fn jobs_that_change_the_same_app_in_the_same_workspace_exclude_each_other() {
     assert_eq!(bench.assign(1), None);
     let why = bench.state.why_queued(&bench.row(second)).expect("it waits");
     assert!(why.contains(&first.to_string()), "{why}");
+    let before = bench.row(second);
     bench.ack(at);
     bench.complete(at, Outcome::Succeeded);
     assert_eq!(bench.assign(1).map(|at| at.job), Some(second));
+    assert_eq!(bench.state.why_queued(&before), None, "it does not wait for itself");
 }
 
 #[test]
@@ -153,6 +155,14 @@ fn several_at_once_in_any_order_but_not_in_a_cycle() {
     assert_eq!(bench.assign(1), None, "none of them was queued");
 }
 
+/// Why a cancelled job was.
+fn ended_because(bench: &Bench, job: JobId) -> String {
+    match &bench.row(job).state {
+        JobState::Cancelled { reason } => reason.clone(),
+        other => panic!("{other:?}"),
+    }
+}
+
 fn single() -> JobSpec {
     JobSpec { singleton: Some("one".to_owned()), ..noop() }
 }
@@ -164,6 +174,7 @@ fn a_singleton_takes_the_place_of_the_queued_one() {
     let between = bench.queue(noop());
     let new = bench.queue(single());
     assert_eq!(bench.is(old), "cancelled");
+    assert_eq!(ended_because(&bench, old), format!("job {new}, which is newer, took its place"));
     assert!(bench.row(old).ended_at.is_some());
     assert_eq!(bench.row(new).queued_at, bench.row(old).queued_at);
     assert_eq!(bench.assign(1).map(|at| at.job), Some(new));
@@ -177,12 +188,18 @@ fn a_singleton_leaves_ended_ones_alone_and_asks_the_running_one_to_stop() {
     let at = bench.take(1);
     bench.complete(at, Outcome::Succeeded);
     let running = bench.queue(single());
-    bench.take(1);
+    let at = bench.take(1);
     let new = bench.queue(single());
     assert_eq!(bench.is(ended), "succeeded");
     assert_eq!(bench.is(running), "running");
     assert!(bench.row(running).cancel.is_some());
     assert_eq!(bench.is(new), "queued");
+    let stopped = || Outcome::Cancelled { reason: "it was cancelled".to_owned() };
+    bench.complete(at, stopped());
+    let why = format!("job {new}, which is newer, took its place");
+    assert_eq!(ended_because(&bench, running), why, "not what its runner says");
+    bench.complete(at, stopped());
+    assert_eq!(ended_because(&bench, running), why, "also when the runner says it again");
 }
 
 #[test]
