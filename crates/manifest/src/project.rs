@@ -282,6 +282,8 @@ app "web" {
             "app \"a\" {\n  build \"x\" {\n  }\n}",
             "app \"a\" {\n  deploy {\n    process \"w\" { command = \"run it\" }\n  }\n}",
             "app \"a\" {\n  deploy {\n    cpu = 0\n  }\n}",
+            "app \"a\" {\n  deploy {\n    cpu = 256.001\n  }\n}",
+            "app \"a\" {\n  deploy {\n    driver = \"qemu\"\n  }\n}",
             "app \"a\" {\n  deploy {\n    user = \"root\"\n  }\n}",
             "app \"a\" {\n  deploy {\n    driver = \"podman\"\n  }\n}",
             "app \"a\" {\n  deploy {\n    read_only = \"yes\"\n  }\n}",

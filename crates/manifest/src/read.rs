@@ -6,7 +6,7 @@ use std::ops::Range;
 use hcl_edit::Span as _;
 use hcl_edit::expr::{Expression, ObjectKey};
 use hcl_edit::structure::{Attribute, Block, Body, Structure};
-use model::{Name, ProcessSpec};
+use model::{MAX_CPU_SHARES, Name, ProcessSpec};
 
 /// Most bytes of a project file.
 pub const MAX_FILE: usize = 1024 * 1024;
@@ -160,16 +160,17 @@ impl Source<'_> {
 
     /// A number of cores such as `0.5`, as shares of which a core has 1,024.
     pub(crate) fn cores(self, it: &Attribute) -> Result<u64> {
+        const MAX_CORES: u64 = MAX_CPU_SHARES / 1_024;
         let text = it.value.as_number().map(ToString::to_string).unwrap_or_default();
         let (whole, part) = text.split_once('.').unwrap_or((&text, ""));
         let part = format!("{part:0<3}");
         let number = |text: &str| text.parse::<u64>().ok().filter(|_| text.len() < 6);
         let millis = number(whole).zip(number(&part).filter(|_| part.len() == 3));
         let millis = millis.map(|(whole, part)| whole * 1_000 + part);
-        let millis = millis.filter(|millis| (10..=1_024_000).contains(millis));
+        let millis = millis.filter(|millis| (10..=MAX_CORES * 1_000).contains(millis));
         let shares = millis.map(|millis| (millis * 1_024 / 1_000).max(1));
         shares.ok_or_else(|| {
-            let message = "`cpu` must be a number of cores from 0.01 to 1024".to_owned();
+            let message = format!("`cpu` must be a number of cores from 0.01 to {MAX_CORES}");
             self.error(it.value.span(), message)
         })
     }

@@ -50,9 +50,9 @@ pub use report::{InstanceReport, TaskReport};
 pub use route::{Route, RouteGate, RouteTable, RouteTarget};
 pub use spec::{
     ContainerSpec, DRIVERS, EgressProtocol, EgressRule, Limits, MAX_ANNOTATION, MAX_CACHE_KEY,
-    MAX_EGRESS_RULES, MAX_ENV_BYTES, MAX_ENV_NAME, MAX_ENV_VARS, MAX_FILES, MAX_INSTANCES,
-    MAX_LOG_RATE, MAX_MOUNTS, MAX_PIDS, MAX_SPEC_BYTES, MAX_TAGS, ProcessSpec, RetryPolicy,
-    SpecError, StopSignal, TASK_START_MS, TaskSpec, VolumeMount, validate_env,
+    MAX_CPU_SHARES, MAX_EGRESS_RULES, MAX_ENV_BYTES, MAX_ENV_NAME, MAX_ENV_VARS, MAX_FILES,
+    MAX_INSTANCES, MAX_LOG_RATE, MAX_MOUNTS, MAX_PIDS, MAX_SPEC_BYTES, MAX_TAGS, ProcessSpec,
+    RetryPolicy, SpecError, StopSignal, TASK_START_MS, TaskSpec, VolumeMount, validate_env,
 };
 pub use task::{
     ExitStatus, FailureDetail, MAX_TAIL_BYTES, MAX_TAIL_LINES, MAX_TASK_ARTIFACT, MAX_TASK_RESULT,

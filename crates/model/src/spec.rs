@@ -18,6 +18,8 @@ pub const MAX_INSTANCES: u32 = 1_000;
 
 /// Most processes and threads of one container: Linux cannot have more, and its cgroups refuse it.
 pub const MAX_PIDS: u64 = 1 << 22;
+/// Most CPU shares of one container, 1,024 for each core: Linux refuses more.
+pub const MAX_CPU_SHARES: u64 = 1 << 18;
 /// Most open files of one process: what Linux allows at most unless it is told otherwise (`nr_open`).
 pub const MAX_FILES: u64 = 1 << 20;
 
@@ -29,7 +31,7 @@ pub struct Limits {
     pub memory_mb: Option<u64>,
     /// Disk in MiB.
     pub disk_mb: Option<u64>,
-    /// Relative share of CPU time.
+    /// Relative share of CPU time: 1,024 for each core, at most [`MAX_CPU_SHARES`].
     pub cpu_shares: Option<u64>,
     /// Processes and threads.
     pub pids: Option<u64>,
@@ -176,7 +178,7 @@ pub const TASK_START_MS: u64 = 1_800_000;
 /// Most bytes of a task's annotation.
 pub const MAX_ANNOTATION: usize = 10 << 10;
 /// The drivers there are.
-pub const DRIVERS: [&str; 4] = ["process", "oci", "docker", "qemu"];
+pub const DRIVERS: [&str; 3] = ["process", "oci", "docker"];
 
 impl RetryPolicy {
     /// The pause after so many attempts, in milliseconds.
@@ -423,7 +425,7 @@ impl Limits {
         let fields = [
             ("memory_mb", self.memory_mb, most, any),
             ("disk_mb", self.disk_mb, most, any),
-            ("cpu_shares", self.cpu_shares, most, any),
+            ("cpu_shares", self.cpu_shares, MAX_CPU_SHARES, "1 to 262144, which is 256 cores"),
             ("pids", self.pids, MAX_PIDS, "1 to 4194304"),
             ("files", self.files, MAX_FILES, "1 to 1048576"),
             ("log_bytes", self.log_bytes, MAX_LOG_RATE, "1 to 4194304"),
@@ -461,7 +463,7 @@ impl ContainerSpec {
             rule.validate()?;
         }
         if self.driver.as_ref().is_some_and(|driver| !DRIVERS.contains(&driver.as_str())) {
-            let reason = "there are process, oci, docker and qemu";
+            let reason = "there are process, oci and docker";
             return Err(SpecError::Text { field: "driver", reason });
         }
         if self.user.as_deref().is_some_and(|user| parse_user(user).is_none()) {
@@ -675,6 +677,12 @@ mod tests {
         assert!(refused(|s| s.container.limits.memory_mb = Some(0)).contains("memory_mb"));
         let many = refused(|s| s.container.limits.log_bytes = Some(MAX_LOG_RATE + 1));
         assert_eq!(many, "log_bytes is 4194305, allowed is 1 to 4194304");
+        let many = refused(|s| s.container.limits.cpu_shares = Some(MAX_CPU_SHARES + 1));
+        assert_eq!(many, "cpu_shares is 262145, allowed is 1 to 262144, which is 256 cores");
+        assert_eq!(
+            refused(|s| s.container.driver = "qemu".parse().ok()),
+            "driver is not allowed: there are process, oci and docker"
+        );
         for (pids, files) in [(0, 0), (MAX_PIDS + 1, MAX_FILES + 1)] {
             let mut spec = process();
             spec.container.limits.pids = Some(pids);

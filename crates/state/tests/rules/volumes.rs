@@ -330,7 +330,10 @@ fn unfit() -> [(ProcessSpec, &'static str); 4] {
         (changed(|it| it.limits.memory_mb = Some(5_000)), "has 4000 MiB of the 5000 MiB of memory"),
         (changed(|it| it.limits.disk_mb = Some(900_000)), "of the 900000 MiB of disk"),
         (changed(|it| it.tags = [name("gpu")].into()), "is not for work that needs tag gpu"),
-        (changed(|it| it.driver = Some(name("qemu"))), "is not for work that needs driver qemu"),
+        (
+            changed(|it| it.driver = Some(name("docker"))),
+            "is not for work that needs driver docker",
+        ),
     ]
 }
 
