@@ -188,7 +188,7 @@ pub struct InstanceView {
     pub state: String,
     /// Whether its health check passes.
     pub ready: bool,
-    /// Why it waits or what made it crash.
+    /// Why it waits or what made it crash, and where another copy of it serves meanwhile.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
     /// The cell it is on.
@@ -201,6 +201,10 @@ pub struct InstanceView {
     /// Where it listens.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub address: Option<String>,
+    /// The copy before it, while that serves in its place: its cell is drained or not heard of, or it
+    /// moves.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub predecessor: Option<PredecessorView>,
     /// Crashes in a row.
     pub crashes: u32,
     /// How the last crash went; kept while it starts again.
@@ -213,6 +217,20 @@ pub struct InstanceView {
     /// When the state last changed.
     #[schema(value_type = u64)]
     pub since: Time,
+}
+
+/// A copy of an instance that serves until the one after it is ready.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct PredecessorView {
+    /// The cell it is on.
+    #[schema(value_type = String)]
+    pub cell: CellId,
+    /// What that is called.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    pub cell_name: Option<Name>,
+    /// Where it listens.
+    pub address: String,
 }
 
 /// How a crash went.

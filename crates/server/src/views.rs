@@ -2,13 +2,13 @@
 
 use api::http_types::{
     AppStatus, AppView, AuditView, BuildView, CellView, CrashView, DeploymentView, DrainView,
-    InstanceView, JobView, KeyView, ProcessView, ProjectView, RunnerView, StaysView, TaskView,
-    TokenView, VolumeView,
+    InstanceView, JobView, KeyView, PredecessorView, ProcessView, ProjectView, RunnerView,
+    StaysView, TaskView, TokenView, VolumeView,
 };
-use model::{DeploymentState, InstanceState, JobState, Name, ProjectId, TaskState};
+use model::{CellId, DeploymentState, InstanceState, JobState, Name, ProjectId, TaskState};
 use state::{
     App, Audit, AuditEvent, Build, Callback, Cell, Crash, Deployment, DrainProgress, Instance, Job,
-    Key, Process, Project, Runner, State, Task, Token, Volume,
+    Key, PredecessorKind, Process, Project, Routed, Runner, State, Task, Token, Volume,
 };
 
 fn project_name(state: &State, id: ProjectId) -> Name {
@@ -101,7 +101,8 @@ fn process(state: &State, row: &Process) -> ProcessView {
 /// An instance.
 pub(crate) fn instance(state: &State, row: &Instance) -> InstanceView {
     let cell = row.state.cell();
-    let cell_name = cell.and_then(|id| Some(state.get::<Cell>(id)?.spec.name.clone()));
+    let cell_name = cell.and_then(|id| cell_name(state, id));
+    let predecessor = predecessor(state, row);
     let mut restarts = None;
     let (reason, address) = match &row.state {
         InstanceState::Unclaimed { reason } => (reason.clone(), None),
@@ -119,15 +120,42 @@ pub(crate) fn instance(state: &State, row: &Instance) -> InstanceView {
         index: row.index,
         state: row.state.name().to_owned(),
         ready: row.state.ready_address().is_some(),
-        reason,
+        reason: meanwhile(reason, row, predecessor.as_ref()),
         cell,
         cell_name,
         address,
+        predecessor,
         crashes: row.crashes,
         restart_at: restarts,
         last_crash: row.last_crash.as_deref().map(crash),
         since: row.since,
     }
+}
+
+fn cell_name(state: &State, id: CellId) -> Option<Name> {
+    Some(state.get::<Cell>(id)?.spec.name.clone())
+}
+
+/// The copy before an instance, if requests go to that one.
+fn predecessor(state: &State, row: &Instance) -> Option<PredecessorView> {
+    let Routed { cell, address, epoch } = row.routed()?;
+    row.before.filter(|before| (before.cell, before.epoch) == (cell, epoch))?;
+    let (cell_name, address) = (cell_name(state, cell), address.to_string());
+    Some(PredecessorView { cell, cell_name, address })
+}
+
+/// Why an instance waits, with what serves until it does not.
+fn meanwhile(
+    reason: Option<String>,
+    row: &Instance,
+    predecessor: Option<&PredecessorView>,
+) -> Option<String> {
+    let Some(PredecessorView { cell, cell_name, .. }) = predecessor else { return reason };
+    let place = cell_name.as_ref().map_or_else(|| cell.to_string(), Name::to_string);
+    let is_away = row.before.is_some_and(|it| it.kind == PredecessorKind::Suspect);
+    let does = if is_away { "may still serve" } else { "still serves" };
+    let serves = format!("the copy on cell {place} {does}");
+    Some(reason.map_or(serves.clone(), |reason| format!("{reason}; {serves}")))
 }
 
 fn crash(crash: &Crash) -> CrashView {
@@ -350,3 +378,6 @@ pub fn audit(line: u64, row: Audit) -> AuditView {
     }
     view
 }
+
+#[cfg(test)]
+mod tests;

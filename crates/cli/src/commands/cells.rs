@@ -68,8 +68,12 @@ pub(super) fn state(cell: &CellView) -> String {
         None if !cell.spec.has_driver() => "no driver works".to_owned(),
         None => "ready".to_owned(),
         Some(drain) if drain.leaving => "shutting down".to_owned(),
-        Some(drain) if drain.finished => "drained, takes nothing new".to_owned(),
-        Some(drain) => format!("draining, {} left", drain.moving),
+        Some(drain) if !drain.finished => format!("draining, {} left", drain.moving),
+        Some(drain) => match drain.stays.as_slice() {
+            [] => "drained, takes nothing new".to_owned(),
+            [only] => format!("draining, 1 stays: {}", only.reason),
+            [first, ..] => format!("draining, {} stay: {}", drain.stays.len(), first.reason),
+        },
     }
 }
 
@@ -166,6 +170,36 @@ mod tests {
     use model::Time;
 
     use super::*;
+
+    #[test]
+    fn a_cell_with_what_cannot_move_is_not_said_to_be_empty() {
+        let cell = |moving: usize, stays: usize| -> CellView {
+            let spec = serde_json::json!({
+                "name": "one", "zone": "a", "drivers": ["process"], "memory_mb": 1, "disk_mb": 1,
+                "containers": 1
+            });
+            let stay =
+                serde_json::json!({ "what": "web.0 of shop/web", "reason": "no other cell" });
+            let drain = serde_json::json!({
+                "since": 0, "deadline": null, "leaving": false, "moved": 0, "moving": moving,
+                "stays": vec![stay; stays], "tasks": 0, "finished": moving == 0
+            });
+            let view = serde_json::json!({
+                "id": model::CellId(1), "spec": spec, "online": true, "instances": 0, "tasks": 0,
+                "memory_used_mb": 0, "disk_used_mb": 0, "drain": drain
+            });
+            serde_json::from_value(view).expect("is a view")
+        };
+        let table = [
+            (0, 0, "drained, takes nothing new"),
+            (2, 1, "draining, 2 left"),
+            (0, 1, "draining, 1 stays: no other cell"),
+            (0, 3, "draining, 3 stay: no other cell"),
+        ];
+        for (moving, stays, wanted) in table {
+            assert_eq!(state(&cell(moving, stays)), wanted);
+        }
+    }
 
     #[test]
     fn the_end_of_a_drain_says_what_stays_and_why() {
