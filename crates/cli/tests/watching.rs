@@ -90,6 +90,33 @@ fn logs_of_some_of_it_and_where_it_runs_and_who_worked_there() -> Result<(), Fai
 }
 
 #[test]
+fn what_the_version_before_said_is_still_in_the_log() -> Result<(), Failure> {
+    let dev = Dev::start(program())?;
+    let dir = app(dev.home())?;
+    dev.shore(&["up", &dir])?.ok("up")?;
+    let logs = |words: &[&str]| dev.shore(&[&["logs"], &APP[..], words].concat());
+    let said = |text: &str| {
+        wait_for(text, LIMIT, || {
+            let all = logs(&["-n", "1000"]).ok()?.ok("logs").ok()?;
+            all.contains(text).then_some(all)
+        })
+    };
+    said("I work")?;
+    let work = "#!/bin/sh\necho I work better\nexec sleep 1000\n";
+    std::fs::write(Path::new(&dir).join("work"), work).map_err(told)?;
+    dev.shore(&["up", &dir])?.ok("up")?;
+    let all = said("I work better")?;
+    assert!(all.lines().any(|line| line.ends_with("I work")), "{all}");
+    assert_eq!(logs(&["-n", "2"])?.ok("logs")?.lines().count(), 2, "of all together");
+    for words in [&["--instance", "web.7"][..], &["--process", "nope"]] {
+        let refused = logs(words)?.failed("logs")?;
+        let names = "there are web.0 to web.1, worker.0";
+        assert!(refused.contains(words[1]) && refused.contains(names), "{refused}");
+    }
+    Ok(())
+}
+
+#[test]
 fn a_task_can_be_listened_to_after_its_end() -> Result<(), Failure> {
     let dev = Dev::start(program())?;
     dev.shore(&["project", "create", "shop"])?.ok("project create")?;

@@ -155,7 +155,7 @@ fn meanwhile(
     let is_away = row.before.is_some_and(|it| it.kind == PredecessorKind::Suspect);
     let does = if is_away { "may still serve" } else { "still serves" };
     let serves = format!("the copy on cell {place} {does}");
-    Some(reason.map_or(serves.clone(), |reason| format!("{reason}; {serves}")))
+    Some([reason, Some(serves)].into_iter().flatten().collect::<Vec<_>>().join("; "))
 }
 
 fn crash(crash: &Crash) -> CrashView {
