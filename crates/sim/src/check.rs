@@ -591,7 +591,12 @@ impl World {
     /// The server confirmed a runner's report.
     pub(crate) fn check_ended(&mut self, at: Attempt, outcome: &Outcome) {
         let Some(job) = self.check.jobs.get(&at.job) else { return };
-        if job.state != JobState::from(outcome.clone()) {
+        let mut wanted = JobState::from(outcome.clone());
+        // Whoever asked for the end said why; the runner does not know.
+        if let (JobState::Cancelled { reason }, Some(asked)) = (&mut wanted, &job.cancel) {
+            reason.clone_from(asked);
+        }
+        if job.state != wanted {
             let detail = format!("{} was reported {outcome:?} and is {:?}", at.job, job.state);
             self.fail("outcome", detail);
         }
