@@ -30,22 +30,31 @@ pub enum IdError {
     },
 }
 
-/// Digits of a part of an identifier: as many as 64 bits hold whole.
-const PART: usize = 12;
-
+/// Two digits at a time, for 10 bits.
+const PAIRS: [[u8; 2]; 1 << 10] = {
+    let mut pairs = [[0; 2]; 1 << 10];
+    let mut bits = 0;
+    while bits < pairs.len() {
+        pairs[bits] = [ALPHABET[bits >> 5], ALPHABET[bits & 31]];
+        bits += 1;
+    }
+    pairs
+};
+/// Pairs in a part of an identifier: as many as 64 bits hold whole.
+const PART: usize = 6;
 /// The bits of a part.
-const PART_MASK: u128 = (1 << (5 * PART)) - 1;
+const PART_MASK: u128 = (1 << (10 * PART)) - 1;
 
 /// Writes an identifier, in parts that 64 bits hold: shifting 128 bits costs several times as much.
 fn encode(id: u128, out: &mut [u8; ENCODED]) {
     let mut rest = id;
-    for part in out.rchunks_mut(PART) {
+    for part in out.rchunks_mut(2 * PART) {
         let mut bits = (rest & PART_MASK) as u64;
-        for slot in part.iter_mut().rev() {
-            *slot = ALPHABET[(bits & 31) as usize];
-            bits >>= 5;
+        for pair in part.rchunks_exact_mut(2) {
+            pair.copy_from_slice(&PAIRS[(bits & 0x3ff) as usize]);
+            bits >>= 10;
         }
-        rest >>= 5 * PART;
+        rest >>= 10 * PART;
     }
 }
 
