@@ -120,13 +120,11 @@ fn disk_full(stage: &mut Stage) -> Result<String, Failure> {
     let ran = stage.up("other")?;
     let took = began.elapsed();
     let said = ran.out + &ran.err;
-    let how = if ran.code == 0 {
-        "it went through".to_owned()
-    } else if said.to_lowercase().contains("space") {
-        let why = said.lines().find(|line| line.to_lowercase().contains("space"));
-        format!("it was refused: \"{}\"", why.unwrap_or_default().trim())
-    } else {
-        return Err(format!("a deployment failed without the reason:\n{said}"));
+    let names_it = |line: &&str| line.contains("disk is full") || line.contains("No space left");
+    let how = match said.lines().find(names_it) {
+        _ if ran.code == 0 => "it went through".to_owned(),
+        Some(why) => format!("it was refused: \"{}\"", why.trim()),
+        None => return Err(format!("a deployment failed without the reason:\n{said}")),
     };
     stage.pass(WATCH)?;
     stage.cells[0].disk.make_room()?;
